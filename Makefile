@@ -1,0 +1,56 @@
+# Everything a contributor types. `make help` lists the targets; CI runs `make test` and nothing cleverer.
+.DEFAULT_GOAL := help
+.PHONY: help demo setup test test-fast test-cluster check format lock crds cluster cluster-bin bench-router clean
+
+BIN := .venv/bin
+PYTEST := $(BIN)/python -m pytest
+
+help: ## this list
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
+
+demo: ## one router and two workers with a tiny M3 on this machine's CPU, until Ctrl-C
+	@scripts/bootstrap demo
+	@$(BIN)/m3 up
+
+setup: ## .venv with everything a contributor needs
+	@scripts/bootstrap dev
+
+test: setup check test-fast test-cluster ## everything: linters, types, unit and end-to-end tests, Kubernetes included
+
+test-fast: setup ## what needs no cluster
+	$(PYTEST) -n auto --maxprocesses 8 --dist loadgroup -m "not cluster and not real_cluster"
+
+test-cluster: cluster-bin ## a real control plane, and two real nodes where this machine can give them
+	$(PYTEST) -n 2 --dist loadgroup -m "cluster or real_cluster"
+
+check: setup ## linters, types, import contracts
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: setup ## what can be mended by a tool
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+lock: setup ## write requirements/*.txt anew from pyproject.toml
+	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-header --python-version 3.11 \
+		--all-extras pyproject.toml -o requirements/dev.txt
+	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-header --python-version 3.11 \
+		--extra operator --extra router --extra worker --extra demo -c requirements/dev.txt pyproject.toml -o requirements/demo.txt
+
+crds: setup ## write the CRDs anew from the models
+	$(BIN)/m3 crd --output manifests/crds
+	$(BIN)/m3 crd --output charts/m3serve/crds
+
+cluster-bin: setup ## build Kubernetes for the tests (15 minutes once, then cached outside the repository)
+	@PYTHONPATH=tests/support $(BIN)/python -m m3_testcluster build
+
+cluster: cluster-bin ## a real two-node cluster until Ctrl-C; prints the kubeconfig to use (needs root)
+	@PYTHONPATH=tests/support $(BIN)/python -m m3_testcluster up
+
+bench-router: setup ## the router against nginx in front of the same mock engine, in one run
+	$(BIN)/python benchmarks/router/bench.py
+
+clean: ## caches of the tools; not .venv, not the cluster's binaries
+	rm -rf .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis build *.egg-info
