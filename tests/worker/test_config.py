@@ -1,0 +1,147 @@
+"""Settings: arguments and parsing are each other's inverse, and a bad value is told in one line."""
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from m3_worker.config import RankSettings, TinySettings, WorkerSettings
+
+names = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=20)
+counts = st.integers(1, 2**20)
+
+worker_settings = st.builds(
+    WorkerSettings,
+    model=names.map(Path),
+    served_model_name=st.none() | names,
+    host=names,
+    port=st.integers(0, 65535),
+    device=st.sampled_from(["auto", "cpu", "cuda"]),
+    dtype=st.sampled_from(["auto", "float32", "bfloat16"]),
+    max_context_tokens=st.none() | counts,
+    max_concurrent=st.integers(1, 4096),
+    step_tokens=counts,
+    cache_tokens=st.none() | counts,
+    max_waiting=st.integers(0, 2**20),
+    max_body_bytes=st.integers(1024, 2**31),
+    drain_seconds=st.floats(0, 86400),
+    threads=st.none() | st.integers(1, 1024),
+    log_level=st.sampled_from(["debug", "info", "warning", "error"]),
+)
+
+
+@given(worker_settings)
+def test_worker_arguments_parse_to_the_same_settings(settings: WorkerSettings) -> None:
+    assert WorkerSettings.parse_arguments(settings.arguments()) == settings
+
+
+@given(
+    st.builds(
+        TinySettings,
+        directory=names.map(Path),
+        seed=st.integers(0, 2**63 - 1),
+        heads=st.sampled_from([2, 4, 8, 16]),
+        experts=st.integers(8, 16),
+        dtype=st.sampled_from(["float32", "bfloat16"]),
+    )
+)
+def test_tiny_arguments_parse_to_the_same_settings(settings: TinySettings) -> None:
+    assert TinySettings.parse_arguments(settings.arguments()) == settings
+
+
+def test_only_what_differs_from_the_defaults_is_rendered() -> None:
+    assert WorkerSettings(model=Path("/m"), port=9101).arguments() == ["--model=/m", "--port=9101"]
+    assert TinySettings(directory=Path("/m"), seed=7).arguments() == ["/m", "--seed=7"]
+
+
+def test_flags_are_read_in_both_common_forms() -> None:
+    spaced = WorkerSettings.parse_arguments(["--model", "/m", "--served-model-name", "MiniMax-M3", "--device", "cpu"])
+    assert spaced == WorkerSettings(model=Path("/m"), served_model_name="MiniMax-M3", device="cpu")
+
+
+def test_the_served_name_defaults_to_the_name_of_the_directory() -> None:
+    assert WorkerSettings(model=Path("/models/MiniMax-M3")).model_name == "MiniMax-M3"
+    assert WorkerSettings(model=Path("/models/x"), served_model_name="y").model_name == "y"
+
+
+@pytest.mark.parametrize(
+    ("argv", "line"),
+    [
+        (["--model=/m", "--port=70000"], "--port 70000: input should be less than or equal to 65535"),
+        (["--model=/m", "--step-tokens=many"], "--step-tokens many: input should be a valid integer"),
+        (["--model=/m", "--device=tpu"], "--device tpu: input should be 'auto', 'cpu' or 'cuda'"),
+        (["--model=/m", "--drain-seconds=nan"], "--drain-seconds nan: input should be a finite number"),
+        (["--port=1"], "the following arguments are required: --model"),
+        (["--model=/m", "--prot=1"], "unrecognized arguments: --prot=1"),
+    ],
+)
+def test_a_bad_worker_flag_ends_with_one_line_and_code_2(
+    argv: list[str], line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        WorkerSettings.parse_arguments(argv)
+    message = capsys.readouterr().err
+    assert end.value.code == 2
+    assert message.startswith(f"m3-worker: {line}")
+    assert message.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("argv", "line"),
+    [
+        (["d", "--heads=6", "--kv-heads=4"], "--heads 6: must be a multiple of --kv-heads 4"),
+        (["d", "--experts=2", "--experts-per-token=3"], "--experts-per-token 3: must be at most --experts 2"),
+        (["d", "--layers=2", "--dense-layers=3"], "--dense-layers 3: must be at most --layers 2"),
+        (["d", "--head-dim=64", "--index-dim=16"], "--index-dim 16: must be at least the 32 rotated dimensions"),
+        (["d", "--head-dim=18"], "--head-dim 18: input should be a multiple of 4"),
+        ([], "the following arguments are required: DIRECTORY"),
+    ],
+)
+def test_a_tiny_shape_that_cannot_be_ends_with_one_line_and_code_2(
+    argv: list[str], line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        TinySettings.parse_arguments(argv)
+    message = capsys.readouterr().err
+    assert end.value.code == 2
+    assert message.startswith(f"m3 tiny: {line}")
+    assert message.count("\n") == 1
+
+
+def test_a_rank_is_read_from_the_environment() -> None:
+    rank = RankSettings.from_environment(
+        {
+            "M3_NODE_RANK": "1",
+            "M3_NODES": "2",
+            "M3_GPUS_PER_NODE": "8",
+            "MASTER_ADDR": "tiny-g0-r0.tiny-g0",
+            "MASTER_PORT": "29501",
+            "HOME": "/root",
+        }
+    )
+    assert (rank.node_rank, rank.nodes, rank.gpus_per_node) == (1, 2, 8)
+    assert (rank.master_address, rank.master_port, rank.world_size) == ("tiny-g0-r0.tiny-g0", 29501, 16)
+
+
+def test_no_variables_mean_one_rank() -> None:
+    RankSettings.from_environment({}).require_single()
+    RankSettings.from_environment({"M3_NODES": "1", "M3_GPUS_PER_NODE": "0"}).require_single()
+
+
+def test_more_than_one_rank_is_refused_by_name() -> None:
+    rank = RankSettings.from_environment({"M3_NODES": "2", "M3_GPUS_PER_NODE": "4"})
+    with pytest.raises(ValueError, match=r"expert parallelism over 8 ranks .* is not supported yet"):
+        rank.require_single()
+
+
+@pytest.mark.parametrize(
+    ("environment", "message"),
+    [
+        ({"M3_NODES": "two"}, "M3_NODES=two: Input should be a valid integer"),
+        ({"M3_NODE_RANK": "2", "M3_NODES": "2"}, "M3_NODE_RANK=2: must be below M3_NODES=2"),
+    ],
+)
+def test_a_bad_rank_variable_is_named(environment: dict[str, str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        RankSettings.from_environment(environment)

@@ -1,0 +1,235 @@
+"""The settings of one worker process, of a tiny checkpoint, and of a rank: read from a command line or an environment.
+
+Owns the fields, their bounds and their flags; every field is one flag. Imports pydantic and the standard library only,
+so that the operator renders what a worker parses: `parse_arguments(settings.arguments()) == settings`.
+Does not own what a checkpoint says (model_config) nor how "auto" is resolved (server, cache_size).
+"""
+
+import argparse
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, NoReturn, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+Count = Annotated[int, Field(ge=1, le=2**31)]
+Text = Annotated[str, Field(min_length=1, pattern=r"^[^\x00]+$")]
+
+
+class CommandLineSettings(BaseModel):
+    """Frozen settings whose fields are the flags of one command: `max_waiting` is `--max-waiting`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=())
+
+    program: ClassVar[str]
+    summary: ClassVar[str]
+    positional: ClassVar[str | None] = None
+
+    def arguments(self) -> list[str]:
+        """What differs from the defaults, as `parse_arguments` reads it back."""
+        words = []
+        for name, field in type(self).model_fields.items():
+            value = getattr(self, name)
+            if not field.is_required() and value == field.default:
+                continue
+            if name == self.positional:
+                words.append(f"./{value}" if str(value).startswith("-") else str(value))
+            else:
+                words.append(f"{flag(name)}={value!r}" if isinstance(value, float) else f"{flag(name)}={value}")
+        return words
+
+    @classmethod
+    def parse_arguments(cls, argv: Sequence[str]) -> Self:
+        """Settings from a command line. A bad one ends the process: exit code 2, one line with flag, value and rule."""
+        parser = _Parser(prog=cls.program, description=cls.summary, allow_abbrev=False)
+        for name, field in cls.model_fields.items():
+            default = "" if field.is_required() or field.default is None else f" (default {field.default})"
+            about = f"{field.description or ''}{default}".replace("%", "%%")
+            if name == cls.positional:
+                parser.add_argument(name, metavar=name.upper(), help=about)
+            else:
+                parser.add_argument(
+                    flag(name),
+                    dest=name,
+                    metavar="VALUE",
+                    help=about,
+                    required=field.is_required(),
+                    default=argparse.SUPPRESS,
+                )
+        given = vars(parser.parse_args(list(argv)))
+        try:
+            return cls.model_validate(given)
+        except ValidationError as error:
+            parser.error(cls._first_fault(error))
+
+    @classmethod
+    def _first_fault(cls, error: ValidationError) -> str:
+        fault = error.errors(include_url=False, include_context=False)[0]
+        rule = fault["msg"].removeprefix("Value error, ")
+        if not fault["loc"]:
+            return rule
+        name = str(fault["loc"][0])
+        where = name.upper() if name == cls.positional else flag(name)
+        return f"{where} {fault['input']}: {rule[:1].lower()}{rule[1:]}"
+
+
+def flag(field: str) -> str:
+    """The flag of a field: `max_waiting` is `--max-waiting`."""
+    return "--" + field.replace("_", "-")
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse, with a fault on one line and no usage above it."""
+
+    def error(self, message: str) -> NoReturn:
+        sys.stderr.write(f"{self.prog}: {message} (see {self.prog} --help)\n")
+        raise SystemExit(2)
+
+
+class WorkerSettings(CommandLineSettings):
+    """What `m3-worker` takes."""
+
+    program: ClassVar[str] = "m3-worker"
+    summary: ClassVar[str] = "Serve a MiniMax-M3 checkpoint over an OpenAI-compatible HTTP API."
+
+    model: Path = Field(description="directory of the checkpoint")
+    served_model_name: Text | None = Field(None, description="name that requests use (default: the directory's name)")
+    host: Text = Field("127.0.0.1", description="address to listen on")
+    port: int = Field(
+        8000, ge=0, le=65535, description="port to listen on; 0 lets the system choose, and the log says which"
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto is cuda where there is one")
+    dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="auto is the checkpoint's own")
+    max_context_tokens: Count | None = Field(
+        None, description="longest prompt and answer together (default: the checkpoint's, as far as the cache holds it)"
+    )
+    max_concurrent: int = Field(64, ge=1, le=4096, description="most sequences in one step")
+    step_tokens: int = Field(2048, ge=1, le=2**20, description="most tokens in one step, prefill and decode together")
+    cache_tokens: Count | None = Field(
+        None, description="tokens that the paged cache holds (default: what the device's memory allows; 65536 on cpu)"
+    )
+    max_waiting: int = Field(
+        1024, ge=0, le=2**20, description="requests that may wait beside those running; more get 429"
+    )
+    max_body_bytes: int = Field(64 * 2**20, ge=1024, le=2**31, description="largest request body; more gets 413")
+    drain_seconds: float = Field(30.0, ge=0, le=86400, description="time that running requests get after SIGTERM")
+    threads: int | None = Field(None, ge=1, le=1024, description="CPU threads of torch (default: torch's choice)")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least severe line logged")
+
+    @field_validator("model")
+    @classmethod
+    def _model_is_a_path(cls, value: Path) -> Path:
+        return _without_nul(value)
+
+    @property
+    def model_name(self) -> str:
+        """The name under which the model is served."""
+        return self.served_model_name or self.model.resolve().name or "model"
+
+
+class TinySettings(CommandLineSettings):
+    """What `python -m m3_worker.tiny` takes: the shape of a random tiny checkpoint, with fields as M3 has them.
+
+    There are as many index heads as KV heads, as in M3. With the defaults, attention is sparse beyond block x topk = 64
+    tokens.
+    """
+
+    program: ClassVar[str] = "m3 tiny"
+    summary: ClassVar[str] = "Write a random tiny MiniMax-M3 checkpoint in the official form."
+    positional: ClassVar[str | None] = "directory"
+
+    directory: Path = Field(description="where the checkpoint is written")
+    seed: int = Field(0, ge=0, le=2**63 - 1, description="seed of every weight")
+    layers: int = Field(4, ge=1, le=256, description="layers, dense ones included")
+    hidden: int = Field(64, ge=4, le=16384, description="width of the residual stream")
+    heads: int = Field(8, ge=1, le=512, description="query heads")
+    kv_heads: int = Field(2, ge=1, le=512, description="KV heads, which are the GQA groups")
+    head_dim: int = Field(16, ge=4, le=512, multiple_of=4, description="width of a head; half of it is rotated")
+    index_dim: int = Field(16, ge=4, le=512, multiple_of=4, description="width of an index key")
+    experts: int = Field(8, ge=1, le=1024, description="routed experts of a layer")
+    experts_per_token: int = Field(2, ge=1, le=64, description="routed experts that a token takes")
+    intermediate: int = Field(64, ge=1, le=65536, description="width inside an expert")
+    dense_layers: int = Field(1, ge=0, le=256, description="leading layers with dense attention and a dense MLP")
+    block: int = Field(16, ge=1, le=1024, description="tokens of a sparse block")
+    topk: int = Field(4, ge=1, le=65536, description="blocks that a query keeps")
+    context: int = Field(8192, ge=1, le=2**24, description="max_position_embeddings")
+    dtype: Literal["float32", "bfloat16"] = Field("float32", description="type of the weights")
+
+    @field_validator("directory")
+    @classmethod
+    def _directory_is_a_path(cls, value: Path) -> Path:
+        return _without_nul(value)
+
+    @model_validator(mode="after")
+    def _fields_agree(self) -> Self:
+        rules = {
+            f"--heads {self.heads}: must be a multiple of --kv-heads {self.kv_heads}": self.heads % self.kv_heads == 0,
+            f"--experts-per-token {self.experts_per_token}: must be at most --experts {self.experts}": (
+                self.experts_per_token <= self.experts
+            ),
+            f"--dense-layers {self.dense_layers}: must be at most --layers {self.layers}": self.dense_layers
+            <= self.layers,
+            f"--index-dim {self.index_dim}: must be at least the {self.head_dim // 2} rotated dimensions of a head": (
+                self.index_dim >= self.head_dim // 2
+            ),
+        }
+        for message, holds in rules.items():
+            if not holds:
+                raise ValueError(message)
+        return self
+
+
+class RankSettings(BaseModel):
+    """Which rank of an expert-parallel group this process is, as the operator tells each of its pods."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    node_rank: int = Field(0, ge=0)
+    nodes: int = Field(1, ge=1)
+    gpus_per_node: int = Field(1, ge=0)
+    master_address: str = "127.0.0.1"
+    master_port: int = Field(29500, ge=1, le=65535)
+
+    variables: ClassVar[Mapping[str, str]] = {
+        "node_rank": "M3_NODE_RANK",
+        "nodes": "M3_NODES",
+        "gpus_per_node": "M3_GPUS_PER_NODE",
+        "master_address": "MASTER_ADDR",
+        "master_port": "MASTER_PORT",
+    }
+
+    @property
+    def world_size(self) -> int:
+        """Ranks of the group: one a GPU, and one a node where there are none."""
+        return self.nodes * max(self.gpus_per_node, 1)
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str]) -> Self:
+        """Read the variables that are set. Raises ValueError, in one line with variable, value and rule."""
+        given: dict[str, Any] = {
+            field: environment[name] for field, name in cls.variables.items() if name in environment
+        }
+        try:
+            settings = cls.model_validate(given)
+        except ValidationError as error:
+            fault = error.errors(include_url=False, include_context=False)[0]
+            raise ValueError(f"{cls.variables[str(fault['loc'][0])]}={fault['input']}: {fault['msg']}") from None
+        if settings.node_rank >= settings.nodes:
+            raise ValueError(f"M3_NODE_RANK={settings.node_rank}: must be below M3_NODES={settings.nodes}")
+        return settings
+
+    def require_single(self) -> None:
+        """Raise ValueError for a world of more than one rank: this version computes on one."""
+        if self.world_size > 1:
+            raise ValueError(
+                f"expert parallelism over {self.world_size} ranks "
+                f"(M3_NODES={self.nodes} x M3_GPUS_PER_NODE={self.gpus_per_node}) "
+                "is not supported yet: this version runs on one rank"
+            )
+
+
+def _without_nul(value: Path) -> Path:
+    if "\0" in str(value):
+        raise ValueError("must not contain a NUL character")
+    return value
