@@ -1,0 +1,154 @@
+"""The one door to the operations: checks shapes and dtypes, then picks the implementation by device.
+
+Every device runs the torch reference in this version, a CUDA device too: right, and far from what such hardware can do.
+What each operation means, and the shapes, are in `reference`; this module adds only the checks, so that a wrong tensor
+is refused with its name, what it has and what it should have, instead of being broadcast into a wrong answer.
+"""
+
+import torch
+from torch import Tensor
+
+from m3_kernels import reference
+from m3_kernels.layout import AttentionNorms, LayerPages, RaggedBatch, RotaryAngles
+
+_FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def gemma_rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """See `reference.gemma_rms_norm`. Raises ValueError if weight is not [last dimension of x]."""
+    _check_shape("weight", weight, (x.shape[-1],))
+    return reference.gemma_rms_norm(x, weight, eps)
+
+
+def rotary_angles(positions: Tensor, rotary_dim: int, theta: float) -> RotaryAngles:
+    """See `reference.rotary_angles`. Raises ValueError if rotary_dim is odd or not positive."""
+    if rotary_dim < 2 or rotary_dim % 2:
+        raise ValueError(f"rotary_dim is {rotary_dim}: must be a positive even number")
+    _check_dtype("positions", positions, (torch.int64,))
+    return reference.rotary_angles(positions, rotary_dim, theta)
+
+
+def qk_norm_rope_insert(
+    packed: Tensor, norms: AttentionNorms, angles: RotaryAngles, pages: LayerPages, slots: Tensor
+) -> tuple[Tensor, Tensor | None]:
+    """See `reference.qk_norm_rope_insert`.
+
+    Raises ValueError on a width of `packed` that the pages do not explain, on index norms without index pages (or the
+    other way round), and on more rotated dimensions than a head has.
+    """
+    (_, _, G, D), tokens = pages.k.shape, packed.shape[0]
+    index_dim = 0 if pages.index_k is None else pages.index_k.shape[-1]
+    query_width = packed.shape[1] - 2 * G * D - (G + 1) * index_dim if index_dim else packed.shape[1] - 2 * G * D
+    if query_width <= 0 or query_width % (G * D):
+        raise ValueError(
+            f"packed is {packed.shape[1]} wide: with {G} groups of {D} and index dimension {index_dim}, "
+            f"{query_width} are left for the queries, which must be a positive multiple of {G * D}"
+        )
+    if (norms.index_q is None or norms.index_k is None) != (pages.index_k is None):
+        raise ValueError("index norms and index pages must come together: one of them is None")
+    rotary_dim = 2 * angles.cos.shape[-1]
+    if rotary_dim > D or (index_dim and rotary_dim > index_dim):
+        raise ValueError(f"{rotary_dim} rotated dimensions do not fit heads of {D} and index heads of {index_dim}")
+    _check_shape("slots", slots, (tokens,))
+    _check_dtype("slots", slots, (torch.int64,))
+    _check_shape("angles", angles.cos, (tokens, rotary_dim // 2))
+    _check_shape("pages.v", pages.v, tuple(pages.k.shape))
+    return reference.qk_norm_rope_insert(packed, norms, angles, pages, slots)
+
+
+def index_score(index_q: Tensor, index_k: Tensor, batch: RaggedBatch) -> Tensor:
+    """See `reference.index_score`. Raises ValueError if queries, keys and batch do not fit each other."""
+    _check_batch(batch, index_k.shape[1])
+    _check_shape("index_q", index_q, (batch.tokens, index_q.shape[1], index_k.shape[2]))
+    _check_dtype("index_q", index_q, _FLOATS)
+    return reference.index_score(index_q, index_k, batch)
+
+
+def select_blocks(scores: Tensor, positions: Tensor, k: int = 16, block_tokens: int = 128) -> Tensor:
+    """See `reference.select_blocks`. Raises ValueError if k or block_tokens is below 1 or the shapes do not fit."""
+    if k < 1:
+        raise ValueError(f"k is {k}: at least the query's own block is kept, so k must be 1 or more")
+    if block_tokens < 1:
+        raise ValueError(f"block_tokens is {block_tokens}: must be 1 or more")
+    _check_dtype("scores", scores, (torch.float32,))
+    _check_shape("positions", positions, (scores.shape[1],))
+    return reference.select_blocks(scores, positions, k, block_tokens)
+
+
+def sparse_attention(q: Tensor, pages: LayerPages, blocks: Tensor, batch: RaggedBatch) -> Tensor:
+    """See `reference.sparse_attention`. Raises ValueError if queries, pages, blocks and batch do not fit each other."""
+    _check_attention(q, pages, batch)
+    _check_shape("blocks", blocks, (pages.k.shape[2], batch.tokens, blocks.shape[2]))
+    _check_dtype("blocks", blocks, (torch.int32,))
+    return reference.sparse_attention(q, pages, blocks, batch)
+
+
+def dense_attention(q: Tensor, pages: LayerPages, batch: RaggedBatch) -> Tensor:
+    """See `reference.dense_attention`. Raises ValueError if queries, pages and batch do not fit each other."""
+    _check_attention(q, pages, batch)
+    return reference.dense_attention(q, pages, batch)
+
+
+def swiglu_clamped(gate_up: Tensor, alpha: float, limit: float) -> Tensor:
+    """See `reference.swiglu_clamped`. Raises ValueError if the last dimension is odd or the limit not positive."""
+    if gate_up.shape[-1] % 2:
+        raise ValueError(f"gate_up is {gate_up.shape[-1]} wide: gate and up halves must be equal")
+    if limit <= 0:
+        raise ValueError(f"limit is {limit}: must be positive")
+    return reference.swiglu_clamped(gate_up, alpha, limit)
+
+
+def route_experts(logits: Tensor, bias: Tensor, k: int, scaling: float) -> tuple[Tensor, Tensor]:
+    """See `reference.route_experts`. Raises ValueError unless logits and bias are fp32 and 1 <= k <= E."""
+    if not 1 <= k <= logits.shape[-1]:
+        raise ValueError(f"k is {k}: must be between 1 and the {logits.shape[-1]} experts")
+    _check_dtype("logits", logits, (torch.float32,))
+    _check_dtype("bias", bias, (torch.float32,))
+    _check_shape("bias", bias, (logits.shape[-1],))
+    return reference.route_experts(logits, bias, k, scaling)
+
+
+def grouped_experts(
+    x: Tensor, experts: Tensor, weights: Tensor, gate_up: Tensor, down: Tensor, *, alpha: float, limit: float
+) -> Tensor:
+    """See `reference.grouped_experts`. Raises ValueError if the shapes of routing and experts do not fit x."""
+    (tokens, hidden), (count, _, intermediate) = x.shape, down.shape
+    _check_shape("experts", experts, (tokens, experts.shape[-1]))
+    _check_shape("weights", weights, tuple(experts.shape))
+    _check_shape("gate_up", gate_up, (count, 2 * intermediate, hidden))
+    _check_shape("down", down, (count, hidden, intermediate))
+    return reference.grouped_experts(x, experts, weights, gate_up, down, alpha=alpha, limit=limit)
+
+
+def _check_attention(q: Tensor, pages: LayerPages, batch: RaggedBatch) -> None:
+    _, block_tokens, groups, head_dim = pages.k.shape
+    _check_batch(batch, block_tokens)
+    _check_shape("q", q, (batch.tokens, q.shape[1], head_dim))
+    _check_dtype("q", q, _FLOATS)
+    if q.shape[1] % groups:
+        raise ValueError(f"q has {q.shape[1]} heads: must be a multiple of the {groups} groups")
+
+
+def _check_batch(batch: RaggedBatch, block_tokens: int) -> None:
+    if len(batch.query_starts) != batch.sequences + 1:
+        raise ValueError(f"query_starts has {len(batch.query_starts)} entries: must be {batch.sequences} sequences + 1")
+    _check_shape("positions", batch.positions, (batch.tokens,))
+    _check_dtype("positions", batch.positions, (torch.int64,))
+    _check_dtype("page_table", batch.page_table, (torch.int64,))
+    blocks = -(-max(batch.context_lengths) // block_tokens)
+    if batch.page_table.shape[0] != batch.sequences or batch.page_table.shape[1] < blocks:
+        raise ValueError(
+            f"page_table is {list(batch.page_table.shape)}: {batch.sequences} sequences, the longest of "
+            f"{max(batch.context_lengths)} tokens, need at least [{batch.sequences}, {blocks}]"
+        )
+
+
+def _check_shape(name: str, tensor: Tensor, expected: tuple[int, ...]) -> None:
+    if tuple(tensor.shape) != expected:
+        raise ValueError(f"{name} has shape {list(tensor.shape)}: must be {list(expected)}")
+
+
+def _check_dtype(name: str, tensor: Tensor, allowed: tuple[torch.dtype, ...]) -> None:
+    if tensor.dtype not in allowed:
+        names = " or ".join(str(dtype).removeprefix("torch.") for dtype in allowed)
+        raise ValueError(f"{name} has dtype {str(tensor.dtype).removeprefix('torch.')}: must be {names}")

@@ -1,0 +1,236 @@
+"""What each operation of MiniMax-M3 means, in plain torch: the definition that every faster kernel is tested against.
+
+Owns formulas only: no checks (see `ops`), no branch for a device, no state. Whatever is reduced is reduced in fp32 and
+returned in the dtype of the input. Sequences of different lengths stand one after another, unpadded (`RaggedBatch`).
+Long prefills are cut into runs of queries, so that no intermediate grows with queries x context.
+
+Sources: "the paper" is MiniMax Sparse Attention, arXiv 2606.13392; "the model" is the released MiniMax-M3 (its
+config.json and the published implementations that load its weights).
+"""
+
+import torch
+from torch import Tensor
+
+from m3_kernels.layout import AttentionNorms, LayerPages, RaggedBatch, RotaryAngles
+
+# The largest intermediate of attention and scoring, in elements (64 MiB of fp32): small enough to stay bounded with any
+# context, large enough that the loop over runs of queries costs nothing beside the arithmetic.
+_QUERY_RUN_ELEMENTS = 1 << 24
+
+
+def gemma_rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """Scale each row to unit mean square, then by 1 + weight.
+
+    x: [..., N]. weight: [N]. Returns [..., N] in x's dtype; computed in fp32.
+    Formula: x / sqrt(mean(x^2) + eps) * (1 + w). Source: the model (`use_gemma_norm`); all its norms are of this kind.
+    """
+    wide = x.float()
+    scale = torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
+    return (wide * scale * (1.0 + weight.float())).to(x.dtype)
+
+
+def rotary_angles(positions: Tensor, rotary_dim: int, theta: float) -> RotaryAngles:
+    """Angles of the rotary embedding: position * theta^(-2i / R) for i in 0 .. R/2 - 1.
+
+    positions: [T] i64, absolute. Returns cosine and sine, [T, R / 2] fp32.
+    Source: the model (base 5e6, no scaling). The product is taken in fp32 as its other implementations do: at positions
+    near 2^20 an fp64 product would be more exact, and different from what the weights are served with elsewhere.
+    """
+    exponents = torch.arange(0, rotary_dim, 2, dtype=torch.float32, device=positions.device) / rotary_dim
+    angles = positions.float()[:, None] * (1.0 / theta**exponents)
+    return RotaryAngles(cos=angles.cos(), sin=angles.sin())
+
+
+def partial_rope(x: Tensor, angles: RotaryAngles) -> Tensor:
+    """Rotate the first R dimensions of each head by its token's angles; the others pass through.
+
+    x: [T, heads, D], D >= R. Returns the same shape and dtype; computed in fp32.
+    Layout: dimension i pairs with i + R/2 (halves, not neighbours). Source: the model (`partial_rotary_factor`).
+    """
+    half = angles.cos.shape[-1]
+    cos, sin = angles.cos[:, None], angles.sin[:, None]
+    first, second, rest = x[..., :half].float(), x[..., half : 2 * half].float(), x[..., 2 * half :]
+    rotated = torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+    return torch.cat((rotated.to(x.dtype), rest), dim=-1)
+
+
+def qk_norm_rope_insert(
+    packed: Tensor, norms: AttentionNorms, angles: RotaryAngles, pages: LayerPages, slots: Tensor
+) -> tuple[Tensor, Tensor | None]:
+    """Norm and rotate queries, keys, index queries and index keys of one layer; write what is cached to its pages.
+
+    packed: [T, H*D + 2*G*D + G*I + I], one row per token: queries, keys, values, index queries, index key; the last two
+    only where `pages.index_k` is not None. slots: [T] i64, page * B + offset of each token. H follows from the width.
+    Returns queries [T, H, D] and index queries [T, G, I] (None in a layer of dense attention).
+    Effect: writes `pages.k`, `pages.v` and `pages.index_k` at `slots`, and nowhere else.
+    Source: the model (`use_qk_norm`, `qk_norm_type: per_head`); the paper for the index branch, which has no value.
+    """
+    tokens, (_, _, G, D) = packed.shape[0], pages.k.shape
+    I = 0 if pages.index_k is None else pages.index_k.shape[-1]  # noqa: E741
+    query_width = packed.shape[1] - 2 * G * D - (G + 1) * I
+    q, k, v, index_q, index_k = torch.split(packed, [query_width, G * D, G * D, G * I, I], dim=1)
+    q = partial_rope(gemma_rms_norm(q.view(tokens, -1, D), norms.q, norms.eps), angles)
+    k = partial_rope(gemma_rms_norm(k.view(tokens, G, D), norms.k, norms.eps), angles)
+    pages.k.view(-1, G, D)[slots] = k.to(pages.k.dtype)
+    pages.v.view(-1, G, D)[slots] = v.view(tokens, G, D).to(pages.v.dtype)
+    if pages.index_k is None or norms.index_q is None or norms.index_k is None:
+        return q, None
+    index_q = partial_rope(gemma_rms_norm(index_q.view(tokens, G, I), norms.index_q, norms.eps), angles)
+    index_k = partial_rope(gemma_rms_norm(index_k.view(tokens, 1, I), norms.index_k, norms.eps), angles)
+    pages.index_k.view(-1, I)[slots] = index_k[:, 0].to(pages.index_k.dtype)
+    return q, index_q
+
+
+def index_score(index_q: Tensor, index_k: Tensor, batch: RaggedBatch) -> Tensor:
+    """Score every block for every query and group: the largest dot product with a token the query may see.
+
+    index_q: [T, G, I]. index_k: [P, B, I], the cache, this step's keys included.
+    Returns [G, T, NB] fp32: max over tokens j <= position in block b of index_q . index_k[j]; -inf for a block without
+    such a token. No scale and no softmax: only the order matters. Stale content of a page is never read as a key: what
+    lies beyond a query's position is masked by position, not by content.
+    Source: the paper, index branch; the model (`sparse_score_type: max`).
+    """
+    (_, G, I), B = index_q.shape, index_k.shape[1]  # noqa: E741
+    scores = index_q.new_full(
+        (G, batch.tokens, _blocks(max(batch.context_lengths), B)), -torch.inf, dtype=torch.float32
+    )
+    for sequence, context in enumerate(batch.context_lengths):
+        NB = _blocks(context, B)
+        keys = index_k[batch.page_table[sequence, :NB]].view(NB * B, I).float()
+        key_positions = torch.arange(NB * B, device=keys.device)
+        for start, stop in _query_runs(batch, sequence, elements_per_query=G * NB * B):
+            dots = index_q[start:stop].float().transpose(0, 1) @ keys.T  # [G, run, NB * B]
+            dots.masked_fill_(key_positions > batch.positions[start:stop, None], -torch.inf)
+            scores[:, start:stop, :NB] = dots.view(G, stop - start, NB, B).amax(-1)
+    return scores
+
+
+def select_blocks(scores: Tensor, positions: Tensor, k: int = 16, block_tokens: int = 128) -> Tensor:
+    """Choose the k best blocks per group and query; the query's own block is always kept, as one of the k.
+
+    scores: [G, T, NB] fp32, -inf for future blocks. positions: [T] i64, absolute.
+    Returns [G, T, k] i32: block ids ascending, then -1. Ties: the lower id wins.
+    Source: the paper, block selection; the model (`sparse_topk_blocks`, `sparse_local_block: 1`, no initial block).
+    """
+    G, T, NB = scores.shape
+    own = (positions // block_tokens).view(1, T, 1).expand(G, T, 1)
+    ranked = scores.scatter(-1, own, torch.inf).sort(dim=-1, descending=True, stable=True)
+    absent = ranked.values[..., :k] == -torch.inf
+    ids = ranked.indices[..., :k].masked_fill(absent, NB).sort(dim=-1).values  # NB: sorts behind every block
+    ids = torch.nn.functional.pad(ids, (0, k - ids.shape[-1]), value=NB)
+    return ids.masked_fill(ids == NB, -1).to(torch.int32)
+
+
+def sparse_attention(q: Tensor, pages: LayerPages, blocks: Tensor, batch: RaggedBatch) -> Tensor:
+    """Softmax attention of each query over the tokens of its group's selected blocks, up to its own position.
+
+    q: [T, H, D]. blocks: [G, T, K] i32 from `select_blocks`. Returns [T, H, D] in q's dtype; scale 1/sqrt(D).
+    Source: the paper, main branch. With K * B tokens or fewer in a context this is dense causal attention.
+    """
+    (T, H, D), (_, B, G, _), K = q.shape, pages.k.shape, blocks.shape[-1]
+    groups = torch.arange(G, device=q.device)[:, None]
+    offsets = torch.arange(B, device=q.device)
+    out = torch.empty_like(q)
+    run = max(1, _QUERY_RUN_ELEMENTS // (G * K * B * max(D, H // G)))
+    for start in range(0, T, run):
+        stop = min(start + run, T)
+        selected = blocks[:, start:stop].long().transpose(0, 1)  # [run, G, K]
+        page_ids = batch.page_table[batch.sequence_of_token[start:stop, None, None], selected.clamp(min=0)]
+        keys = pages.k[page_ids, :, groups].float()  # [run, G, K, B, D]
+        values = pages.v[page_ids, :, groups].float()
+        key_positions = selected[..., None] * B + offsets  # [run, G, K, B]
+        visible = (selected[..., None] >= 0) & (key_positions <= batch.positions[start:stop, None, None, None])
+        grouped = q[start:stop].view(stop - start, G, H // G, D).float()
+        out[start:stop] = _attend(
+            grouped, keys.flatten(2, 3), values.flatten(2, 3), visible.flatten(2)[:, :, None]
+        ).reshape(stop - start, H, D)
+    return out
+
+
+def dense_attention(q: Tensor, pages: LayerPages, batch: RaggedBatch) -> Tensor:
+    """Softmax attention of each query over all tokens of its sequence up to its own position.
+
+    q: [T, H, D]. Returns [T, H, D] in q's dtype; scale 1/sqrt(D). Source: the model, layers without an index branch.
+    """
+    (_, H, D), (_, B, G, _) = q.shape, pages.k.shape
+    out = torch.empty_like(q)
+    for sequence, context in enumerate(batch.context_lengths):
+        page_ids = batch.page_table[sequence, : _blocks(context, B)]
+        keys = pages.k[page_ids].flatten(0, 1)[:context].transpose(0, 1).float()  # [G, context, D]
+        values = pages.v[page_ids].flatten(0, 1)[:context].transpose(0, 1).float()
+        key_positions = torch.arange(context, device=q.device)
+        for start, stop in _query_runs(batch, sequence, elements_per_query=H * context):
+            run = stop - start
+            grouped = q[start:stop].view(run, G, H // G, D).permute(1, 0, 2, 3).reshape(G, run * (H // G), D)
+            visible = (key_positions <= batch.positions[start:stop, None]).repeat_interleave(H // G, dim=0)
+            attended = _attend(grouped.float(), keys, values, visible)
+            out[start:stop] = attended.view(G, run, H // G, D).transpose(0, 1).reshape(run, H, D)
+    return out
+
+
+def swiglu_clamped(gate_up: Tensor, alpha: float, limit: float) -> Tensor:
+    """The activation of every MLP: a SwiGLU with clamped inputs and a shifted linear half.
+
+    gate_up: [..., 2F], the gate half first. Returns [..., F] in the same dtype.
+    Formula: g = min(gate, limit); u = clamp(up, -limit, limit); g * sigmoid(alpha * g) * (u + 1). The gate has no lower
+    clamp. Source: the model (`hidden_act: swigluoai`, `swiglu_alpha`, `swiglu_limit`).
+    """
+    gate, up = gate_up.chunk(2, dim=-1)
+    gate = gate.clamp(max=limit)
+    return gate * torch.sigmoid(alpha * gate) * (up.clamp(-limit, limit) + 1.0)
+
+
+def route_experts(logits: Tensor, bias: Tensor, k: int, scaling: float) -> tuple[Tensor, Tensor]:
+    """Choose k experts per token by sigmoid score plus bias; weigh them by the score without the bias.
+
+    logits: [T, E] fp32. bias: [E] fp32. Returns expert ids [T, k] i64 and weights [T, k] fp32, which sum to `scaling`.
+    Ties between experts are open.
+    Source: the model (`scoring_func: sigmoid`, `use_routing_bias`, `routed_scaling_factor`).
+    """
+    scores = torch.sigmoid(logits)
+    experts = torch.topk(scores + bias, k, dim=-1).indices
+    chosen = scores.gather(-1, experts)
+    return experts, chosen / chosen.sum(-1, keepdim=True) * scaling
+
+
+def grouped_experts(
+    x: Tensor, experts: Tensor, weights: Tensor, gate_up: Tensor, down: Tensor, *, alpha: float, limit: float
+) -> Tensor:
+    """Run each token through its chosen experts and add up their outputs by weight.
+
+    x: [T, C]. experts: [T, A] i64. weights: [T, A] fp32. gate_up: [E, 2F, C]. down: [E, C, F]. Returns [T, C].
+    Each expert is one matmul over the tokens that chose it; the sum over experts is taken in fp32.
+    """
+    T, A = experts.shape
+    order = experts.flatten().argsort(stable=True)  # (token, choice) pairs, sorted by expert
+    counts = torch.bincount(experts.flatten(), minlength=gate_up.shape[0]).tolist()
+    sorted_x = x[order // A]
+    sorted_out = torch.empty_like(sorted_x)
+    start = 0
+    for expert, count in enumerate(counts):
+        if count:
+            rows = slice(start, start + count)
+            hidden = swiglu_clamped(sorted_x[rows] @ gate_up[expert].T, alpha, limit)
+            sorted_out[rows] = hidden @ down[expert].T
+            start += count
+    out = torch.empty_like(sorted_out)
+    out[order] = sorted_out
+    return (out.view(T, A, -1).float() * weights[..., None]).sum(1).to(x.dtype)
+
+
+def _attend(q: Tensor, keys: Tensor, values: Tensor, visible: Tensor) -> Tensor:
+    """softmax(q keys^T / sqrt(D)) values over the visible keys. q: [..., n, D]; keys, values: [..., m, D]; fp32."""
+    scores = (q @ keys.transpose(-1, -2)) * q.shape[-1] ** -0.5
+    probabilities = torch.softmax(scores.masked_fill_(~visible, -torch.inf), dim=-1)
+    return probabilities @ values
+
+
+def _blocks(tokens: int, block_tokens: int) -> int:
+    return -(-tokens // block_tokens)
+
+
+def _query_runs(batch: RaggedBatch, sequence: int, elements_per_query: int) -> list[tuple[int, int]]:
+    """Cut one sequence's tokens of the step into runs [start, stop) whose intermediates stay bounded."""
+    first, last = batch.query_starts[sequence], batch.query_starts[sequence + 1]
+    run = max(1, _QUERY_RUN_ELEMENTS // elements_per_query)
+    return [(start, min(start + run, last)) for start in range(first, last, run)]

@@ -1,0 +1,196 @@
+"""MiniMax-M3's text model: what its weights are, and one step through it, readable from top to bottom.
+
+Owns the order of the operations; their meaning is in `m3_kernels`. Holds weights and nothing that changes: all that a
+step reads comes in as arguments (`StepTensors`), all that it leaves behind goes to the cache. Knows no file (`checkpoint`
+fills the weights), no request and no rank.
+
+Per layer: x += attention(norm(x)); x += mlp(norm(x)). Every norm is a Gemma norm. Source: reference of the released
+model (`model_type: minimax_m3_vl`); the symbols in the shapes are those of `m3_kernels`.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import embedding, linear
+
+from m3_kernels import ops
+from m3_kernels.layout import AttentionNorms, LayerPages, RaggedBatch, RotaryAngles
+from m3_worker.cache import PagedCache, StepTensors
+from m3_worker.model_config import ModelConfig
+
+
+@dataclass(frozen=True)
+class Attention:
+    """Weights of one attention, with or without an index branch."""
+
+    projections: Tensor
+    """[H*D + 2*G*D + G*I + I, C]: queries, keys, values; in sparse layers also index queries, index key."""
+    output: Tensor
+    """[C, H*D]"""
+    norms: AttentionNorms
+
+
+@dataclass(frozen=True)
+class Mlp:
+    """Weights of a dense MLP, which a shared expert is too."""
+
+    gate_up: Tensor
+    """[2F, C], the gate half first."""
+    down: Tensor
+    """[C, F]"""
+
+
+@dataclass(frozen=True)
+class Experts:
+    """Weights of a mixture of experts. Router and bias stay in fp32, whatever the dtype of the rest."""
+
+    router: Tensor
+    """[E, C] fp32"""
+    bias: Tensor
+    """[E] fp32, added to the scores for choosing only."""
+    gate_up: Tensor
+    """[E, 2F, C], the gate half first."""
+    down: Tensor
+    """[E, C, F]"""
+    shared: Mlp
+
+
+@dataclass(frozen=True)
+class Layer:
+    """Weights of one layer."""
+
+    attention_norm: Tensor
+    """[C]"""
+    attention: Attention
+    mlp_norm: Tensor
+    """[C]"""
+    mlp: Mlp | Experts
+
+
+@dataclass(frozen=True)
+class ModelWeights:
+    """All weights of the text model."""
+
+    embedding: Tensor
+    """[vocabulary, C]"""
+    layers: tuple[Layer, ...]
+    norm: Tensor
+    """[C]"""
+    lm_head: Tensor
+    """[vocabulary, C]"""
+
+    @classmethod
+    def allocate(cls, config: ModelConfig, dtype: torch.dtype, device: torch.device | str) -> "ModelWeights":
+        """Uninitialised weights of the right shapes. On the device "meta" they take no memory."""
+
+        def empty(*shape: int, dtype: torch.dtype = dtype) -> Tensor:
+            return torch.empty(shape, dtype=dtype, device=device)
+
+        def mlp(width: int) -> Mlp:
+            return Mlp(gate_up=empty(2 * width, hidden), down=empty(hidden, width))
+
+        def attention(is_sparse: bool) -> Attention:
+            index_width = (config.kv_heads + 1) * config.index_dim if is_sparse else 0
+            norms = AttentionNorms(
+                q=empty(config.head_dim),
+                k=empty(config.head_dim),
+                index_q=empty(config.index_dim) if is_sparse else None,
+                index_k=empty(config.index_dim) if is_sparse else None,
+                eps=config.norm_eps,
+            )
+            width = (config.heads + 2 * config.kv_heads) * config.head_dim + index_width
+            return Attention(empty(width, hidden), empty(hidden, config.heads * config.head_dim), norms)
+
+        def experts() -> Experts:
+            count, width = config.experts, config.expert_intermediate_size
+            return Experts(
+                router=empty(count, hidden, dtype=torch.float32),
+                bias=empty(count, dtype=torch.float32),
+                gate_up=empty(count, 2 * width, hidden),
+                down=empty(count, hidden, width),
+                shared=mlp(config.shared_intermediate_size),
+            )
+
+        hidden = config.hidden_size
+        layers = tuple(
+            Layer(
+                attention_norm=empty(hidden),
+                attention=attention(is_sparse),
+                mlp_norm=empty(hidden),
+                mlp=experts() if is_moe else mlp(config.dense_intermediate_size),
+            )
+            for is_sparse, is_moe in zip(config.sparse_layers, config.moe_layers, strict=True)
+        )
+        return cls(empty(config.vocab_size, hidden), layers, empty(hidden), empty(config.vocab_size, hidden))
+
+
+class M3Model:
+    """One M3 text model on one device."""
+
+    def __init__(self, config: ModelConfig, weights: ModelWeights) -> None:
+        self.config = config
+        self.weights = weights
+
+    @torch.inference_mode()
+    def forward(self, step: StepTensors, cache: PagedCache) -> Tensor:
+        """Run the tokens of one step and return the logits of those asked for.
+
+        Returns [R, vocabulary] fp32, one row per entry of `step.logit_rows`.
+        Effect: writes keys, values and index keys of the step's tokens to `cache` at `step.slot_mapping`. The cache
+        must hold those of all earlier tokens of each sequence. However a sequence is cut into steps, and whatever else
+        is in a step, its logits are the same up to rounding.
+        """
+        batch = RaggedBatch(step.positions, step.slot_mapping, step.query_starts, step.context_lengths, step.page_table)
+        angles = ops.rotary_angles(step.positions, self.config.rotary_dim, self.config.rope_theta)
+        x = embedding(step.token_ids, self.weights.embedding)  # [T, C]
+        for number, layer in enumerate(self.weights.layers):
+            normed = self._norm(x, layer.attention_norm)
+            x = x + self._attention(normed, layer.attention, cache.layer(number), batch, angles)
+            normed = self._norm(x, layer.mlp_norm)
+            x = x + (
+                self._experts(normed, layer.mlp) if isinstance(layer.mlp, Experts) else self._mlp(normed, layer.mlp)
+            )
+        wanted = self._norm(x[step.logit_rows], self.weights.norm)  # [R, C]
+        return linear(wanted, self.weights.lm_head).float()
+
+    def _attention(
+        self, x: Tensor, weights: Attention, pages: LayerPages, batch: RaggedBatch, angles: RotaryAngles
+    ) -> Tensor:
+        packed = linear(x, weights.projections)
+        q, index_q = ops.qk_norm_rope_insert(packed, weights.norms, angles, pages, batch.slots)
+        if index_q is None or pages.index_k is None:
+            attended = ops.dense_attention(q, pages, batch)  # [T, H, D]
+        else:
+            scores = ops.index_score(index_q, pages.index_k, batch)  # [G, T, NB]
+            blocks = ops.select_blocks(scores, batch.positions, self.config.topk_blocks, self.config.sparse_block_size)
+            attended = ops.sparse_attention(q, pages, blocks, batch)
+        return linear(attended.flatten(1), weights.output)
+
+    def _mlp(self, x: Tensor, weights: Mlp | Experts) -> Tensor:
+        return self._experts(x, weights) if isinstance(weights, Experts) else self._dense_mlp(x, weights)
+
+    def _dense_mlp(self, x: Tensor, weights: Mlp) -> Tensor:
+        hidden = ops.swiglu_clamped(linear(x, weights.gate_up), self.config.swiglu_alpha, self.config.swiglu_limit)
+        return linear(hidden, weights.down)
+
+    def _experts(self, x: Tensor, weights: Experts) -> Tensor:
+        experts, shares = ops.route_experts(
+            linear(x.float(), weights.router),
+            weights.bias,
+            self.config.experts_per_token,
+            self.config.routed_scaling_factor,
+        )
+        routed = ops.grouped_experts(
+            x,
+            experts,
+            shares,
+            weights.gate_up,
+            weights.down,
+            alpha=self.config.swiglu_alpha,
+            limit=self.config.swiglu_limit,
+        )
+        return routed + self._dense_mlp(x, weights.shared)
+
+    def _norm(self, x: Tensor, weight: Tensor) -> Tensor:
+        return ops.gemma_rms_norm(x, weight, self.config.norm_eps)
