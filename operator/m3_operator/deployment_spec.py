@@ -57,6 +57,7 @@ class ImageSource(Model):
 TINY_HEADS = "model.source.tiny: kvHeads must divide heads"
 TINY_EXPERTS = "model.source.tiny: expertsPerToken must be at most experts"
 TINY_DENSE = "model.source.tiny: denseLayers must be at most layers"
+TINY_INDEX = "model.source.tiny: indexDim must be at least half of headDim"
 
 
 class TinySource(Model):
@@ -67,6 +68,7 @@ class TinySource(Model):
             ("self.heads % self.kvHeads == 0", TINY_HEADS),
             ("self.expertsPerToken <= self.experts", TINY_EXPERTS),
             ("self.denseLayers <= self.layers", TINY_DENSE),
+            ("self.indexDim >= self.headDim / 2", TINY_INDEX),
         )
     )
 
@@ -80,10 +82,10 @@ class TinySource(Model):
     """Query heads."""
     kv_heads: Annotated[int, Field(ge=1, le=128)] = 2
     """Key and value heads, which is also the number of index heads."""
-    head_dim: Annotated[int, Field(ge=2, le=512)] = 16
+    head_dim: Annotated[int, Field(ge=4, le=512, multiple_of=4)] = 16
     """Width of one head."""
-    index_dim: Annotated[int, Field(ge=2, le=512)] = 16
-    """Width of one index head."""
+    index_dim: Annotated[int, Field(ge=4, le=512, multiple_of=4)] = 16
+    """Width of one index head, at least the half of headDim that is rotated."""
     experts: Annotated[int, Field(ge=1, le=512)] = 8
     """Experts of a sparse layer."""
     experts_per_token: Annotated[int, Field(ge=1, le=64)] = 2
@@ -106,6 +108,7 @@ class TinySource(Model):
         require(self.heads % self.kv_heads == 0, TINY_HEADS)
         require(self.experts_per_token <= self.experts, TINY_EXPERTS)
         require(self.dense_layers <= self.layers, TINY_DENSE)
+        require(self.index_dim >= self.head_dim // 2, TINY_INDEX)
         return self
 
 

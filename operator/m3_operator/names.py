@@ -27,6 +27,8 @@ COMPONENT_LABEL = "app.kubernetes.io/component"
 
 APPLIED_HASH_ANNOTATION = f"{GROUP}/applied-hash"
 CONFIG_HASH_ANNOTATION = f"{GROUP}/config-hash"
+# How many pods the group of a pod has: a group outlives a change of spec.parallelism until it is replaced.
+NODES_ANNOTATION = f"{GROUP}/nodes"
 
 WORKER_COMPONENT = "worker"
 ROUTER_COMPONENT = "router"

@@ -66,7 +66,7 @@ class Prices(Model):
 class Lanes(Model):
     """How requests wait."""
 
-    priority_reserved_share: Annotated[float, Field(ge=0, le=1)] = 0.25
+    priority_reserved_share: Annotated[float, Field(ge=0, le=0.9)] = 0.25
     """Share of a pool's tokens in flight that only priority requests may use."""
     max_wait_seconds: Annotated[float, Field(gt=0, le=3600)] = 30
     """How long a request may wait before it is refused with 429."""

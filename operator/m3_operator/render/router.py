@@ -1,0 +1,231 @@
+"""Routers as configuration and as Kubernetes objects.
+
+`router_config` is the one place where an M3Router and the M3Deployments it names become the router's own file; the
+ConfigMap and `m3 up` both use it. Whether that file makes sense (two deployments with one model, prices finer than a
+nano-dollar) is judged by the router's own checks: ConfigError comes from there.
+
+The pods may read the EndpointSlices of their namespace, and nothing else.
+"""
+
+import base64
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any, Final
+
+import yaml
+
+from m3_operator import names
+from m3_operator.api import M3Deployment, M3Router
+from m3_operator.render import pod
+from m3_router.config import KeySettings, RouterConfig, ServiceWorkers, keys_to_yaml
+
+DATA_PORT: Final = 8080
+ADMIN_PORT: Final = 9090
+CONFIG_DIRECTORY: Final = PurePosixPath("/etc/m3-router/config")
+CONFIG_ENTRY: Final = "router.yaml"
+KEYS_DIRECTORY: Final = PurePosixPath("/etc/m3-router/keys")
+GENERATED_TENANT: Final = "default"
+
+
+def router_config(
+    router: M3Router,
+    deployments: Sequence[M3Deployment],
+    *,
+    listen: str,
+    admin: str,
+    workers: Mapping[str, ServiceWorkers | list[str]],
+    keys_file: Path | None,
+) -> RouterConfig:
+    """The router's configuration: one pool per deployment, its workers looked up by the deployment's name.
+
+    Without a `keys_file`, or with auth.mode None, no key is asked for; on an address beyond loopback the router's own
+    rule then wants `auth.allowInsecure`. Raises m3_router.config.ConfigError.
+    """
+    spec = router.spec
+    is_open = spec.auth.mode == "None" or keys_file is None
+    document = {
+        "listen": listen,
+        "admin": admin,
+        "allowInsecure": spec.auth.allow_insecure,
+        "auth": "none" if is_open else {"keysFile": str(keys_file)},
+        "contextTier": spec.context_tier.manifest(),
+        "prices": spec.prices.manifest(),
+        "lanes": spec.lanes.manifest(),
+        "limits": spec.limits.manifest(),
+        "pools": [_pool(deployment, workers[deployment.metadata.name]) for deployment in deployments],
+    }
+    return RouterConfig.from_yaml(yaml.safe_dump(document, sort_keys=False))
+
+
+def cluster_config(router: M3Router, deployments: Sequence[M3Deployment]) -> RouterConfig:
+    """`router_config` as the router's pods get it: workers from EndpointSlices, keys from the mounted Secret."""
+    any_address = "0.0.0.0"  # noqa: S104 - inside a pod, whose network is its own
+    return router_config(
+        router,
+        deployments,
+        listen=f"{any_address}:{DATA_PORT}",
+        admin=f"{any_address}:{ADMIN_PORT}",
+        workers={
+            deployment.metadata.name: ServiceWorkers(
+                service=names.workers_service_name(deployment.metadata.name),
+                namespace=deployment.metadata.namespace,
+                port=names.HTTP_PORT_NAME,
+            )
+            for deployment in deployments
+        },
+        keys_file=Path(KEYS_DIRECTORY / names.KEYS_FILE_ENTRY),
+    )
+
+
+def router_objects(router: M3Router, config: RouterConfig, *, image: str) -> list[dict[str, Any]]:
+    """Everything one router needs but its keys, in the order of creation: what the pods read comes before them."""
+    objects = [_config_map(router, config)]
+    if router.spec.template.service_account_name is None:
+        objects.append(_named(router, "v1", "ServiceAccount", {"automountServiceAccountToken": False}))
+    return [*objects, _role(router), _role_binding(router), _service(router), _deployment(router, config, image)]
+
+
+def keys_secret(router: M3Router, api_key: str) -> dict[str, Any]:
+    """The Secret of a generated key: `api-key` for people, `keys.yaml` for the router, which never sees the key."""
+    digest = hashlib.sha256(api_key.encode()).hexdigest()
+    entry = KeySettings(tenant=GENERATED_TENANT, sha256=digest, service_tiers=("standard", "priority"))
+    data = {names.API_KEY_ENTRY: api_key, names.KEYS_FILE_ENTRY: keys_to_yaml([entry])}
+    secret = _named(router, "v1", "Secret", {"type": "Opaque"})
+    secret["metadata"]["name"] = names.keys_secret_name(router.metadata.name)
+    secret["data"] = {key: base64.b64encode(text.encode()).decode() for key, text in data.items()}
+    return secret
+
+
+def _pool(deployment: M3Deployment, workers: ServiceWorkers | list[str]) -> dict[str, Any]:
+    spec = deployment.spec
+    pool: dict[str, Any] = {"name": deployment.metadata.name, "models": [spec.model.served_name]}
+    if spec.engine.max_context_tokens is not None:
+        pool["maxContextTokens"] = spec.engine.max_context_tokens
+    if isinstance(workers, ServiceWorkers):
+        return {**pool, "workers": workers.model_dump(mode="json", by_alias=True)}
+    return {**pool, "workers": list(workers)}
+
+
+def _config_map(router: M3Router, config: RouterConfig) -> dict[str, Any]:
+    return _named(router, "v1", "ConfigMap", {"data": {CONFIG_ENTRY: config.to_yaml()}})
+
+
+def _role(router: M3Router) -> dict[str, Any]:
+    rules = [{"apiGroups": ["discovery.k8s.io"], "resources": ["endpointslices"], "verbs": ["get", "list", "watch"]}]
+    return _named(router, "rbac.authorization.k8s.io/v1", "Role", {"rules": rules})
+
+
+def _role_binding(router: M3Router) -> dict[str, Any]:
+    role = {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": names.router_name(router.metadata.name)}
+    subject = {"kind": "ServiceAccount", "name": _account(router), "namespace": router.metadata.namespace}
+    return _named(router, "rbac.authorization.k8s.io/v1", "RoleBinding", {"roleRef": role, "subjects": [subject]})
+
+
+def _service(router: M3Router) -> dict[str, Any]:
+    port = {
+        "name": names.HTTP_PORT_NAME,
+        "port": router.spec.service.port,
+        "targetPort": names.HTTP_PORT_NAME,
+        "protocol": "TCP",
+    }
+    spec = {
+        "type": router.spec.service.type,
+        "selector": names.router_selector(router.metadata.name),
+        "ports": [port],
+    }
+    return _named(router, "v1", "Service", {"spec": spec})
+
+
+def _deployment(router: M3Router, config: RouterConfig, image: str) -> dict[str, Any]:
+    name, template = router.metadata.name, router.spec.template
+    annotations = {names.CONFIG_HASH_ANNOTATION: hashlib.sha256(config.to_yaml().encode()).hexdigest()[:16]}
+    metadata = pod.pod_metadata(template, names.router_labels(name), annotations)
+    pod_spec = {
+        "serviceAccountName": _account(router),
+        "automountServiceAccountToken": True,  # it follows its workers' EndpointSlices
+        "enableServiceLinks": False,
+        "terminationGracePeriodSeconds": pod.termination_seconds(router.spec.limits.drain_seconds),
+        "topologySpreadConstraints": [_spread(name)],
+        "containers": [_container(router, image)],
+        "volumes": [pod.TMP_VOLUME, *_volumes(router)],
+    }
+    spec = {
+        "replicas": router.spec.replicas,
+        "selector": {"matchLabels": names.router_selector(name)},
+        # A new router must answer before an old one goes; there may be only one.
+        "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}},
+        "template": {
+            "metadata": metadata,
+            "spec": pod.lay_over(pod_spec, template, router.spec.image_pull_secrets),
+        },
+    }
+    return _named(router, "apps/v1", "Deployment", {"spec": spec})
+
+
+def _container(router: M3Router, image: str) -> dict[str, Any]:
+    def probe(path: str, period_seconds: int, failures: int) -> dict[str, Any]:
+        get = {"path": path, "port": names.ADMIN_PORT_NAME}
+        return {"httpGet": get, "timeoutSeconds": 5, "periodSeconds": period_seconds, "failureThreshold": failures}
+
+    mounts = [
+        pod.TMP_MOUNT,
+        {"name": "config", "mountPath": str(CONFIG_DIRECTORY), "readOnly": True},
+    ]
+    if router.spec.auth.mode == "Keys":
+        mounts.append({"name": "keys", "mountPath": str(KEYS_DIRECTORY), "readOnly": True})
+    return {
+        "name": "router",
+        "image": image,
+        "imagePullPolicy": router.spec.image_pull_policy,
+        "command": ["m3-router"],
+        "args": ["--config", str(CONFIG_DIRECTORY / CONFIG_ENTRY)],
+        "env": [pod.HOME],
+        "ports": [
+            {"name": names.HTTP_PORT_NAME, "containerPort": DATA_PORT, "protocol": "TCP"},
+            {"name": names.ADMIN_PORT_NAME, "containerPort": ADMIN_PORT, "protocol": "TCP"},
+        ],
+        "readinessProbe": probe("/readyz", 2, 2),
+        "livenessProbe": probe("/healthz", 10, 3),
+        "lifecycle": pod.drained_lifecycle(),
+        "securityContext": pod.CONTAINER_SECURITY,
+        "volumeMounts": mounts,
+    }
+
+
+def _volumes(router: M3Router) -> list[dict[str, Any]]:
+    name = names.router_name(router.metadata.name)
+    volumes: list[dict[str, Any]] = [{"name": "config", "configMap": {"name": name}}]
+    if router.spec.auth.mode == "Keys":
+        secret = router.spec.auth.secret_name or names.keys_secret_name(router.metadata.name)
+        items = [{"key": names.KEYS_FILE_ENTRY, "path": names.KEYS_FILE_ENTRY}]
+        volumes.append({"name": "keys", "secret": {"secretName": secret, "items": items}})
+    return volumes
+
+
+def _spread(name: str) -> dict[str, Any]:
+    return {
+        "maxSkew": 1,
+        "topologyKey": "kubernetes.io/hostname",
+        "whenUnsatisfiable": "ScheduleAnyway",
+        "labelSelector": {"matchLabels": names.router_selector(name)},
+    }
+
+
+def _account(router: M3Router) -> str:
+    return router.spec.template.service_account_name or names.router_name(router.metadata.name)
+
+
+def _named(router: M3Router, api_version: str, kind: str, body: Mapping[str, Any]) -> dict[str, Any]:
+    meta = router.metadata
+    return {
+        "apiVersion": api_version,
+        "kind": kind,
+        "metadata": {
+            "name": names.router_name(meta.name),
+            "namespace": meta.namespace,
+            "labels": names.router_labels(meta.name),
+            "ownerReferences": [pod.owner_reference(names.ROUTER_KIND, meta.name, meta.uid)],
+        },
+        **body,
+    }

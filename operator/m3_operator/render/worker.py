@@ -1,0 +1,249 @@
+"""Workers as Kubernetes objects: the pods of one group, its headless Service, the Service over every rank 0.
+
+`worker_settings` and `tiny_settings` are the one place where a spec becomes the flags of a worker; pods and `m3 up`
+both start from them. A group is one world: one pod per node, ranks in environment variables, rank 0 alone serves HTTP.
+
+The revision is a hash over what a person asked for (with the image resolved), not over the rendered pods: a newer
+operator that renders them differently must not restart workers that hold half a terabyte of weights.
+"""
+
+import hashlib
+import json
+import math
+from pathlib import Path, PurePosixPath
+from typing import Any, Final
+
+from m3_operator import names
+from m3_operator.api import M3Deployment
+from m3_operator.fragments import EnvVar
+from m3_operator.render import pod
+from m3_worker.config import TinySettings, WorkerSettings
+
+MODEL_DIRECTORY: Final = PurePosixPath("/model")
+RENDEZVOUS_PORT: Final = 29500
+RENDEZVOUS_PORT_NAME: Final = "rendezvous"
+_REVISION_LENGTH: Final = 10
+_STARTUP_PERIOD_SECONDS: Final = 5
+
+
+def worker_settings(deployment: M3Deployment, *, model: Path, host: str, port: int) -> WorkerSettings:
+    """The settings of rank 0, serving the checkpoint in `model` on `host`:`port`."""
+    spec = deployment.spec
+    return WorkerSettings(
+        model=model,
+        served_model_name=spec.model.served_name,
+        host=host,
+        port=port,
+        device="cuda" if spec.parallelism.gpus_per_node else "cpu",
+        dtype=spec.model.dtype,
+        max_context_tokens=spec.engine.max_context_tokens,
+        max_concurrent=spec.engine.max_concurrent,
+        step_tokens=spec.engine.step_tokens,
+        cache_tokens=spec.engine.cache_tokens,
+        drain_seconds=float(spec.drain.timeout_seconds),
+    )
+
+
+def worker_arguments(deployment: M3Deployment, settings: WorkerSettings) -> list[str]:
+    """The arguments of `m3-worker`: the settings' flags, then those that the user added."""
+    return [*settings.arguments(), *deployment.spec.engine.args]
+
+
+def tiny_settings(deployment: M3Deployment, directory: Path) -> TinySettings:
+    """What writes the deployment's tiny checkpoint into `directory`. Raises ValueError if its source is another."""
+    tiny = deployment.spec.model.source.tiny
+    if tiny is None:
+        raise ValueError(f"{deployment.metadata.name}: model.source is not tiny")
+    return TinySettings(directory=directory, **tiny.model_dump(by_alias=False))
+
+
+def revision(deployment: M3Deployment, image: str) -> str:
+    """Names what running pods must match. Replicas, suspend and router are not in it: scaling never rolls.
+
+    Values that equal the defaults are left out, so that a field added by a later version changes no revision.
+    """
+    wanted = deployment.spec.model_dump(
+        mode="json", by_alias=True, exclude_defaults=True, exclude={"replicas", "suspend", "router"}
+    )
+    text = json.dumps({**wanted, "image": image}, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:_REVISION_LENGTH]
+
+
+def group_pods(deployment: M3Deployment, group: int, revision: str, *, image: str) -> list[dict[str, Any]]:
+    """The pods of one group, by rank. Creating them again with the same arguments gives the same names."""
+    return [_group_pod(deployment, group, rank, revision, image) for rank in range(deployment.spec.parallelism.nodes)]
+
+
+def group_service(deployment: M3Deployment, group: int) -> dict[str, Any]:
+    """The headless Service by which the ranks of one group find each other, before any of them is ready."""
+    name = names.group_name(deployment.metadata.name, group)
+    labels = {**names.worker_labels(deployment.metadata.name), names.GROUP_LABEL: str(group)}
+    return _service(
+        deployment,
+        name,
+        labels,
+        {
+            "clusterIP": "None",
+            "publishNotReadyAddresses": True,
+            "selector": names.group_selector(deployment.metadata.name, group),
+            "ports": [_port(RENDEZVOUS_PORT_NAME, RENDEZVOUS_PORT, RENDEZVOUS_PORT)],
+        },
+    )
+
+
+def workers_service(deployment: M3Deployment) -> dict[str, Any]:
+    """The Service over the ready rank 0 of every group."""
+    name = deployment.metadata.name
+    return _service(
+        deployment,
+        names.workers_service_name(name),
+        names.worker_labels(name),
+        {
+            "type": "ClusterIP",
+            "selector": names.rank0_selector(name),
+            "ports": [_port(names.HTTP_PORT_NAME, deployment.spec.engine.port, names.HTTP_PORT_NAME)],
+        },
+    )
+
+
+def _group_pod(deployment: M3Deployment, group: int, rank: int, revision: str, image: str) -> dict[str, Any]:
+    name, meta = names.pod_name(deployment.metadata.name, group, rank), deployment.metadata
+    labels = {
+        **names.worker_labels(meta.name),
+        names.GROUP_LABEL: str(group),
+        names.RANK_LABEL: str(rank),
+        names.REVISION_LABEL: revision,
+    }
+    spec: dict[str, Any] = {
+        "restartPolicy": "Never",  # a rank that restarts alone cannot rejoin its world: the group is recreated
+        "automountServiceAccountToken": False,
+        "enableServiceLinks": False,
+        "hostname": name,
+        "subdomain": names.group_name(meta.name, group),
+        "terminationGracePeriodSeconds": pod.termination_seconds(deployment.spec.drain.timeout_seconds),
+        "containers": [_worker_container(deployment, group, rank, image)],
+        "volumes": [pod.TMP_VOLUME, _model_volume(deployment)],
+    }
+    if deployment.spec.model.source.tiny is not None:
+        spec["initContainers"] = [_tiny_container(deployment, image)]
+    template = deployment.spec.template
+    declared = {names.NODES_ANNOTATION: str(deployment.spec.parallelism.nodes)}
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {
+            "name": name,
+            "namespace": meta.namespace,
+            **pod.pod_metadata(template, labels, declared),
+            "ownerReferences": [pod.owner_reference(names.DEPLOYMENT_KIND, meta.name, meta.uid)],
+        },
+        "spec": pod.lay_over(spec, template, deployment.spec.engine.image_pull_secrets),
+    }
+
+
+def _worker_container(deployment: M3Deployment, group: int, rank: int, image: str) -> dict[str, Any]:
+    spec = deployment.spec
+    settings = worker_settings(
+        deployment,
+        model=Path(MODEL_DIRECTORY),
+        host="0.0.0.0",  # noqa: S104 - inside a pod, whose network is its own
+        port=spec.engine.port,
+    )
+    container: dict[str, Any] = {
+        "name": "worker",
+        "image": image,
+        "imagePullPolicy": spec.engine.image_pull_policy,
+        "command": ["m3-worker"],
+        "args": worker_arguments(deployment, settings),
+        "env": [pod.HOME, *_rank_env(deployment, group, rank), *(_env(variable) for variable in spec.engine.env)],
+        "securityContext": pod.CONTAINER_SECURITY,
+        "volumeMounts": [pod.TMP_MOUNT, _model_mount(deployment)],
+    }
+    if spec.parallelism.gpus_per_node:
+        gpus = {spec.accelerator.resource_name: str(spec.parallelism.gpus_per_node)}
+        container["resources"] = {"requests": gpus, "limits": gpus}
+    if rank == 0:
+        container |= _serving(deployment)
+    return container
+
+
+def _serving(deployment: M3Deployment) -> dict[str, Any]:
+    """Port, probes and drain of the only rank that speaks HTTP."""
+    health = {"httpGet": {"path": "/health", "port": names.HTTP_PORT_NAME}, "timeoutSeconds": 5}
+    startup = math.ceil(deployment.spec.probes.startup_seconds / _STARTUP_PERIOD_SECONDS)
+    return {
+        "ports": [{"name": names.HTTP_PORT_NAME, "containerPort": deployment.spec.engine.port, "protocol": "TCP"}],
+        "startupProbe": {**health, "periodSeconds": _STARTUP_PERIOD_SECONDS, "failureThreshold": startup},
+        "readinessProbe": {**health, "periodSeconds": 2, "failureThreshold": 2},
+        # Patient: a server that answers late is worse off restarted, with all its weights to load again.
+        "livenessProbe": {**health, "periodSeconds": 10, "failureThreshold": 6},
+        "lifecycle": pod.drained_lifecycle(),
+    }
+
+
+def _tiny_container(deployment: M3Deployment, image: str) -> dict[str, Any]:
+    return {
+        "name": "tiny",
+        "image": image,
+        "imagePullPolicy": deployment.spec.engine.image_pull_policy,
+        "command": ["python", "-m", "m3_worker.tiny"],
+        "args": tiny_settings(deployment, Path(MODEL_DIRECTORY)).arguments(),
+        "env": [pod.HOME, *(_env(variable) for variable in deployment.spec.engine.env)],
+        "securityContext": pod.CONTAINER_SECURITY,
+        "volumeMounts": [pod.TMP_MOUNT, {"name": "model", "mountPath": str(MODEL_DIRECTORY)}],
+    }
+
+
+def _rank_env(deployment: M3Deployment, group: int, rank: int) -> list[dict[str, str]]:
+    name, parallelism = deployment.metadata.name, deployment.spec.parallelism
+    leader = f"{names.pod_name(name, group, 0)}.{names.group_name(name, group)}"
+    return [
+        {"name": "M3_NODE_RANK", "value": str(rank)},
+        {"name": "M3_NODES", "value": str(parallelism.nodes)},
+        {"name": "M3_GPUS_PER_NODE", "value": str(parallelism.gpus_per_node)},
+        {"name": "MASTER_ADDR", "value": leader},
+        {"name": "MASTER_PORT", "value": str(RENDEZVOUS_PORT)},
+    ]
+
+
+def _env(variable: EnvVar) -> dict[str, Any]:
+    return variable.manifest()
+
+
+def _model_volume(deployment: M3Deployment) -> dict[str, Any]:
+    source = deployment.spec.model.source
+    if source.pvc is not None:
+        return {"name": "model", "persistentVolumeClaim": {"claimName": source.pvc.claim_name, "readOnly": True}}
+    if source.host_path is not None:
+        return {"name": "model", "hostPath": {"path": source.host_path.path, "type": "Directory"}}
+    if source.image is not None:
+        image = {"reference": source.image.reference, "pullPolicy": source.image.pull_policy}
+        return {"name": "model", "image": image}
+    return {"name": "model", "emptyDir": {}}
+
+
+def _model_mount(deployment: M3Deployment) -> dict[str, Any]:
+    mount: dict[str, Any] = {"name": "model", "mountPath": str(MODEL_DIRECTORY), "readOnly": True}
+    pvc = deployment.spec.model.source.pvc
+    if pvc is not None and pvc.path:
+        mount["subPath"] = pvc.path
+    return mount
+
+
+def _service(deployment: M3Deployment, name: str, labels: dict[str, str], spec: dict[str, Any]) -> dict[str, Any]:
+    meta = deployment.metadata
+    return {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": {
+            "name": name,
+            "namespace": meta.namespace,
+            "labels": labels,
+            "ownerReferences": [pod.owner_reference(names.DEPLOYMENT_KIND, meta.name, meta.uid)],
+        },
+        "spec": spec,
+    }
+
+
+def _port(name: str, port: int, target: int | str) -> dict[str, Any]:
+    return {"name": name, "port": port, "targetPort": target, "protocol": "TCP"}
