@@ -1,0 +1,3 @@
+module testcluster.invalid/pause
+
+go 1.26.0

@@ -1,0 +1,58 @@
+"""Fixtures that give tests a real Kubernetes, and the marks that go with them.
+
+A test that asks for `control_plane` is marked `cluster`, one that asks for `real_cluster` is marked `real_cluster`;
+each kind runs in one xdist worker (`--dist loadgroup`), so that one cluster of a kind runs at a time.
+"""
+
+import secrets
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from m3_testcluster.cluster import Cluster
+from m3_testcluster.control_plane import control_plane as run_control_plane
+from m3_testcluster.progress import to_stderr
+
+CLUSTER_FIXTURES = {"control_plane": "cluster", "real_cluster": "real_cluster"}
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks by fixture, so that no test forgets it; before pytest selects by `-m` and xdist forms its groups."""
+    for item in items:
+        for fixture in CLUSTER_FIXTURES.keys() & set(getattr(item, "fixturenames", ())):
+            item.add_marker(CLUSTER_FIXTURES[fixture])
+            item.add_marker(pytest.mark.xdist_group(fixture))
+            if item.get_closest_marker("timeout") is None:
+                # The first test of a session also waits for the cluster; that has time limits of its own.
+                item.add_marker(pytest.mark.timeout(300, func_only=True))
+
+
+@pytest.fixture(scope="session")
+def visible_report(pytestconfig: pytest.Config) -> Callable[[str], None]:
+    """Progress lines that pytest's capture does not swallow: a first build takes minutes."""
+    capture = pytestconfig.pluginmanager.getplugin("capturemanager")
+
+    def report(line: str) -> None:
+        with capture.global_and_fixture_disabled():
+            to_stderr(line)
+
+    return report
+
+
+@pytest.fixture(scope="session")
+def control_plane(visible_report: Callable[[str], None]) -> Iterator[Cluster]:
+    """A real API server, scheduler and controller manager; add simulated GPU nodes with `fake_gpu_nodes`."""
+    with run_control_plane(visible_report) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def namespace(request: pytest.FixtureRequest) -> Iterator[str]:
+    """A fresh namespace in the cluster that the test uses (the real one where it uses both)."""
+    fixture = "real_cluster" if "real_cluster" in request.fixturenames else "control_plane"
+    cluster: Cluster = request.getfixturevalue(fixture)
+    name = f"test-{secrets.token_hex(4)}"
+    cluster.create_namespace(name)
+    yield name
+    cluster.kubectl("delete", "namespace", name, "--wait=false")

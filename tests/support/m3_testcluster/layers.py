@@ -1,0 +1,93 @@
+"""Image layers of installed distributions and of this project's own packages.
+
+Owns the choice of files. They come from the test environment, and go where the image's interpreter looks by itself, so
+that a pod may still set PYTHONPATH to packages that it mounts.
+"""
+
+import importlib.metadata
+from collections.abc import Iterable
+from pathlib import Path
+
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from m3_testcluster.images import Entry, Layer
+from m3_testcluster.interpreter import base_interpreter, site_packages
+
+REPOSITORY = Path(__file__).resolve().parents[3]
+OWN_DISTRIBUTION = "m3serve"
+OWN_PACKAGES = ("kernels/m3_kernels", "operator/m3_operator", "router/m3_router", "worker/m3_worker")
+# Never in a test image: pods that compute mount the test environment instead (torch alone is 5 GB on disk).
+HEAVY = frozenset({"mlx", "mlx-cpu", "mlx-lm", "numpy", "torch", "transformers", "triton"})
+HEAVY_PREFIXES = ("cuda-", "nvidia-")
+
+
+def packages_layer(requirements: Iterable[str]) -> Layer:
+    """The installed distributions that the requirements name, with all that these need, without the heavy ones.
+
+    Raises LookupError where one is not installed.
+    """
+    files: dict[str, Entry] = {}
+    for distribution in _closure(map(Requirement, requirements)):
+        for file in distribution.files or ():
+            source = Path(str(file.locate()))
+            if ".." not in file.parts and "__pycache__" not in file.parts and source.is_file():
+                files[f"{site_packages()}/{file}"] = Entry.of_file(source)
+    return Layer(files)
+
+
+def source_layer() -> Layer:
+    """This project's four packages, and its console scripts as commands in `/usr/local/bin`."""
+    files: dict[str, Entry] = {}
+    for package in OWN_PACKAGES:
+        root = REPOSITORY / package
+        for source in sorted(root.rglob("*")):
+            if source.is_file() and "__pycache__" not in source.parts:
+                files[f"{site_packages()}/{source.relative_to(root.parent)}"] = Entry.of_file(source)
+    scripts = importlib.metadata.distribution(OWN_DISTRIBUTION).entry_points.select(group="console_scripts")
+    for script in scripts:
+        module, function = script.value.split(":")
+        text = f"#!{base_interpreter()}\nimport sys\n\nfrom {module} import {function}\n\nsys.exit({function}())\n"
+        files[f"/usr/local/bin/{script.name}"] = Entry(text.encode(), executable=True)
+    return Layer(files)
+
+
+def extra_requirements(extra: str) -> list[str]:
+    """What a part of this project asks for: its extra and what every part needs."""
+    distribution = importlib.metadata.distribution(OWN_DISTRIBUTION)
+    return [str(requirement) for requirement in _requirements(distribution, {extra})]
+
+
+def _is_left_out(name: str) -> bool:
+    return name in HEAVY or name.startswith(HEAVY_PREFIXES) or name == OWN_DISTRIBUTION
+
+
+def _closure(requirements: Iterable[Requirement]) -> list[importlib.metadata.Distribution]:
+    """The distributions that are asked for, directly or not, sorted by name."""
+    found: dict[str, importlib.metadata.Distribution] = {}
+    seen: set[tuple[str, frozenset[str]]] = set()
+    waiting = list(requirements)
+    while waiting:
+        requirement = waiting.pop()
+        name, extras = canonicalize_name(requirement.name), frozenset(requirement.extras)
+        if _is_left_out(name) or (name, extras) in seen:
+            continue
+        seen.add((name, extras))
+        try:
+            found[name] = importlib.metadata.distribution(name)
+        except importlib.metadata.PackageNotFoundError as missing:
+            raise LookupError(
+                f"the test images need {name}, which this environment lacks: run `make setup`"
+            ) from missing
+        waiting += _requirements(found[name], extras)
+    return [found[name] for name in sorted(found)]
+
+
+def _requirements(distribution: importlib.metadata.Distribution, extras: Iterable[str]) -> list[Requirement]:
+    """What the distribution needs on this machine, with the given extras."""
+    every = [Requirement(line) for line in distribution.requires or ()]
+    names = ("", *extras)
+    wanted = [r for r in every if r.marker is None or any(r.marker.evaluate({"extra": extra}) for extra in names)]
+    for requirement in wanted:
+        requirement.marker = None
+    return wanted
