@@ -154,8 +154,8 @@ def _check(found: Mapping[str, Any], expected: Mapping[str, Tensor]) -> int:
         needed_bytes += place.numel() * _ITEM_BYTES[dtype]
     extra = [name for name in found if name not in expected]
     for prefixes, kind in (
-        (_VISION_PREFIXES, "vision tensors: text only"),
-        (_MTP_PREFIXES, "MTP tensors: no drafting"),
+        (_VISION_PREFIXES, "vision tensors"),
+        (_MTP_PREFIXES, "MTP tensors"),
     ):
         skipped = [name for name in extra if name.startswith(prefixes)]
         if skipped:

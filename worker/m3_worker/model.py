@@ -1,8 +1,8 @@
 """MiniMax-M3's text model: what its weights are, and one step through it, readable from top to bottom.
 
 Owns the order of the operations; their meaning is in `m3_kernels`. Holds weights and nothing that changes: all that a
-step reads comes in as arguments (`StepTensors`), all that it leaves behind goes to the cache. Knows no file (`checkpoint`
-fills the weights), no request and no rank.
+step reads comes in as arguments (`StepTensors`), all that it leaves behind goes to the cache. Knows no file (weights
+come from `checkpoint`), no request and no rank.
 
 Per layer: x += attention(norm(x)); x += mlp(norm(x)). Every norm is a Gemma norm. Source: reference of the released
 model (`model_type: minimax_m3_vl`); the symbols in the shapes are those of `m3_kernels`.

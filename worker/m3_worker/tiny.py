@@ -1,0 +1,203 @@
+"""Random tiny checkpoints in the official form of MiniMax-M3, for tests, demos and trying things out.
+
+Owns what such a directory holds: config.json, weights in two shards with their index, a byte-level tokenizer with M3's
+special tokens, a chat template in M3's format, generation defaults. The same settings give the same bytes.
+The weights are random everywhere, norms and router bias too: zeros there would hide a norm without its "1 +" or a
+router that ignores its bias. There is no vision tower, and config.json has none.
+"""
+
+import json
+import sys
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from torch import Tensor
+
+from m3_worker.checkpoint import tensor_places
+from m3_worker.config import TinySettings
+from m3_worker.model import ModelWeights
+from m3_worker.model_config import ModelConfig
+
+# M3's special tokens, in the order of their ids in the released tokenizer; here they follow the 256 bytes. Those marked
+# False are ordinary text to a decoder: parsers of thinking and tool calls read them.
+_ADDED_TOKENS = (
+    ("]~b]", True),  # start of a turn
+    ("[e~[", True),  # end of a turn
+    ("]!d~[", True),
+    ("]<]image[>[", True),
+    ("]<]video[>[", True),
+    ("]<]start of image[>[", True),
+    ("]<]end of image[>[", True),
+    ("]<]start of video[>[", True),
+    ("]<]end of video[>[", True),
+    ("]<]vision pad[>[", True),
+    ("]~!b[", True),  # start of a conversation
+    ("<mm:think>", False),
+    ("</mm:think>", False),
+    ("]<]minimax[>[", False),  # before every tag of a tool call
+)
+_TOKEN_IDS = {text: 256 + number for number, (text, _) in enumerate(_ADDED_TOKENS)}
+_VOCAB_SIZE = 256 + len(_ADDED_TOKENS)
+_SHARDS = 2
+
+
+def main() -> None:
+    """`python -m m3_worker.tiny DIR --seed N ...`: write one checkpoint and say where."""
+    settings = TinySettings.parse_arguments(sys.argv[1:])
+    try:
+        tensor_bytes = write_checkpoint(settings)
+    except OSError as error:
+        sys.exit(f"m3 tiny: cannot write to {settings.directory}: {error.strerror or error}")
+    sys.stdout.write(f"{settings.directory}: {tensor_bytes:,} bytes of weights, seed {settings.seed}\n")
+
+
+def write_checkpoint(settings: TinySettings) -> int:
+    """Write the checkpoint into `settings.directory`, made if it is not there. Returns the bytes of its tensors.
+
+    Files of the same names are replaced; raises OSError if one cannot be written.
+    """
+    directory = settings.directory
+    directory.mkdir(parents=True, exist_ok=True)
+    config = config_json(settings)
+    _write_json(directory / "config.json", config)
+    _write_json(directory / "generation_config.json", _generation_config_json())
+    _write_json(directory / "tokenizer_config.json", _tokenizer_config_json(settings))
+    _tokenizer().save(str(directory / "tokenizer.json"))
+    template = resources.files("m3_worker").joinpath("chat_template.jinja").read_text(encoding="utf-8")
+    (directory / "chat_template.jinja").write_text(template, encoding="utf-8")
+    return _write_weights(directory, ModelConfig.from_json(config), settings)
+
+
+def config_json(settings: TinySettings) -> dict[str, Any]:
+    """The checkpoint's config.json: the released file's fields, with the sizes of `settings`."""
+    by_layer = [0] * settings.dense_layers + [1] * (settings.layers - settings.dense_layers)
+    return {
+        "architectures": ["MiniMaxM3SparseForConditionalGeneration"],
+        "model_type": "minimax_m3_vl",
+        "torch_dtype": settings.dtype,
+        "image_token_index": _TOKEN_IDS["]<]image[>["],
+        "video_token_index": _TOKEN_IDS["]<]video[>["],
+        "tie_word_embeddings": False,
+        "text_config": {
+            "hidden_size": settings.hidden,
+            "num_hidden_layers": settings.layers,
+            "num_attention_heads": settings.heads,
+            "num_key_value_heads": settings.kv_heads,
+            "head_dim": settings.head_dim,
+            "vocab_size": _VOCAB_SIZE,
+            "max_position_embeddings": settings.context,
+            "dense_intermediate_size": 2 * settings.intermediate,
+            "intermediate_size": settings.intermediate,
+            "shared_intermediate_size": settings.intermediate,
+            "n_shared_experts": 1,
+            "num_local_experts": settings.experts,
+            "num_experts_per_tok": settings.experts_per_token,
+            "scoring_func": "sigmoid",
+            "use_routing_bias": True,
+            "routed_scaling_factor": 2.0,
+            "moe_layer_freq": by_layer,
+            "rope_theta": 5_000_000,
+            "rotary_dim": settings.head_dim // 2,
+            "partial_rotary_factor": 0.5,
+            "use_qk_norm": True,
+            "qk_norm_type": "per_head",
+            "rms_norm_eps": 1e-6,
+            "use_gemma_norm": True,
+            "hidden_act": "swigluoai",
+            "swiglu_alpha": 1.702,
+            "swiglu_limit": 7.0,
+            "attention_output_gate": False,
+            "tie_word_embeddings": False,
+            "sparse_attention_config": {
+                "use_sparse_attention": True,
+                "sparse_index_dim": settings.index_dim,
+                "sparse_num_index_heads": settings.kv_heads,
+                "sparse_topk_blocks": settings.topk,
+                "sparse_block_size": settings.block,
+                "sparse_score_type": "max",
+                "sparse_init_block": 0,
+                "sparse_local_block": 1,
+                "sparse_attention_freq": by_layer,
+                "sparse_disable_index_value": by_layer,
+            },
+        },
+    }
+
+
+def _generation_config_json() -> dict[str, Any]:
+    return {
+        "bos_token_id": _TOKEN_IDS["]~!b["],
+        "eos_token_id": _TOKEN_IDS["[e~["],
+        "do_sample": True,
+        "temperature": 1.0,
+        "top_p": 0.95,
+        "top_k": 40,
+    }
+
+
+def _tokenizer_config_json(settings: TinySettings) -> dict[str, Any]:
+    return {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_max_length": settings.context,
+        "bos_token": "]~!b[",
+        "eos_token": "[e~[",
+        "add_bos_token": False,
+        "clean_up_tokenization_spaces": False,
+    }
+
+
+def _tokenizer() -> Tokenizer:
+    """One token per byte, with the byte's value as its id, then the added tokens. Any ids decode to valid text."""
+    vocabulary = {character: byte for byte, character in enumerate(_byte_characters())}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_tokens([AddedToken(text, special=special, normalized=False) for text, special in _ADDED_TOKENS])
+    return tokenizer
+
+
+def _byte_characters() -> list[str]:
+    """The printable character that stands for each byte in a byte-level vocabulary (the convention of GPT-2)."""
+    printable = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)}
+    substitutes = iter(range(256, 512))
+    return [chr(byte if byte in printable else next(substitutes)) for byte in range(256)]
+
+
+def _write_weights(directory: Path, config: ModelConfig, settings: TinySettings) -> int:
+    places = tensor_places(ModelWeights.allocate(config, getattr(torch, settings.dtype), "meta"), config)
+    generator = torch.Generator().manual_seed(settings.seed)
+    tensors = {name: _random(name, place, generator) for name, place in places.items()}
+    names = list(tensors)
+    per_shard = -(-len(names) // _SHARDS)
+    weight_map: dict[str, str] = {}
+    for number in range(_SHARDS):
+        file = f"model-{number + 1:05}-of-{_SHARDS:05}.safetensors"
+        part = {name: tensors[name] for name in names[number * per_shard : (number + 1) * per_shard]}
+        (directory / file).write_bytes(save(part, metadata={"format": "pt"}))
+        weight_map |= dict.fromkeys(part, file)
+    total_bytes = sum(tensor.nbytes for tensor in tensors.values())
+    index = {"metadata": {"total_size": total_bytes}, "weight_map": weight_map}
+    _write_json(directory / "model.safetensors.index.json", index)
+    return total_bytes
+
+
+def _random(name: str, place: Tensor, generator: torch.Generator) -> Tensor:
+    """Normal values that keep a random model lively: matrices pass on the variance of their input."""
+    values = torch.randn(place.shape, generator=generator)
+    if place.dim() == 1:  # norm weights, of which 1 + w is applied, and the router's bias
+        values *= 0.2
+    elif "embed_tokens" not in name:
+        values *= place.shape[1] ** -0.5
+    return values.to(place.dtype)
+
+
+def _write_json(path: Path, value: dict[str, Any]) -> None:
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
