@@ -1,0 +1,71 @@
+"""A runner whose next token is a checksum of the whole context, as it is found in the pages.
+
+It writes a chunk's tokens to (page, offset) and reads the context back through the page table, as attention does. So a
+page given twice, freed too early, written at a wrong place or not computed again after a preemption changes the tokens.
+"""
+
+import threading
+import zlib
+from array import array
+from collections.abc import Callable, Iterable
+
+from m3_worker.request import Batch, SampledToken
+
+
+def next_token(context: Iterable[int], vocabulary: int = 256) -> int:
+    """The token that follows a context: no two contexts that differ anywhere agree for long."""
+    return zlib.crc32(array("q", context).tobytes()) % vocabulary
+
+
+def continuation(prompt: list[int], tokens: int, vocabulary: int = 256) -> list[int]:
+    """What greedy decoding of `prompt` gives, worked out without any cache."""
+    context = list(prompt)
+    for _ in range(tokens):
+        context.append(next_token(context, vocabulary))
+    return context[len(prompt) :]
+
+
+class FakeRunner:
+    """Runs batches over a dictionary that stands for the cache.
+
+    `gate`, if given, is waited for before each step, so that a test decides when a step ends; `before_step` is called
+    with each batch on the engine's thread and may raise.
+    """
+
+    def __init__(
+        self,
+        page_tokens: int,
+        vocabulary: int = 256,
+        gate: threading.Semaphore | None = None,
+        before_step: Callable[[Batch], None] | None = None,
+    ) -> None:
+        self.page_tokens = page_tokens
+        self.vocabulary = vocabulary
+        self.gate = gate
+        self.before_step = before_step
+        self.batches: list[list[tuple[str, int, int]]] = []
+        self._memory: dict[tuple[int, int], int] = {}
+
+    def run(self, batch: Batch) -> list[SampledToken]:
+        """Compute the batch's chunks; one token for each of `batch.sampling`."""
+        if self.before_step is not None:
+            self.before_step(batch)
+        if self.gate is not None:
+            self.gate.acquire()
+        self.batches.append([(chunk.sequence.id, chunk.start, chunk.tokens) for chunk in batch.chunks])
+        for chunk in batch.chunks:
+            for position in range(chunk.start, chunk.end):
+                self._memory[self._slot(chunk.page_ids, position)] = chunk.sequence.token_ids[position]
+        return [
+            SampledToken(
+                next_token(
+                    (self._memory[self._slot(chunk.page_ids, position)] for position in range(chunk.end)),
+                    self.vocabulary,
+                )
+            )
+            for chunk in batch.chunks
+            if chunk.samples
+        ]
+
+    def _slot(self, page_ids: "array[int]", position: int) -> tuple[int, int]:
+        return page_ids[position // self.page_tokens], position % self.page_tokens

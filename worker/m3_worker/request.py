@@ -1,0 +1,187 @@
+"""The nouns of the engine: a Request as it came in, its Sequence as it grows, and the Batch of one step.
+
+Owns what each of them holds and the one chain of inequalities between their counts. Decides nothing: who runs is the
+scheduler's, which page is whose is pages', what is sampled is sampling's. Imports no torch, so that what decides can be
+tested without it.
+"""
+
+from array import array
+from collections.abc import Sequence as SequenceOf
+from dataclasses import dataclass, field
+from enum import StrEnum
+from random import Random
+
+
+class FinishReason(StrEnum):
+    """Why a sequence ended, in OpenAI's words."""
+
+    STOP = "stop"
+    LENGTH = "length"
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParameters:
+    """How one request wants its tokens chosen, checked at the edge."""
+
+    max_tokens: int
+    temperature: float = 1.0
+    """0 is greedy."""
+    top_p: float = 1.0
+    top_k: int = 0
+    """0 is no limit."""
+    seed: int | None = None
+    stop_token_ids: frozenset[int] = frozenset()
+    """The model's own end of sequence is among them, unless the request ignores it."""
+    min_tokens: int = 0
+    logprobs: int | None = None
+    """Alternatives to report beside the chosen token's log probability; None reports nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One prompt and what is wanted of it."""
+
+    id: str
+    prompt_token_ids: SequenceOf[int]
+    sampling: SamplingParameters
+    priority: int = 0
+    """Lower is served first."""
+    arrival_seconds: float = 0.0
+    """On the clock that the scheduler is given."""
+
+
+@dataclass(frozen=True, slots=True)
+class SampledToken:
+    """One token that a sequence gained; log probabilities are natural, of the model's own distribution."""
+
+    token_id: int
+    logprob: float | None = None
+    top_logprobs: tuple[tuple[int, float], ...] = ()
+    """(token id, log probability), best first."""
+
+
+@dataclass(eq=False, slots=True)
+class Sequence:
+    """A request's tokens and how many of them the cache holds.
+
+    Between steps and within them:  0 <= computed_tokens <= total_tokens <= prompt_tokens + max_tokens.
+    What is left to compute is total_tokens - computed_tokens: the whole prompt at first, after a preemption all that is
+    known, and 1 while it decodes. A token is sampled by the step that computes the last of them.
+    """
+
+    request: Request
+    token_ids: "array[int]" = field(init=False)
+    computed_tokens: int = field(init=False, default=0)
+    preemptions: int = field(init=False, default=0)
+    first_scheduled_seconds: float | None = field(init=False, default=None)
+    generator: Random = field(init=False)
+    """Its own source, so that a seed gives the same tokens whatever else is in the batch."""
+
+    def __post_init__(self) -> None:
+        self.token_ids = array("q", self.request.prompt_token_ids)
+        self.generator = Random(self.request.sampling.seed)  # noqa: S311 # sampling, not secrets
+        self.check()
+
+    @property
+    def id(self) -> str:
+        return self.request.id
+
+    @property
+    def total_tokens(self) -> int:
+        """Prompt and what has been generated."""
+        return len(self.token_ids)
+
+    @property
+    def prompt_tokens(self) -> int:
+        return len(self.request.prompt_token_ids)
+
+    @property
+    def generated_tokens(self) -> int:
+        return len(self.token_ids) - len(self.request.prompt_token_ids)
+
+    @property
+    def remaining_tokens(self) -> int:
+        """Tokens known and not computed."""
+        return len(self.token_ids) - self.computed_tokens
+
+    @property
+    def final_tokens(self) -> int:
+        """The most tokens it can come to hold."""
+        return self.prompt_tokens + self.request.sampling.max_tokens
+
+    @property
+    def is_decoding(self) -> bool:
+        """All but the newest token are computed, and that one was generated."""
+        return self.generated_tokens > 0 and self.remaining_tokens == 1
+
+    def advance(self, computed: int) -> None:
+        """Note that `computed` more of its tokens are in the cache."""
+        self.computed_tokens += computed
+        self.check()
+
+    def append(self, token_id: int) -> FinishReason | None:
+        """Add a sampled token; returns why the sequence is finished by it, if it is."""
+        self.token_ids.append(token_id)
+        self.check()
+        sampling = self.request.sampling
+        if token_id in sampling.stop_token_ids and self.generated_tokens > sampling.min_tokens:
+            return FinishReason.STOP
+        return FinishReason.LENGTH if self.generated_tokens >= sampling.max_tokens else None
+
+    def forget(self) -> None:
+        """Its pages were taken: all it knows is to be computed again."""
+        self.computed_tokens = 0
+        self.preemptions += 1
+
+    def check(self) -> None:
+        """The chain of the docstring."""
+        assert 0 <= self.computed_tokens <= self.total_tokens <= self.final_tokens, self  # noqa: S101 # a defect of ours
+
+    def __repr__(self) -> str:
+        return (
+            f"Sequence({self.id}: computed {self.computed_tokens} of {self.total_tokens}, prompt {self.prompt_tokens}, "
+            f"at most {self.final_tokens}, preempted {self.preemptions}x)"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """The part of a sequence that one step computes: `tokens` of its tokens, from `start`."""
+
+    sequence: Sequence
+    start: int
+    tokens: int
+    page_ids: "array[int]"
+    """Pages of the whole sequence in order; owned by `pages`, to be read within the step only."""
+    samples: bool
+    """Whether the step brings a new token: the chunk ends with the last token known."""
+
+    @property
+    def end(self) -> int:
+        """Tokens of the sequence that the cache holds after the step."""
+        return self.start + self.tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """What one step computes, in the order of the tensors' rows; decoding sequences come first."""
+
+    chunks: tuple[Chunk, ...]
+
+    @property
+    def tokens(self) -> int:
+        return sum(chunk.tokens for chunk in self.chunks)
+
+    @property
+    def sampling(self) -> list[Sequence]:
+        """Sequences that gain a token, in order."""
+        return [chunk.sequence for chunk in self.chunks if chunk.samples]
+
+
+@dataclass(frozen=True, slots=True)
+class TokenOutput:
+    """What a step brought to one request. After a finish reason the engine knows the request no more."""
+
+    request_id: str
+    token: SampledToken
+    finish_reason: FinishReason | None
