@@ -1,0 +1,43 @@
+{{/*
+Exactly what the operator does, object by object: one list for the Role and for the ClusterRole.
+Secrets are created and never read: an API key that the operator made stays where it is.
+*/}}
+{{- define "m3serve.operatorRules" -}}
+# The custom resources: watched; patched for the finalizer of their daemon; an M3Router made for a deployment without one.
+- apiGroups: [serving.m3.dev]
+  resources: [m3deployments]
+  verbs: [get, list, watch, patch]
+- apiGroups: [serving.m3.dev]
+  resources: [m3routers]
+  verbs: [get, list, watch, create, patch]
+- apiGroups: [serving.m3.dev]
+  resources: [m3deployments/status, m3routers/status]
+  verbs: [patch]
+# Workers: pods are created once, never changed, and deleted by the group.
+- apiGroups: [""]
+  resources: [pods]
+  verbs: [get, list, watch, create, delete]
+- apiGroups: [""]
+  resources: [services]
+  verbs: [get, list, watch, create, patch, delete]
+# Routers.
+- apiGroups: [apps]
+  resources: [deployments]
+  verbs: [get, list, watch, create, patch]
+- apiGroups: [""]
+  resources: [configmaps, serviceaccounts]
+  verbs: [get, create, patch]
+- apiGroups: [""]
+  resources: [secrets]
+  verbs: [create]
+- apiGroups: [rbac.authorization.k8s.io]
+  resources: [roles, rolebindings]
+  verbs: [get, create, patch]
+# Held only to be given on: nobody may grant what they do not have, and routers watch their workers' endpoints.
+- apiGroups: [discovery.k8s.io]
+  resources: [endpointslices]
+  verbs: [get, list, watch]
+- apiGroups: [""]
+  resources: [events]
+  verbs: [create]
+{{- end }}

@@ -1,0 +1,290 @@
+"""The chart as Helm renders it: what its values may be, and what every rendered object has to be."""
+
+import itertools
+import json
+import re
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import kubernetes_validate
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[2]
+CHART = ROOT / "charts" / "m3serve"
+HELM = Path(sys.executable).parent / "helm"
+KUBERNETES = "1.37"
+CLUSTER_SCOPED = {"ClusterRole", "ClusterRoleBinding"}
+
+MATRIX: dict[str, list[str]] = {
+    "defaults": [],
+    "cluster": ["rbac.scope=cluster"],
+    "cluster without aggregation": ["rbac.scope=cluster", "rbac.aggregate=false"],
+    "no rbac": ["rbac.create=false"],
+    "account of somebody else": ["serviceAccount.create=false", "serviceAccount.name=mine"],
+    "network policy": ["networkPolicy.enabled=true", "networkPolicy.apiServerPorts={443,16443}"],
+    "test": ["test.deployment=tiny", "test.timeoutSeconds=60"],
+    "test through a shared router": [
+        "test.deployment=blue",
+        "test.router=shared",
+        "test.model=M3-blue",
+        "test.port=8080",
+    ],
+    "images": [
+        "operator.image.repository=registry.example:5000/m3/operator",
+        "operator.image.digest=sha256:" + "0" * 64,
+        "worker.image.tag=2.0",
+        "imagePullSecrets[0].name=pull",
+    ],
+    "placement": [
+        "operator.nodeSelector.disk=ssd",
+        "operator.tolerations[0].key=a",
+        "operator.tolerations[0].operator=Exists",
+        "operator.affinity.nodeAffinity.requiredDuringSchedulingIgnoredDuringExecution.nodeSelectorTerms[0]"
+        ".matchExpressions[0].key=zone",
+        "operator.affinity.nodeAffinity.requiredDuringSchedulingIgnoredDuringExecution.nodeSelectorTerms[0]"
+        ".matchExpressions[0].operator=Exists",
+        "operator.priorityClassName=high",
+        "test.deployment=tiny",
+    ],
+    "metadata": [
+        "operator.podAnnotations.a=b",
+        "operator.podLabels.c=d",
+        "serviceAccount.annotations.e=f",
+        "fullnameOverride=other",
+    ],
+}
+
+
+def helm(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([HELM, *arguments], capture_output=True, text=True, timeout=60, check=False)
+
+
+def settings(values: list[str]) -> list[str]:
+    return list(itertools.chain.from_iterable(("--set", value) for value in values))
+
+
+def render(values: list[str], release: str = "m3", namespace: str = "serving") -> list[dict[str, Any]]:
+    result = helm("template", release, str(CHART), "--namespace", namespace, *settings(values))
+    assert result.returncode == 0, result.stderr
+    return [document for document in yaml.safe_load_all(result.stdout) if document]
+
+
+def one(objects: list[dict[str, Any]], kind: str) -> dict[str, Any]:
+    (found,) = (item for item in objects if item["kind"] == kind)
+    return found
+
+
+@pytest.mark.parametrize("values", MATRIX.values(), ids=MATRIX.keys())
+def test_every_choice_of_values_lints_and_renders_objects_that_kubernetes_knows(values: list[str]) -> None:
+    linted = helm("lint", "--strict", str(CHART), *settings(values))
+    assert linted.returncode == 0, linted.stdout + linted.stderr
+
+    objects = render(values)
+
+    assert objects
+    for item in objects:
+        kubernetes_validate.validate(item, KUBERNETES, strict=True)
+        expected = None if item["kind"] in CLUSTER_SCOPED else "serving"
+        assert item["metadata"].get("namespace") == expected, item["metadata"]["name"]
+        assert item["metadata"]["labels"]["app.kubernetes.io/part-of"] == "m3serve"
+
+
+def test_a_namespaced_install_creates_nothing_outside_of_its_namespace() -> None:
+    kinds = {item["kind"] for item in render([])}
+
+    assert kinds == {"ServiceAccount", "Role", "RoleBinding", "Deployment"}
+
+
+def test_the_operator_watches_what_its_permissions_reach() -> None:
+    namespaced, cluster = render([]), render(["rbac.scope=cluster"])
+
+    assert "--namespace=serving" in container(namespaced)["args"]
+    assert one(namespaced, "RoleBinding")["roleRef"]["name"] == one(namespaced, "Role")["metadata"]["name"]
+    assert "--all-namespaces" in container(cluster)["args"]
+    assert "--namespace=serving" not in container(cluster)["args"]
+    assert {"kind": "ServiceAccount", "name": "m3-m3serve-operator", "namespace": "serving"} in one(
+        cluster, "ClusterRoleBinding"
+    )["subjects"]
+
+
+def test_two_releases_of_one_name_in_two_namespaces_do_not_share_cluster_roles() -> None:
+    first = {item["metadata"]["name"] for item in render(["rbac.scope=cluster"], namespace="a") if is_cluster(item)}
+    second = {item["metadata"]["name"] for item in render(["rbac.scope=cluster"], namespace="b") if is_cluster(item)}
+
+    assert first
+    assert not first & second
+
+
+def test_the_operator_gets_no_more_than_it_uses() -> None:
+    rules = one(render([]), "Role")["rules"]
+
+    allowed = {
+        (group, resource, verb)
+        for rule in rules
+        for group in rule["apiGroups"]
+        for resource in rule["resources"]
+        for verb in rule["verbs"]
+    }
+    assert not [entry for entry in allowed if "*" in entry]
+    assert {verb for _, resource, verb in allowed if resource == "secrets"} == {"create"}
+    assert not {verb for _, _, verb in allowed} & {"escalate", "bind", "impersonate", "deletecollection", "update"}
+    assert not [rule for rule in rules if "nonResourceURLs" in rule]
+
+
+def test_the_operator_may_do_in_a_cluster_only_what_it_may_do_in_a_namespace() -> None:
+    cluster = [item for item in render(["rbac.scope=cluster", "rbac.aggregate=false"]) if item["kind"] == "ClusterRole"]
+
+    assert [item["rules"] for item in cluster] == [one(render([]), "Role")["rules"]]
+
+
+@pytest.mark.parametrize("kind", ["Deployment", "Pod"])
+def test_pods_meet_the_restricted_pod_security_standard(kind: str) -> None:
+    item = one(render(["test.deployment=tiny"]), kind)
+    pod = item["spec"]["template"]["spec"] if kind == "Deployment" else item["spec"]
+
+    assert pod["securityContext"]["runAsNonRoot"] is True
+    assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    assert not {"hostNetwork", "hostPID", "hostIPC"} & pod.keys()
+    for box in pod["containers"]:
+        assert box["securityContext"] == {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
+        }
+        assert box["resources"]["limits"]["memory"]
+
+
+def test_one_operator_runs_at_a_time() -> None:
+    spec = one(render([]), "Deployment")["spec"]
+
+    assert spec["replicas"] == 1
+    assert spec["strategy"] == {"type": "Recreate"}
+
+
+def test_the_operators_selector_matches_no_pod_that_the_operator_makes() -> None:
+    selector = one(render([]), "Deployment")["spec"]["selector"]["matchLabels"]
+
+    assert selector["app.kubernetes.io/component"] == "operator"
+
+
+def test_images_default_to_the_charts_version_and_a_digest_wins_over_a_tag() -> None:
+    plain, pinned = container(render([])), container(render(MATRIX["images"]))
+
+    assert plain["image"] == f"m3serve/operator:{version('m3serve')}"
+    assert f"--worker-image=m3serve/worker:{version('m3serve')}" in plain["args"]
+    assert pinned["image"] == "registry.example:5000/m3/operator@sha256:" + "0" * 64
+    assert "--worker-image=m3serve/worker:2.0" in pinned["args"]
+
+
+def test_the_network_policy_lets_the_operator_reach_dns_and_the_api_server_alone() -> None:
+    spec = one(render(MATRIX["network policy"]), "NetworkPolicy")["spec"]
+
+    ports = {(entry["protocol"], entry["port"]) for rule in spec["egress"] for entry in rule["ports"]}
+    assert ports == {("UDP", 53), ("TCP", 53), ("TCP", 443), ("TCP", 16443)}
+    assert spec["ingress"] == []
+    assert spec["policyTypes"] == ["Ingress", "Egress"]
+
+
+def test_helm_test_asks_the_router_of_the_named_deployment_with_the_key_from_its_secret() -> None:
+    pod = one(render(MATRIX["test through a shared router"]), "Pod")
+
+    assert pod["metadata"]["annotations"]["helm.sh/hook"] == "test"
+    assert "hook-succeeded" in pod["metadata"]["annotations"]["helm.sh/hook-delete-policy"]
+    (box,) = pod["spec"]["containers"]
+    assert box["args"][:2] == ["--url=http://shared-router.serving.svc:8080", "--model=M3-blue"]
+    assert box["env"][0]["valueFrom"]["secretKeyRef"] == {"name": "shared-keys", "key": "api-key", "optional": True}
+    assert pod["spec"]["automountServiceAccountToken"] is False
+
+
+def test_helm_test_calls_m3_chat_with_flags_that_it_knows() -> None:
+    (box,) = one(render(["test.deployment=tiny"]), "Pod")["spec"]["containers"]
+    program, *arguments = box["command"] + box["args"]
+    elsewhere = [re.sub(r"^--url=.*", "--url=http://127.0.0.1:1", argument) for argument in arguments]
+
+    result = subprocess.run(
+        [Path(sys.executable).parent / program, *elsewhere], capture_output=True, text=True, timeout=60, check=False
+    )
+
+    assert result.returncode == 1
+    assert result.stderr.startswith("m3: no answer from http://127.0.0.1:1")
+
+
+def test_without_a_deployment_to_test_there_is_no_test_pod() -> None:
+    assert "Pod" not in {item["kind"] for item in render([])}
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("rbac.scope=clsuter", 'rbac.scope must be one of the following: "namespace", "cluster"'),
+        ("operator.image.tagg=1", "Additional property tagg is not allowed"),
+        ("bogus=1", "Additional property bogus is not allowed"),
+        ("operator.healthPort=80", "Must be greater than or equal to 1024"),
+        ("operator.healthPort=high", "Invalid type. Expected: integer, given: string"),
+        ("operator.logLevel=loud", "operator.logLevel must be one of the following"),
+        ("operator.image.pullPolicy=Sometimes", "operator.image.pullPolicy must be one of the following"),
+        ("worker.image.digest=sha256:abc", "worker.image.digest: Does not match pattern"),
+        ("worker.image.repository=", "worker.image.repository: String length must be greater than or equal to 1"),
+        ("operator.image.tag=a b", "operator.image.tag: Does not match pattern"),
+        ("test.timeoutSeconds=0", "test.timeoutSeconds: Must be greater than or equal to 1"),
+        ("test.deployment=Tiny", "test.deployment: Does not match pattern"),
+        ("networkPolicy.apiServerPorts={}", "networkPolicy.apiServerPorts"),
+        ("operator.podAnnotations.a.b=c", "operator.podAnnotations.a: Invalid type. Expected: string"),
+        ("imagePullSecrets[0]=pull", "imagePullSecrets.0: Invalid type. Expected: object"),
+    ],
+)
+def test_a_bad_value_is_refused_with_its_name_and_the_rule(value: str, message: str) -> None:
+    result = helm("template", "m3", str(CHART), "--set", value)
+
+    assert result.returncode != 0
+    assert message in result.stderr
+
+
+def test_an_account_of_somebody_else_has_to_be_named() -> None:
+    result = helm("template", "m3", str(CHART), "--set", "serviceAccount.create=false")
+
+    assert "serviceAccount.name is needed when serviceAccount.create is false" in result.stderr
+
+
+def test_the_charts_crds_are_the_generated_ones() -> None:
+    generated = {path.name: path.read_text() for path in (ROOT / "manifests" / "crds").glob("*.yaml")}
+    copies = {path.name: path.read_text() for path in (CHART / "crds").glob("*.yaml")}
+
+    assert generated
+    assert copies == generated, "charts/m3serve/crds is stale: run `make crds`"
+
+
+def test_the_chart_has_the_version_of_the_package() -> None:
+    chart = yaml.safe_load((CHART / "Chart.yaml").read_text())
+
+    assert chart["appVersion"] == version("m3serve")
+
+
+def test_the_readme_has_every_value_with_its_default() -> None:
+    table = dict(re.findall(r"^\| `([^`]+)` \| `([^`]*)` \|", (CHART / "README.md").read_text(), re.MULTILINE))
+
+    assert table == dict(leaves(yaml.safe_load((CHART / "values.yaml").read_text())))
+
+
+def leaves(values: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    """Every value by its dotted path, as JSON; an object that is a value of its own (empty, or of resources) is one."""
+    found = []
+    for key, value in values.items():
+        if isinstance(value, dict) and value and key != "resources":
+            found += leaves(value, f"{prefix}{key}.")
+        else:
+            found.append((f"{prefix}{key}", json.dumps(value)))
+    return found
+
+
+def container(objects: list[dict[str, Any]]) -> dict[str, Any]:
+    (box,) = one(objects, "Deployment")["spec"]["template"]["spec"]["containers"]
+    return dict(box)
+
+
+def is_cluster(item: dict[str, Any]) -> bool:
+    return item["kind"] in CLUSTER_SCOPED
