@@ -74,6 +74,7 @@ class Sequence:
     computed_tokens: int = field(init=False, default=0)
     preemptions: int = field(init=False, default=0)
     first_scheduled_seconds: float | None = field(init=False, default=None)
+    last_token_seconds: float | None = field(init=False, default=None)
     generator: Random = field(init=False)
     """Its own source, so that a seed gives the same tokens whatever else is in the batch."""
 

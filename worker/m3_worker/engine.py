@@ -1,0 +1,229 @@
+"""The loop that computes, on a thread of its own, and the one way between it and asyncio.
+
+Owns the order of a step (schedule, run, commit, deliver), the command queue into the thread, and the streams out of it.
+The scheduler and the runner are touched by the engine's thread alone; `submit`, `abort` and the streams by the event
+loop alone. What a step brought reaches the loop in one call; a request that was given up is gone before the next step.
+If a step fails, every request fails, and so does each later one: `failure` says why.
+"""
+
+import asyncio
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable
+from collections.abc import Sequence as SequenceOf
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
+
+from m3_worker.counters import Counters
+from m3_worker.request import Batch, Request, SampledToken, Sequence, TokenOutput
+from m3_worker.scheduler import Scheduler
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+
+class EngineFullError(Exception):
+    """As many requests are waiting as may wait."""
+
+
+class EngineFailedError(Exception):
+    """The engine computes no more. The message says why."""
+
+
+class StepRunner(Protocol):
+    """What computes a batch: `runner.Runner`, or a fake of it."""
+
+    def run(self, batch: Batch) -> SequenceOf[SampledToken]:
+        """One token for each of `batch.sampling`, in its order."""
+
+
+class TokenStream:
+    """The tokens of one request as steps bring them; belongs to the event loop."""
+
+    def __init__(self) -> None:
+        self._outputs: list[TokenOutput] = []
+        self._failure: str | None = None
+        self._changed = asyncio.Event()
+
+    def push(self, output: TokenOutput) -> None:
+        """Add the output of one step."""
+        self._outputs.append(output)
+        self._changed.set()
+
+    def fail(self, reason: str) -> None:
+        """End the stream with an error."""
+        self._failure = reason
+        self._changed.set()
+
+    async def take(self) -> list[TokenOutput]:
+        """All outputs since the last call, at least one: waits for it. Raises EngineFailedError."""
+        await self._changed.wait()
+        self._changed.clear()
+        if self._failure is not None:
+            raise EngineFailedError(self._failure)
+        outputs, self._outputs = self._outputs, []
+        return outputs
+
+
+@dataclass(frozen=True, slots=True)
+class _Abort:
+    request_id: str
+    by_client: bool
+
+
+class _Stop:
+    pass
+
+
+class Engine:
+    """A scheduler and a runner, kept going by one thread."""
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        runner: StepRunner,
+        *,
+        max_waiting: int,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.counters = Counters()
+        self.failure: str | None = None
+        self._scheduler = scheduler
+        self._runner = runner
+        self._max_in_flight = scheduler.limits.max_concurrent + max_waiting
+        self._clock = clock
+        self._commands: queue.SimpleQueue[Request | _Abort | _Stop] = queue.SimpleQueue()
+        self._streams: dict[str, TokenStream] = {}  # of the event loop; every request that is not finished
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread = threading.Thread(target=self._run, name="m3-engine", daemon=True)
+
+    # For the event loop.
+
+    def start(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Start the thread; results are delivered to `loop`."""
+        self._loop = loop
+        self._thread.start()
+
+    def stop(self, timeout_seconds: float = 5.0) -> None:
+        """End the thread after the step it is in; whatever is unfinished fails."""
+        self._commands.put(_Stop())
+        self._thread.join(timeout_seconds)
+        self._fail_streams("the engine was stopped")
+
+    @property
+    def in_flight_count(self) -> int:
+        """Requests submitted and not finished."""
+        return len(self._streams)
+
+    @property
+    def running_count(self) -> int:
+        """Sequences that hold pages."""
+        return self._scheduler.running_count
+
+    @property
+    def waiting_count(self) -> int:
+        """Sequences that wait for a slot or for pages."""
+        return self._scheduler.waiting_count
+
+    @property
+    def cache_used_ratio(self) -> float:
+        """Share of the cache's pages in use, 0 to 1."""
+        return self._scheduler.pages.used_ratio
+
+    def submit(self, request: Request) -> TokenStream:
+        """Queue a request; its id must be new.
+
+        Raises EngineFullError beyond max_concurrent + max_waiting in flight, EngineFailedError after a failure.
+        The stream must be read until an output with a finish reason, or the request aborted.
+        """
+        if self.failure is not None:
+            raise EngineFailedError(self.failure)
+        if len(self._streams) >= self._max_in_flight:
+            raise EngineFullError(f"{len(self._streams)} requests are running or waiting, no more may wait")
+        stream = self._streams[request.id] = TokenStream()
+        self._commands.put(request)
+        return stream
+
+    def abort(self, request_id: str, *, by_client: bool = True) -> None:
+        """Give a request up, whatever its state; its pages are free before the next step."""
+        if self._streams.pop(request_id, None) is not None:
+            self._commands.put(_Abort(request_id, by_client))
+
+    def _dispatch(self, outputs: list[TokenOutput]) -> None:
+        for output in outputs:
+            stream = self._streams.get(output.request_id)
+            if stream is None:
+                continue  # aborted while the step ran
+            stream.push(output)
+            if output.finish_reason is not None:
+                del self._streams[output.request_id]
+
+    def _fail_streams(self, reason: str) -> None:
+        self.failure = self.failure or reason
+        streams, self._streams = self._streams, {}
+        for stream in streams.values():
+            stream.fail(reason)
+
+    # For the engine's thread.
+
+    def _run(self) -> None:
+        try:
+            while self._take_commands():
+                self.step()
+        except Exception as error:
+            log.exception("the engine failed")
+            reason = f"{type(error).__name__}: {error}"
+            self._on_loop(self._fail_streams, reason)
+
+    def step(self) -> None:
+        """Compute one step and deliver what it brought."""
+        began = self._clock()
+        batch = self._scheduler.schedule(began)
+        if not batch.chunks:
+            raise RuntimeError("there is work and none of it can be scheduled")
+        sampled = self._runner.run(batch)
+        outputs = self._scheduler.commit(batch, sampled)
+        self._count(batch, began, self._clock())
+        if outputs:
+            self._on_loop(self._dispatch, outputs)
+
+    def _take_commands(self) -> bool:
+        """Apply all commands there are, and wait for one while there is no work. False if told to stop."""
+        if not self._scheduler.has_work:
+            self._scheduler.check()
+        while True:
+            try:
+                command = self._commands.get(block=not self._scheduler.has_work)
+            except queue.Empty:
+                return True
+            if isinstance(command, Request):
+                self._scheduler.add(Sequence(command))
+            elif isinstance(command, _Abort):
+                was_there = self._scheduler.remove(command.request_id)
+                self.counters.aborts += was_there and command.by_client
+            else:
+                return False
+
+    def _count(self, batch: Batch, began: float, ended: float) -> None:
+        counters = self.counters
+        counters.steps += 1
+        counters.step_seconds.observe(ended - began)
+        counters.preemptions = self._scheduler.preemptions
+        for sequence in batch.sampling:
+            counters.generation_tokens += 1
+            if sequence.last_token_seconds is None:
+                counters.prompt_tokens += sequence.prompt_tokens
+                arrival = sequence.request.arrival_seconds
+                counters.time_to_first_token_seconds.observe(ended - arrival)
+                if sequence.first_scheduled_seconds is not None:
+                    counters.queue_seconds.observe(sequence.first_scheduled_seconds - arrival)
+            else:
+                counters.time_per_output_token_seconds.observe(ended - sequence.last_token_seconds)
+            sequence.last_token_seconds = ended
+
+    def _on_loop(self, call: Callable[[T], None], argument: T) -> None:
+        if self._loop is not None and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(call, argument)

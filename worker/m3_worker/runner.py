@@ -1,0 +1,66 @@
+"""One batch through the model: its tensors are filled, it is computed, its next tokens are sampled.
+
+Owns the translation of a `Batch` (ids and counts) into `StepTensors` (tensors on the device), and the cache they refer
+to. Who runs is the scheduler's, what is computed is the model's. Tensors are filled by numpy on the host, in one pass
+over the chunks, and copied to the device once.
+"""
+
+from itertools import accumulate
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from m3_worker.cache import PagedCache, StepTensors
+from m3_worker.model import M3Model
+from m3_worker.request import Batch, SampledToken
+from m3_worker.sampling import sample
+
+
+class Runner:
+    """A model with its cache."""
+
+    def __init__(self, model: M3Model, cache: PagedCache, page_tokens: int) -> None:
+        self._model = model
+        self._cache = cache
+        self._page_tokens = page_tokens
+        self._device = cache.k.device
+
+    def run(self, batch: Batch) -> list[SampledToken]:
+        """Compute the chunks of a batch and sample one token for each of `batch.sampling`, in its order.
+
+        Effect: the cache holds the chunks' tokens afterwards. Raises what torch raises.
+        """
+        step = prepare(batch, self._page_tokens, self._device)
+        return sample(self._model.forward(step, self._cache), batch.sampling)
+
+
+def prepare(batch: Batch, page_tokens: int, device: torch.device) -> StepTensors:
+    """The tensors of one step; rows stand in the order of the batch's chunks."""
+    chunks = batch.chunks
+    ends = list(accumulate(chunk.tokens for chunk in chunks))
+    query_starts = [0, *ends]
+    token_ids = np.empty(ends[-1], dtype=np.int64)
+    positions = np.empty(ends[-1], dtype=np.int64)
+    slots = np.empty(ends[-1], dtype=np.int64)
+    page_table = np.zeros((len(chunks), max(len(chunk.page_ids) for chunk in chunks)), dtype=np.int64)
+    for row, (chunk, begin, end) in enumerate(zip(chunks, query_starts, ends, strict=False)):
+        pages = page_table[row]
+        pages[: len(chunk.page_ids)] = chunk.page_ids
+        at = positions[begin:end] = np.arange(chunk.start, chunk.end)
+        token_ids[begin:end] = chunk.sequence.token_ids[chunk.start : chunk.end]
+        slots[begin:end] = pages[at // page_tokens] * page_tokens + at % page_tokens
+
+    def on_device(values: NDArray[np.int64]) -> torch.Tensor:
+        return torch.from_numpy(values).to(device)
+
+    last_rows = [end - 1 for chunk, end in zip(chunks, ends, strict=True) if chunk.samples]
+    return StepTensors(
+        token_ids=on_device(token_ids),
+        positions=on_device(positions),
+        query_starts=query_starts,
+        context_lengths=[chunk.end for chunk in chunks],
+        page_table=on_device(page_table),
+        slot_mapping=on_device(slots),
+        logit_rows=on_device(np.array(last_rows, dtype=np.int64)),
+    )
