@@ -1,0 +1,205 @@
+"""All requests of the operator to the API server, and all its writes.
+
+Owns the translation of HTTP into values and errors. Pods and Secrets are created once; everything else is written by
+server-side apply under one field manager; deletions name the uid that was seen, so that a namesake is safe. What to
+write, and whether, is decided elsewhere.
+
+The official client blocks, so each request runs on a thread of a pool of its own; measured on a real API server that
+is far quicker than the operator needs to be.
+"""
+
+import asyncio
+import json
+from collections.abc import Mapping
+from concurrent.futures import Executor
+from typing import Any, Final
+
+import urllib3.exceptions
+from kubernetes.client import ApiClient
+from kubernetes.client.exceptions import ApiException
+
+from m3_operator import names
+from m3_operator.errors import (
+    ApiError,
+    ConflictError,
+    NameTakenError,
+    NotFoundError,
+    RefusedError,
+    UnavailableError,
+)
+from m3_operator.observed import Manifest, owner_uid, uid
+from m3_operator.resources import RESOURCES
+
+_TIMEOUT_SECONDS: Final = 30
+_PAGE: Final = 500
+_TRANSIENT: Final = (408, 429)
+_JSON: Final = "application/json"
+_APPLY: Final = "application/apply-patch+yaml"
+
+
+class Cluster:
+    """One API server, as one user. Every method may raise UnavailableError and RefusedError."""
+
+    def __init__(self, client: ApiClient, executor: Executor) -> None:
+        self._client = client
+        self._executor = executor
+
+    async def list(self, kind: str, namespace: str | None, selector: str = "") -> list[dict[str, Any]]:
+        """All objects of a kind, page by page. Raises NotFoundError if the API server does not know the kind."""
+        resource, found, token = RESOURCES[kind], [], ""
+        while True:
+            query = {"limit": str(_PAGE), "labelSelector": selector, "continue": token}
+            page = await self._request("GET", resource.path(namespace), query=query)
+            # Items of a list do not say what they are.
+            found += [{**item, "apiVersion": resource.api_version, "kind": kind} for item in page.get("items") or ()]
+            token = page.get("metadata", {}).get("continue", "")
+            if not token:
+                return found
+
+    async def apply(self, manifest: Manifest, *, is_known: bool) -> dict[str, Any]:
+        """Server-side apply of our fields; returns the object as it is now.
+
+        An object that was not seen before (`is_known` False) may be somebody else's: applying would take it over, and
+        deleting our owner would delete it. Raises NameTakenError then.
+        """
+        if not is_known:
+            await self._refuse_if_taken(manifest)
+        query = {"fieldManager": names.FIELD_MANAGER, "force": "true"}
+        return await self._request("PATCH", _path(manifest), query=query, body=manifest, content_type=_APPLY)
+
+    async def create(self, manifest: Manifest) -> dict[str, Any] | None:
+        """Create an object that is never changed; returns it, or None if our owner has one of that name already.
+
+        Raises NameTakenError if the one that is there has another owner.
+        """
+        metadata = manifest["metadata"]
+        path = RESOURCES[manifest["kind"]].path(metadata["namespace"])
+        try:
+            return await self._request("POST", path, query={"fieldManager": names.FIELD_MANAGER}, body=manifest)
+        except ConflictError:
+            await self._refuse_if_taken(manifest)
+            return None
+
+    async def create_secret(self, manifest: Manifest) -> bool:
+        """Create a Secret unless there is one of that name, which is left alone and never read. Whether it is new."""
+        path = RESOURCES["Secret"].path(manifest["metadata"]["namespace"])
+        try:
+            await self._request("POST", path, query={"fieldManager": names.FIELD_MANAGER}, body=manifest)
+        except ConflictError:
+            return False
+        return True
+
+    async def delete(
+        self, kind: str, namespace: str, name: str, *, uid: str, grace_seconds: int | None = None
+    ) -> dict[str, Any] | None:
+        """Delete the object with this uid; returns it if it is still on its way out. Gone already is fine."""
+        options: dict[str, Any] = {
+            "apiVersion": "v1",
+            "kind": "DeleteOptions",
+            "preconditions": {"uid": uid},
+            "propagationPolicy": "Background",
+        }
+        if grace_seconds is not None:
+            options["gracePeriodSeconds"] = grace_seconds
+        try:
+            answer = await self._request("DELETE", RESOURCES[kind].path(namespace, name), body=options)
+        except (NotFoundError, ConflictError):
+            return None
+        return answer if answer.get("kind") == kind else None
+
+    async def write_status(self, owner: Manifest, status: Mapping[str, Any]) -> dict[str, Any] | None:
+        """Server-side apply of the status; returns the object, or None if it is gone or another by now."""
+        metadata = {key: owner["metadata"][key] for key in ("name", "namespace", "uid")}
+        body = {"apiVersion": names.API_VERSION, "kind": owner["kind"], "metadata": metadata, "status": status}
+        query = {"fieldManager": names.FIELD_MANAGER, "force": "true"}
+        path = RESOURCES[owner["kind"]].path(metadata["namespace"], metadata["name"], "status")
+        try:
+            return await self._request("PATCH", path, query=query, body=body, content_type=_APPLY)
+        except (NotFoundError, ConflictError):
+            return None
+
+    async def record(self, event: Manifest) -> None:
+        """Write one Event."""
+        path = RESOURCES["Event"].path(event["metadata"]["namespace"])
+        await self._request("POST", path, body=event)
+
+    async def _refuse_if_taken(self, manifest: Manifest) -> None:
+        try:
+            found = await self._request("GET", _path(manifest))
+        except NotFoundError:
+            return
+        if owner_uid(found) != owner_uid(manifest):
+            where = f"{manifest['kind']} {manifest['metadata']['namespace']}/{manifest['metadata']['name']}"
+            raise NameTakenError(
+                f"{where} belongs to somebody else; remove it, or give this object another name (uid {uid(found)})"
+            )
+
+    async def _request(
+        self,
+        method: str,
+        path: str,
+        *,
+        query: Mapping[str, str] | None = None,
+        body: Mapping[str, Any] | None = None,
+        content_type: str = _JSON,
+    ) -> dict[str, Any]:
+        loop = asyncio.get_running_loop()
+        answer: dict[str, Any] = await loop.run_in_executor(
+            self._executor, lambda: self._request_blocking(method, path, query or {}, body, content_type)
+        )
+        return answer
+
+    def _request_blocking(
+        self,
+        method: str,
+        path: str,
+        query: Mapping[str, str],
+        body: Mapping[str, Any] | None,
+        content_type: str,
+    ) -> dict[str, Any]:
+        request = self._client.param_serialize(
+            method,
+            path,
+            query_params=[(key, value) for key, value in query.items() if value],
+            header_params={"Accept": _JSON, "Content-Type": content_type},
+            auth_settings=["BearerToken"],
+        )
+        try:
+            answer = self._client.call_api(
+                request[0],
+                request[1],
+                request[2],
+                # The client encodes what it knows to be JSON, and passes anything else on as it is.
+                body if content_type == _JSON or body is None else json.dumps(body),
+                _request_timeout=_TIMEOUT_SECONDS,
+            )
+            text = bytes(answer.response.data).decode()
+        except ApiException as error:
+            raise classify(error.status or 0, f"{method} {path}", str(error.body or error.reason)) from None
+        except (urllib3.exceptions.HTTPError, OSError) as error:
+            raise UnavailableError(0, f"{method} {path}: {error}") from None
+        if answer.status >= 400:
+            raise classify(answer.status, f"{method} {path}", text)
+        parsed: dict[str, Any] = json.loads(text)
+        return parsed
+
+
+def classify(status: int, request: str, body: str) -> ApiError:
+    """The error of an answer, by what is to be done about it. `body` is a Status object or any text."""
+    try:
+        message = str(json.loads(body)["message"])
+    except (ValueError, KeyError, TypeError):
+        message = body[:1024]
+    words = f"{request}: {message or f'HTTP {status}'}"
+    if status == 404:
+        return NotFoundError(status, words)
+    if status == 409:
+        return ConflictError(status, words)
+    if status == 0 or status >= 500 or status in _TRANSIENT:
+        return UnavailableError(status, words)
+    return RefusedError(status, message or words)
+
+
+def _path(manifest: Manifest) -> str:
+    metadata = manifest["metadata"]
+    return RESOURCES[manifest["kind"]].path(metadata["namespace"], metadata["name"])

@@ -1,0 +1,179 @@
+"""What the cluster says now, frozen: pods read into values, and the snapshot that one owner's plan may look at.
+
+Reading is lenient (fields of a live object may be missing at any moment) and decides nothing; `groups` draws the first
+conclusions. A pod or child counts as ours only by the uid of its controller: one that an earlier owner of the same name
+left behind is in the way until the garbage collector has taken it.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from m3_operator import names
+
+Manifest = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """Identifies one of our custom resources."""
+
+    kind: str
+    namespace: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.namespace}/{self.name}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ObservedPod:
+    """One worker pod, as far as decisions depend on it."""
+
+    name: str
+    uid: str
+    owner_uid: str
+    deployment: str
+    group: int
+    rank: int
+    nodes: int  # pods of its group, as declared when it was created
+    revision: str
+    phase: str
+    node_name: str | None
+    is_ready: bool
+    deletion_at: datetime | None  # when the pod should be gone at the latest; None: it stays
+    finished_at: datetime | None
+    message: str  # why it is not running, or how it ended; "" when there is nothing to say
+
+    @property
+    def is_terminating(self) -> bool:
+        """Whether it is being deleted."""
+        return self.deletion_at is not None
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether its process ended, which no worker does while it is wanted."""
+        return self.phase in ("Failed", "Succeeded")
+
+    @property
+    def has_started(self) -> bool:
+        """Whether its process may have met the others of its group."""
+        return self.phase not in ("Pending", "")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeploymentSnapshot:
+    """Everything the plan of one M3Deployment may look at."""
+
+    manifest: Manifest
+    pods: tuple[ObservedPod, ...]  # its own, by group and rank
+    names_in_the_way: frozenset[str]  # pods of its names that are not its own
+    services: Mapping[str, Manifest]  # its own, by name
+    router: Manifest | None  # the M3Router it names, or the one of its own name
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RouterSnapshot:
+    """Everything the plan of one M3Router may look at."""
+
+    manifest: Manifest
+    deployments: Mapping[str, Manifest | None]  # those it names, in its order; None: there is no such object
+    children: Mapping[tuple[str, str], Manifest]  # by kind and name
+
+
+def uid(manifest: Manifest) -> str:
+    """The uid of an object."""
+    return str(manifest.get("metadata", {}).get("uid", ""))
+
+
+def owner_uid(manifest: Manifest) -> str:
+    """The uid of an object's controller; empty without one."""
+    for reference in manifest.get("metadata", {}).get("ownerReferences") or ():
+        if reference.get("controller"):
+            return str(reference.get("uid", ""))
+    return ""
+
+
+def resource_version(manifest: Manifest) -> int:
+    """The version of an object; larger is newer (Kubernetes promises the order since 1.35)."""
+    try:
+        return int(manifest.get("metadata", {}).get("resourceVersion", 0))
+    except ValueError:
+        return 0
+
+
+def condition(manifest: Manifest, name: str) -> Mapping[str, Any]:
+    """A status condition by its type; empty when there is none."""
+    for found in manifest.get("status", {}).get("conditions") or ():
+        if found.get("type") == name:
+            return dict(found)
+    return {}
+
+
+def read_pod(manifest: Manifest) -> ObservedPod | None:
+    """The typed form of a worker pod; None if its labels do not say which group and rank it is."""
+    metadata, status = manifest.get("metadata", {}), manifest.get("status", {})
+    labels = metadata.get("labels") or {}
+    try:
+        group, rank = int(labels[names.GROUP_LABEL]), int(labels[names.RANK_LABEL])
+        nodes = int((metadata.get("annotations") or {}).get(names.NODES_ANNOTATION, 1))
+        deployment = labels[names.DEPLOYMENT_LABEL]
+    except (KeyError, ValueError):
+        return None
+    return ObservedPod(
+        name=metadata["name"],
+        uid=uid(manifest),
+        owner_uid=owner_uid(manifest),
+        deployment=deployment,
+        group=group,
+        rank=rank,
+        nodes=nodes,
+        revision=labels.get(names.REVISION_LABEL, ""),
+        phase=status.get("phase", ""),
+        node_name=manifest.get("spec", {}).get("nodeName"),
+        is_ready=condition(manifest, "Ready").get("status") == "True",
+        deletion_at=parse_time(metadata.get("deletionTimestamp")),
+        finished_at=_finished_at(status),
+        message=_message(manifest),
+    )
+
+
+def parse_time(text: str | None) -> datetime | None:
+    """A Kubernetes timestamp as an aware datetime."""
+    return datetime.fromisoformat(text) if text else None
+
+
+def _containers(status: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    return [*(status.get("initContainerStatuses") or ()), *(status.get("containerStatuses") or ())]
+
+
+def _finished_at(status: Mapping[str, Any]) -> datetime | None:
+    ends = [
+        parse_time(container.get("state", {}).get("terminated", {}).get("finishedAt"))
+        for container in _containers(status)
+    ]
+    return max((end for end in ends if end is not None), default=None)
+
+
+def _message(manifest: Manifest) -> str:
+    """The most telling words about a pod that is not well, in one line."""
+    status = manifest.get("status", {})
+    for container in _containers(status):
+        state = container.get("state", {})
+        ended, waiting = state.get("terminated"), state.get("waiting", {})
+        if ended and (ended.get("exitCode") or status.get("phase") == "Failed"):
+            told = ended.get("message") or f"exit code {ended.get('exitCode')}"
+            return _line(f"container {container.get('name')} ended: {ended.get('reason', '')}, {told}")
+        if waiting.get("reason") not in (None, "ContainerCreating", "PodInitializing"):
+            return _line(f"container {container.get('name')}: {waiting['reason']}, {waiting.get('message', '')}")
+    if status.get("reason") or status.get("message"):
+        return _line(f"{status.get('reason', '')}: {status.get('message', '')}")
+    scheduled = condition(manifest, "PodScheduled")
+    if scheduled.get("status") == "False":
+        return _line(f"not scheduled: {scheduled.get('message', '')}")
+    return ""
+
+
+def _line(text: str) -> str:
+    return " ".join(text.split())[:512].strip(" ,:")

@@ -1,0 +1,47 @@
+"""What a plan asks for: data, each with its reason in words, which becomes the event that people read."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from m3_operator.observed import ObservedPod
+
+
+@dataclass(frozen=True)
+class CreatePods:
+    """Create these ranks of a group; one that exists already is fine."""
+
+    group: int
+    ranks: tuple[int, ...]
+    reason: str
+
+
+@dataclass(frozen=True)
+class DeletePods:
+    """Delete these pods of a group, if they are still the ones that were seen."""
+
+    group: int
+    pods: tuple[ObservedPod, ...]
+    reason: str
+    grace_seconds: int | None = None  # None: what the pods themselves declare
+    counts_as_restart: bool = False
+
+
+@dataclass(frozen=True)
+class ApplyObject:
+    """Bring one object to its desired form."""
+
+    manifest: Mapping[str, Any]
+    reason: str
+
+
+@dataclass(frozen=True)
+class DeleteObject:
+    """Delete one object, if it is still the one that was seen."""
+
+    manifest: Mapping[str, Any]
+    reason: str
+
+
+PodAction = CreatePods | DeletePods
+ObjectAction = ApplyObject | DeleteObject

@@ -1,0 +1,217 @@
+"""What the operator last saw of the cluster: every object it watches, by kind, namespace and name.
+
+Owned by the event loop: no locks. Fed by watch events, by the answers to our own writes (so that the next cycle sees
+them before the watch does) and by a full list from time to time, because a watch that was interrupted does not tell of
+what was deleted meanwhile. An older version never replaces a newer one. Pods are kept in their typed form: there are
+many of them.
+
+`put`, `remove` and `replace` answer with the owners whose snapshot changed: those are worth another look.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+from m3_operator import names
+from m3_operator.observed import (
+    DeploymentSnapshot,
+    Key,
+    Manifest,
+    ObservedPod,
+    RouterSnapshot,
+    owner_uid,
+    read_pod,
+    resource_version,
+    uid,
+)
+from m3_operator.resources import OWN_KINDS, WATCHED_KINDS
+
+_Identity = tuple[str, str, str]  # kind, namespace, name
+
+
+class Store:
+    """The last seen state. Snapshots are frozen views of one owner's part."""
+
+    def __init__(self) -> None:
+        self._objects: dict[_Identity, Manifest] = {}
+        self._pods: dict[_Identity, ObservedPod] = {}
+        self._versions: dict[_Identity, tuple[str, int]] = {}  # uid, resource version
+        self._children: dict[Key, set[_Identity]] = {}  # by the owner that their labels name
+        self._served_by: dict[tuple[str, str], set[str]] = {}  # (namespace, deployment) -> routers that list it
+
+    def __repr__(self) -> str:
+        return f"Store({len(self._objects)} objects, {len(self._pods)} pods)"
+
+    def owners(self) -> list[Key]:
+        """All our custom resources."""
+        return [Key(*identity) for identity in self._objects if identity[0] in OWN_KINDS]
+
+    def get(self, key: Key) -> Manifest | None:
+        """One of our custom resources."""
+        return self._objects.get((key.kind, key.namespace, key.name))
+
+    def put(self, kind: str, manifest: Manifest) -> set[Key]:
+        """Remember an object as it is now."""
+        identity = _identity(kind, manifest)
+        version = (uid(manifest), resource_version(manifest))
+        known = self._versions.get(identity)
+        if known is not None and known[0] == version[0] and known[1] >= version[1]:
+            return set()
+        touched = self._forget(identity) if known is not None and known[0] != version[0] else set()
+        self._versions[identity] = version
+        return touched | self._remember(identity, manifest)
+
+    def remove(self, kind: str, manifest: Manifest) -> set[Key]:
+        """Forget an object that was deleted, unless a namesake has taken its place."""
+        identity = _identity(kind, manifest)
+        known = self._versions.get(identity)
+        return self._forget(identity) if known is not None and known[0] == uid(manifest) else set()
+
+    def replace(self, kind: str, manifests: Iterable[Manifest], seen_before: set[_Identity]) -> set[Key]:
+        """Bring one kind to what a full list said; `seen_before` is `identities(kind)` from before the list was asked.
+
+        An object that came after that is not in the list, and stays.
+        """
+        touched: set[Key] = set()
+        listed = set()
+        for manifest in manifests:
+            listed.add(_identity(kind, manifest))
+            touched |= self.put(kind, manifest)
+        for identity in seen_before - listed:
+            touched |= self._forget(identity)
+        return touched
+
+    def identities(self, kind: str) -> set[_Identity]:
+        """Everything known of one kind."""
+        return {identity for identity in self._versions if identity[0] == kind}
+
+    def deployment_snapshot(self, key: Key) -> DeploymentSnapshot | None:
+        """Everything the plan of one M3Deployment may look at; None if it is gone."""
+        manifest = self.get(key)
+        if manifest is None:
+            return None
+        own, pods, strangers, services = uid(manifest), [], set(), {}
+        for identity in self._children.get(key, ()):
+            pod = self._pods.get(identity)
+            if pod is not None and pod.owner_uid == own:
+                pods.append(pod)
+            elif pod is not None:
+                strangers.add(pod.name)
+            elif identity[0] == "Service" and owner_uid(self._objects[identity]) == own:
+                services[identity[2]] = self._objects[identity]
+        return DeploymentSnapshot(
+            manifest=manifest,
+            pods=tuple(sorted(pods, key=lambda pod: (pod.group, pod.rank))),
+            names_in_the_way=frozenset(strangers),
+            services=services,
+            router=self._objects.get((names.ROUTER_KIND, key.namespace, _router_of(manifest))),
+        )
+
+    def router_snapshot(self, key: Key) -> RouterSnapshot | None:
+        """Everything the plan of one M3Router may look at; None if it is gone."""
+        manifest = self.get(key)
+        if manifest is None:
+            return None
+        children = {
+            (identity[0], identity[2]): self._objects[identity]
+            for identity in sorted(self._children.get(key, ()))
+            if owner_uid(self._objects[identity]) == uid(manifest)
+        }
+        deployments = {
+            name: self._objects.get((names.DEPLOYMENT_KIND, key.namespace, name)) for name in _listed_by(manifest)
+        }
+        return RouterSnapshot(manifest=manifest, deployments=deployments, children=children)
+
+    def _remember(self, identity: _Identity, manifest: Manifest) -> set[Key]:
+        kind, namespace, name = identity
+        if kind == "Pod":
+            pod = read_pod(manifest)
+            if pod is None or self._pods.get(identity) == pod:
+                return set()
+            self._pods[identity] = pod
+        else:
+            if kind == names.ROUTER_KIND:
+                self._index_router(namespace, name, self._objects.get(identity), manifest)
+            self._objects[identity] = _without_managed_fields(manifest)
+        if kind in OWN_KINDS:
+            return self._related(identity)
+        owner = _labelled_owner(manifest)
+        if owner is None:
+            return set()
+        self._children.setdefault(owner, set()).add(identity)
+        return {owner}
+
+    def _forget(self, identity: _Identity) -> set[Key]:
+        del self._versions[identity]
+        pod = self._pods.pop(identity, None)
+        if pod is not None:
+            return self._disown(Key(names.DEPLOYMENT_KIND, identity[1], pod.deployment), identity)
+        manifest = self._objects.get(identity)
+        if manifest is None:
+            return set()
+        if identity[0] in OWN_KINDS:
+            touched = self._related(identity)
+            if identity[0] == names.ROUTER_KIND:
+                self._index_router(identity[1], identity[2], manifest, None)
+            del self._objects[identity]
+            return touched
+        del self._objects[identity]
+        owner = _labelled_owner(manifest)
+        return set() if owner is None else self._disown(owner, identity)
+
+    def _disown(self, owner: Key, identity: _Identity) -> set[Key]:
+        children = self._children.get(owner, set())
+        children.discard(identity)
+        if not children:
+            self._children.pop(owner, None)
+        return {owner}
+
+    def _index_router(self, namespace: str, name: str, before: Manifest | None, after: Manifest | None) -> None:
+        for deployment in _listed_by(before or {}):
+            routers = self._served_by.get((namespace, deployment), set())
+            routers.discard(name)
+            if not routers:
+                self._served_by.pop((namespace, deployment), None)
+        for deployment in _listed_by(after or {}):
+            self._served_by.setdefault((namespace, deployment), set()).add(name)
+
+    def _related(self, identity: _Identity) -> set[Key]:
+        """The object itself, and those of the other kind whose snapshot shows it."""
+        kind, namespace, name = identity
+        manifest = self._objects[identity]
+        if kind == names.DEPLOYMENT_KIND:
+            routers = self._served_by.get((namespace, name), set())
+            related = {Key(names.ROUTER_KIND, namespace, router) for router in routers}
+        else:
+            listed = [*_listed_by(manifest), name]
+            related = {Key(names.DEPLOYMENT_KIND, namespace, deployment) for deployment in listed}
+        return {Key(*identity), *related}
+
+
+def _identity(kind: str, manifest: Manifest) -> _Identity:
+    if kind not in WATCHED_KINDS:
+        raise ValueError(f"{kind}: not a kind that is watched")
+    return kind, manifest["metadata"]["namespace"], manifest["metadata"]["name"]
+
+
+def _without_managed_fields(manifest: Manifest) -> dict[str, Any]:
+    """The bulk of most objects, and nothing any decision reads."""
+    metadata = {key: value for key, value in manifest["metadata"].items() if key != "managedFields"}
+    return {**manifest, "metadata": metadata}
+
+
+def _labelled_owner(manifest: Manifest) -> Key | None:
+    labels, namespace = manifest["metadata"].get("labels") or {}, manifest["metadata"]["namespace"]
+    if names.DEPLOYMENT_LABEL in labels:
+        return Key(names.DEPLOYMENT_KIND, namespace, labels[names.DEPLOYMENT_LABEL])
+    if names.ROUTER_LABEL in labels:
+        return Key(names.ROUTER_KIND, namespace, labels[names.ROUTER_LABEL])
+    return None
+
+
+def _router_of(deployment: Manifest) -> str:
+    reference = deployment.get("spec", {}).get("router") or {}
+    return str(reference.get("name") or deployment["metadata"]["name"])
+
+
+def _listed_by(router: Manifest) -> list[str]:
+    return [str(entry.get("name")) for entry in router.get("spec", {}).get("deployments") or ()]
