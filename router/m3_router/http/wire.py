@@ -1,0 +1,118 @@
+"""The spelling of HTTP/1.1 heads: which headers go on, which end here, and how ours are written.
+
+Owns the hop-by-hop rule (RFC 9110, 7.6.1) for both directions. Pure; framing errors inside a message are found by the
+parser (llhttp in its strict mode refuses both lengths at once, repeated lengths, folded lines, bare CR or LF).
+"""
+
+from collections.abc import Iterable
+from http import HTTPStatus
+
+from m3_router.errors import malformed
+
+# Never relayed as they came, in either direction.
+_HOP_BY_HOP = frozenset(
+    {
+        b"connection",
+        b"keep-alive",
+        b"proxy-authenticate",
+        b"proxy-authorization",
+        b"proxy-connection",
+        b"te",
+        b"trailer",
+        b"transfer-encoding",
+        b"upgrade",
+        b"content-length",
+    }
+)
+# `authorization` is for the router alone. Without `accept-encoding` the worker's usage stays readable.
+_REQUEST_ENDS_HERE = _HOP_BY_HOP | {
+    b"host",
+    b"expect",
+    b"authorization",
+    b"accept-encoding",
+    b"http2-settings",
+    b"x-request-id",
+    b"x-m3-tenant",
+    b"x-m3-priority",
+}
+_RESPONSE_ENDS_HERE = _HOP_BY_HOP | {
+    b"content-type",
+    b"x-request-id",
+    b"x-m3-input-tokens",
+    b"x-m3-context-tier",
+    b"x-m3-service-tier",
+    b"x-m3-worker",
+    b"x-m3-queue-ms",
+    b"x-m3-cost-usd",
+}
+
+_STATUS_LINES = {
+    status.value: b"HTTP/1.1 %d %b\r\n" % (status.value, status.phrase.encode())
+    for status in HTTPStatus
+    if status >= 200
+}
+CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+LAST_CHUNK = b"0\r\n\r\n"
+
+Headers = list[tuple[bytes, bytes]]
+
+
+class Head:
+    """The header lines of one message, sorted into what we read and what goes on.
+
+    known: those that end here, by lower-case name. forward: the others, as header lines ready to be sent.
+    """
+
+    __slots__ = ("forward", "known")
+
+    def __init__(self, headers: Headers, ends_here: frozenset[bytes]) -> None:
+        known: dict[bytes, bytes] = {}
+        forward = b""
+        for name, value in headers:
+            lower = name.lower()
+            if lower not in ends_here:
+                forward += b"%b: %b\r\n" % (name, value)
+            elif lower in known:
+                if lower in _ONCE:
+                    raise malformed(f"The header {lower.decode('latin-1')!r} is given more than once.")
+                known[lower] += b", " + value
+            else:
+                known[lower] = value
+        self.known = known
+        self.forward = forward
+        connection = known.get(b"connection")
+        if connection is not None and connection.lower() not in (b"keep-alive", b"close"):
+            self._drop(connection.lower().split(b","), headers, ends_here)
+
+    def _drop(self, tokens: list[bytes], headers: Headers, ends_here: frozenset[bytes]) -> None:
+        """Leave out the headers that `Connection` names, which are meant for this hop alone."""
+        named = frozenset(token.strip() for token in tokens) | ends_here
+        self.forward = b"".join(b"%b: %b\r\n" % (name, value) for name, value in headers if name.lower() not in named)
+
+
+_ONCE = frozenset({b"host", b"authorization", b"content-type", b"x-request-id"})
+
+
+def request_head(headers: Headers) -> Head:
+    """Sort a client's header lines. Raises Refusal (400) for one that may come only once."""
+    return Head(headers, _REQUEST_ENDS_HERE)
+
+
+def response_head(headers: Headers) -> Head:
+    """Sort a worker's header lines. Raises Refusal as `request_head`."""
+    return Head(headers, _RESPONSE_ENDS_HERE)
+
+
+def status_line(status: int) -> bytes:
+    """`HTTP/1.1 200 OK` and its line end."""
+    return _STATUS_LINES.get(status) or b"HTTP/1.1 %d \r\n" % status
+
+
+def header_lines(headers: Iterable[tuple[str, str | int]]) -> bytes:
+    """Header lines of our own making."""
+    return "".join(f"{name}: {value}\r\n" for name, value in headers).encode("latin-1")
+
+
+def chunk(data: bytes) -> bytes:
+    """One chunk of a chunked body. Empty data gives no bytes, since a chunk of length 0 would end the body."""
+    return b"%x\r\n%b\r\n" % (len(data), data) if data else b""

@@ -1,0 +1,251 @@
+"""The worker's end: kept-alive connections to workers, each carrying one request at a time.
+
+Owns the pool of idle connections, dialling, and the parsing of answers. Hands an exchange each read as one call
+(head if it came, body bytes, whether it is complete), so that the client gets one write per read. What an answer means
+is the exchange's business.
+
+Called by the event loop, and by the exchange (`WorkerConnections.take` or `dial`, `send`, `abort`, pause and resume).
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from typing import Protocol, cast
+
+import httptools
+
+from m3_router.http import wire
+from m3_router.workers import WorkerAddress
+
+MAX_IDLE_PER_WORKER = 256
+MAX_HEAD_BYTES = 2**16
+_COPY_BYTES = 2**16  # above this, head and body are handed over separately rather than copied together
+
+
+class Answer:
+    """The head of a worker's answer."""
+
+    __slots__ = ("head", "status")
+
+    def __init__(self, status: int, head: wire.Head) -> None:
+        self.status = status
+        self.head = head
+
+
+class AnswerSink(Protocol):
+    """Who waits for an answer. After `worker_lost`, or a complete answer, the connection is no longer its own."""
+
+    def worker_answered(self, answer: Answer | None, body: bytes, is_complete: bool) -> None: ...
+    def worker_lost(self, reason: str) -> None: ...
+
+
+class WorkerConnection(asyncio.Protocol):
+    """One connection to one worker."""
+
+    def __init__(self, connections: "WorkerConnections", address: WorkerAddress) -> None:
+        # fixed
+        self.address = address
+        self._connections = connections
+        self._parser = httptools.HttpResponseParser(self)
+        # the connection
+        self._transport: asyncio.Transport = cast(asyncio.Transport, None)  # set by connection_made, before all else
+        self.is_lost = False
+        self.is_reused = False  # it has carried an answer before
+        self._is_paused = False
+        # the answer being read
+        self._sink: AnswerSink | None = None
+        self._headers: wire.Headers = []
+        self._head_bytes = 0
+        self._answer: Answer | None = None  # complete, and not yet handed over
+        self._has_head = False
+        self._ends_with_connection = False
+        self._body: list[bytes] = []
+        self._is_complete = False
+
+    # ---- event loop
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+
+    def data_received(self, data: bytes) -> None:
+        sink = self._sink
+        if sink is None:  # an answer to nothing: whatever this is, it must not reach the next client
+            self.abort()
+            return
+        if not self._has_head:
+            self._head_bytes += len(data)
+        try:
+            self._parser.feed_data(data)
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
+            if not self._is_complete:
+                self._fail(f"it answered with what is not HTTP/1.1: {error.__context__ or error}")
+                return
+            self._ends_with_connection = True  # bytes after the answer: hand it over, and use this no more
+        if not self._has_head and self._head_bytes > MAX_HEAD_BYTES:
+            self._fail(f"the head of its answer exceeds {MAX_HEAD_BYTES} bytes")
+            return
+        answer, self._answer = self._answer, None
+        body = self._body
+        data = body[0] if len(body) == 1 else b"".join(body)
+        self._body = []
+        is_complete = self._is_complete
+        if is_complete:
+            self._release()
+        if answer is not None or data or is_complete:
+            sink.worker_answered(answer, data, is_complete)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.is_lost = True
+        self._connections.forget(self)
+        sink, self._sink = self._sink, None
+        if sink is None:
+            return
+        if exc is None and self._has_head and self._ends_with_connection:
+            sink.worker_answered(None, b"", True)
+        else:
+            sink.worker_lost(f"it closed the connection: {exc}" if exc else "it closed the connection")
+
+    def pause_writing(self) -> None:
+        pass  # a request is written whole; the client's next one is not read before the answer
+
+    # ---- parser
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._headers.append((name, value))
+
+    def on_headers_complete(self) -> None:
+        headers, self._headers = self._headers, []
+        status = self._parser.get_status_code()
+        if status < 200:  # an interim answer; the one that counts follows
+            return
+        head = wire.response_head(headers)
+        self._answer = Answer(status, head)
+        self._has_head = True
+        known = head.known
+        # Without a length, the answer ends where the connection does.
+        self._ends_with_connection = b"content-length" not in known and b"transfer-encoding" not in known
+
+    def on_body(self, data: bytes) -> None:
+        self._body.append(data)
+
+    def on_message_complete(self) -> None:
+        if self._has_head:
+            self._is_complete = True
+
+    # ---- exchange
+
+    def send(self, head: bytes, body: bytes, sink: AnswerSink) -> None:
+        """Send one request; `sink` gets the answer."""
+        self._sink = sink
+        self._head_bytes = 0
+        self._has_head = self._is_complete = self._ends_with_connection = False
+        if len(body) > _COPY_BYTES:
+            self._transport.writelines((head, body))
+        else:
+            self._transport.write(head + body)
+
+    def pause(self) -> None:
+        """Stop reading: the client is slower than the worker."""
+        if not self._is_paused and not self.is_lost:
+            self._is_paused = True
+            self._transport.pause_reading()
+
+    def resume(self) -> None:
+        """Read on."""
+        if self._is_paused and not self.is_lost:
+            self._is_paused = False
+            self._transport.resume_reading()
+
+    def abort(self) -> None:
+        """Close at once, so that the worker stops working on the request; the sink hears no more of it."""
+        self._sink = None
+        if not self.is_lost:
+            self.is_lost = True
+            self._transport.abort()
+
+    # ---- inside
+
+    def _release(self) -> None:
+        self._sink = None
+        self.is_reused = True
+        if self._ends_with_connection or not self._parser.should_keep_alive() or self._is_paused:
+            self.is_lost = True
+            self._transport.close()
+        else:
+            self._connections.put(self)
+
+    def _fail(self, reason: str) -> None:
+        sink = self._sink
+        self.abort()
+        if sink is not None:
+            sink.worker_lost(reason)
+
+
+class WorkerConnections:
+    """The idle connections of all workers, newest first, and the way to more."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._idle: dict[WorkerAddress, deque[WorkerConnection]] = {}
+        self._dials: set[asyncio.Task[None]] = set()
+
+    def take(self, address: WorkerAddress) -> WorkerConnection | None:
+        """An idle connection, if there is one."""
+        idle = self._idle.get(address)
+        while idle:
+            connection = idle.pop()
+            if not connection.is_lost:
+                return connection
+        return None
+
+    def dial(
+        self,
+        address: WorkerAddress,
+        timeout_seconds: float,
+        connected: Callable[[WorkerConnection], None],
+        failed: Callable[[str], None],
+    ) -> asyncio.Task[None]:
+        """Open a connection; one of the two callbacks gets the result, none if the returned task is cancelled."""
+
+        async def connect() -> None:
+            try:
+                async with asyncio.timeout(timeout_seconds):
+                    _, connection = await self._loop.create_connection(
+                        lambda: WorkerConnection(self, address), address.host, address.port
+                    )
+            except TimeoutError:
+                failed(f"no connection within {timeout_seconds:g} s")
+            except OSError as error:
+                failed(f"no connection: {error.strerror or error}")
+            else:
+                connected(connection)
+
+        task = self._loop.create_task(connect())
+        self._dials.add(task)
+        task.add_done_callback(self._dials.discard)
+        return task
+
+    def put(self, connection: WorkerConnection) -> None:
+        """Keep a connection for the next request."""
+        idle = self._idle.setdefault(connection.address, deque())
+        if len(idle) >= MAX_IDLE_PER_WORKER:
+            idle.popleft().abort()
+        idle.append(connection)
+
+    def forget(self, connection: WorkerConnection) -> None:
+        """The connection was lost."""
+        idle = self._idle.get(connection.address)
+        if idle is not None and connection in idle:
+            idle.remove(connection)
+
+    def close_worker(self, address: WorkerAddress) -> None:
+        """Close the idle connections to a worker that is gone."""
+        for connection in self._idle.pop(address, ()):
+            connection.abort()
+
+    def close(self) -> None:
+        """Close every idle connection and give up every dial."""
+        for task in self._dials:
+            task.cancel()
+        for address in list(self._idle):
+            self.close_worker(address)

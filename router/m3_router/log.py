@@ -1,0 +1,101 @@
+"""Where lines go: one JSON line per request on stdout, everything else the process says as JSON lines on stderr.
+
+Owns the buffer between the event loop and stdout. The loop never waits for whoever reads the log: lines are gathered
+for FLUSH_SECONDS and written by a thread; if the reader falls MAX_PENDING_BYTES behind, lines are dropped and counted.
+"""
+
+import asyncio
+import logging
+import queue
+import threading
+from typing import BinaryIO
+
+import msgspec
+
+FLUSH_SECONDS = 0.02
+FLUSH_BYTES = 2**16
+MAX_PENDING_BYTES = 16 * 2**20
+
+
+class LineWriter:
+    """Writes lines to a stream, in order, from a thread of its own."""
+
+    def __init__(self, stream: BinaryIO, loop: asyncio.AbstractEventLoop) -> None:
+        self._stream = stream
+        self._loop = loop
+        self._lines: list[bytes] = []
+        self._bytes = 0
+        self._is_scheduled = False
+        # Only the loop adds to `_handed_bytes` and only the thread to `_written_bytes`.
+        self._handed_bytes = 0
+        self._written_bytes = 0
+        self.dropped = 0
+        self._batches: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._write_batches, name="request-log", daemon=True)
+        self._thread.start()
+
+    def write(self, line: bytes) -> None:
+        """Take one line, without its newline."""
+        self._lines.append(line)
+        self._bytes += len(line) + 1
+        if self._bytes >= FLUSH_BYTES:
+            self.flush()
+        elif not self._is_scheduled:
+            self._is_scheduled = True
+            self._loop.call_later(FLUSH_SECONDS, self._flush_scheduled)
+
+    def flush(self) -> None:
+        """Hand what was gathered to the thread."""
+        lines, self._lines, self._bytes = self._lines, [], 0
+        if not lines:
+            return
+        if self._handed_bytes - self._written_bytes > MAX_PENDING_BYTES:
+            self.dropped += len(lines)
+            return
+        batch = b"\n".join(lines) + b"\n"
+        self._handed_bytes += len(batch)
+        self._batches.put(batch)
+
+    def close(self, timeout_seconds: float = 5.0) -> None:
+        """Write what is left, and end the thread."""
+        self.flush()
+        self._batches.put(None)
+        self._thread.join(timeout_seconds)
+
+    def _flush_scheduled(self) -> None:
+        self._is_scheduled = False
+        self.flush()
+
+    def _write_batches(self) -> None:
+        while (batch := self._batches.get()) is not None:
+            try:
+                self._stream.write(batch)
+                self._stream.flush()
+            except (OSError, ValueError):  # the reader is gone: count, and go on serving
+                self.dropped += batch.count(b"\n")
+            self._written_bytes += len(batch)
+
+
+class JsonFormatter(logging.Formatter):
+    """A log record as one JSON line."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """`time`, `level`, `logger` and `message`, and the traceback if there is one."""
+        line = {
+            "time": round(record.created, 3),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        return msgspec.json.encode(line).decode()
+
+
+def configure(level: str) -> None:
+    """Send the process's log records to stderr as JSON lines."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(JsonFormatter())
+    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+    logging.getLogger("uvicorn").setLevel(logging.WARNING)
+    logging.getLogger("kubernetes").setLevel(logging.WARNING)

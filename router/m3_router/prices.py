@@ -1,0 +1,89 @@
+"""What a request costs: context tier x service tier in integer nano-dollars per token.
+
+Owns the threshold between the context tiers and the arithmetic. Pure; knows no request, only counts of tokens.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import msgspec
+
+from m3_router.config import (
+    NANOUSD_PER_USD,
+    ContextTierSettings,
+    PriceSettings,
+    RateSettings,
+    ServiceTier,
+    nanousd_per_token,
+)
+
+ContextTier = Literal["standard", "long"]
+
+
+class Usage(msgspec.Struct, frozen=True, gc=False):
+    """Tokens of one request, as its worker counted them. `cached_tokens` are part of `input_tokens`."""
+
+    input_tokens: int
+    cached_tokens: int
+    output_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Rates:
+    """Nano-dollars per token."""
+
+    input_nanousd: int
+    output_nanousd: int
+    cache_read_nanousd: int
+
+    def cost_nanousd(self, usage: Usage) -> int:
+        """Uncached input + cache reads + output, each at its rate."""
+        return (
+            (usage.input_tokens - usage.cached_tokens) * self.input_nanousd
+            + usage.cached_tokens * self.cache_read_nanousd
+            + usage.output_tokens * self.output_nanousd
+        )
+
+
+class PriceTable:
+    """The rates of every pair of tiers."""
+
+    def __init__(self, prices: PriceSettings, context_tier: ContextTierSettings) -> None:
+        # The largest number of input tokens that is still `standard`.
+        self.standard_up_to_tokens = context_tier.threshold_tokens - (0 if context_tier.inclusive else 1)
+        self._rates: dict[tuple[ContextTier, ServiceTier], Rates] = {}
+        tiers: tuple[tuple[ContextTier, RateSettings], ...] = (("standard", prices.standard), ("long", prices.long))
+        for tier, rates in tiers:
+            self._rates[tier, "standard"] = _whole_rates(rates)
+            self._rates[tier, "priority"] = _whole_rates(
+                RateSettings(
+                    input=rates.input * prices.priority_factor,
+                    output=rates.output * prices.priority_factor,
+                    cache_read=rates.cache_read * prices.priority_factor,
+                )
+            )
+
+    def context_tier(self, input_tokens: int) -> ContextTier:
+        """The tier of a whole request with this many input tokens."""
+        return "standard" if input_tokens <= self.standard_up_to_tokens else "long"
+
+    def rates(self, context_tier: ContextTier, service_tier: ServiceTier) -> Rates:
+        """The rates of one pair of tiers."""
+        return self._rates[context_tier, service_tier]
+
+    def cost_nanousd(self, usage: Usage, service_tier: ServiceTier) -> int:
+        """What a request cost. Its context tier follows from its input tokens."""
+        return self._rates[self.context_tier(usage.input_tokens), service_tier].cost_nanousd(usage)
+
+
+def format_usd(nanousd: int) -> str:
+    """Nano-dollars as an exact decimal number of US dollars, such as `0.000123400`."""
+    return f"{nanousd // NANOUSD_PER_USD}.{nanousd % NANOUSD_PER_USD:09d}"
+
+
+def _whole_rates(rates: RateSettings) -> Rates:
+    return Rates(
+        input_nanousd=nanousd_per_token(rates.input, "input"),
+        output_nanousd=nanousd_per_token(rates.output, "output"),
+        cache_read_nanousd=nanousd_per_token(rates.cache_read, "cacheRead"),
+    )

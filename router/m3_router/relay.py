@@ -1,0 +1,557 @@
+"""The way of one request, from its last byte to the last byte of its answer, in the order in which it happens.
+
+Owns an exchange while it lasts, and what it holds: a ticket of a lane, a charge on a worker, a connection, a bill. It
+decides nothing itself; whom to let in, where to send and what it costs is asked of tenants, lanes, placement, prices.
+
+Plain callbacks rather than a coroutine: a task and its wake-ups would cost a third of what the whole relay costs. Read
+`Exchange` from top to bottom; `_finish` is the only way out, and gives back everything that is held.
+"""
+
+import itertools
+import secrets
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+from urllib.parse import unquote_to_bytes
+
+from m3_router import placement
+from m3_router.config import LimitSettings
+from m3_router.errors import Refusal, bad_request, no_worker, timed_out, worker_failed
+from m3_router.http import wire
+from m3_router.http.client_end import ClientConnection, Request
+from m3_router.http.worker_end import Answer, WorkerConnection, WorkerConnections
+from m3_router.lanes import QueueFullError, Ticket
+from m3_router.ledger import Bill, Ledger, Outcome
+from m3_router.metrics import Metrics
+from m3_router.models import ModelList
+from m3_router.pools import Pool, Pools
+from m3_router.prices import PriceTable, Usage, format_usd
+from m3_router.request import RequestView, parse
+from m3_router.tenants import Tenant, Tenants
+from m3_router.usage import BodyTail, EventStream, usage_of_body
+from m3_router.workers import Worker
+
+if TYPE_CHECKING:
+    import asyncio
+
+MAX_HELD_BYTES = 8 * 2**20  # of an answer whose cost goes into its head; a longer one goes without
+_PRIORITY = {"priority": b"0", "standard": b"10"}  # x-m3-priority: the lower goes first
+_MODELS_PREFIX = b"/v1/models/"
+_BILLED = frozenset({b"/v1/chat/completions", b"/v1/completions"})
+_FREE = frozenset({b"/tokenize"})
+_RELAYED = _BILLED | _FREE
+_LOCAL = frozenset({b"/health", b"/v1/models"})
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """What exchanges ask. `clock` is monotonic, `wall_clock` since the epoch, both in seconds."""
+
+    tenants: Tenants
+    pools: Pools
+    prices: PriceTable
+    ledger: Ledger
+    metrics: Metrics
+    models: ModelList
+    workers: WorkerConnections
+    limits: LimitSettings
+    loop: "asyncio.AbstractEventLoop"
+    clock: Callable[[], float]
+    wall_clock: Callable[[], float]
+
+
+class Relay:
+    """The application behind the client's end: routes, local answers, and an exchange for all that is relayed."""
+
+    def __init__(self, services: Services) -> None:
+        self.services = services
+        self._id_prefix = f"m3-{secrets.token_hex(6)}-"
+        self._ids = itertools.count(1)
+
+    def accept_head(self, request: Request) -> None:
+        """Path, method, request id and key. Raises Refusal (400, 401, 404, 405)."""
+        path = request.path
+        if path in _RELAYED:
+            allowed = b"POST"
+        elif path in _LOCAL or path.startswith(_MODELS_PREFIX):
+            allowed = b"GET"
+        else:
+            raise Refusal(404, f"There is no {path.decode('latin-1')} here.", code="not_found")
+        method = request.method
+        if method != allowed and not (method == b"HEAD" and allowed == b"GET"):
+            raise Refusal(405, f"{path.decode('latin-1')} takes {allowed.decode()}.", code="method_not_allowed")
+        request_id = request.head.known.get(b"x-request-id")
+        if request_id is not None and not _is_request_id(request_id):
+            raise bad_request("x-request-id: expected 1 to 128 visible ASCII characters.", param="x-request-id")
+        if path != b"/health":
+            request.context = self.services.tenants.identify(request.head.known.get(b"authorization"))
+
+    def serve(self, request: Request, connection: ClientConnection) -> None:
+        """Answer a request whose head was accepted."""
+        if request.path in _RELAYED:
+            exchange = Exchange(self, request, connection)
+            connection.exchange = exchange
+            exchange.begin()
+        else:
+            self._answer_locally(request, connection)
+
+    def refused(self, request: Request | None, refusal: Refusal) -> bytes:
+        """Log what was refused before it could be served."""
+        bill = self.open_bill(request)
+        bill.status, bill.error = refusal.status, refusal.message
+        self.settle(bill, "rejected", None)
+        return b"x-request-id: %b\r\n" % bill.request_id.encode("latin-1")
+
+    def open_bill(self, request: Request | None) -> Bill:
+        """A bill with what the head of a request says."""
+        services = self.services
+        if request is None:
+            return Bill(services.wall_clock(), self.new_request_id(), "")
+        given = request.head.known.get(b"x-request-id")
+        request_id = given.decode() if given is not None and _is_request_id(given) else self.new_request_id()
+        tenant = request.context
+        return Bill(
+            services.wall_clock(),
+            request_id,
+            request.path.decode("latin-1"),
+            tenant.name if isinstance(tenant, Tenant) else "",
+        )
+
+    def new_request_id(self) -> str:
+        """An id that no other process gives."""
+        return f"{self._id_prefix}{next(self._ids):x}"
+
+    def settle(self, bill: Bill, outcome: Outcome, usage: Usage | None) -> None:
+        """Close a bill in the ledger and count it."""
+        self.services.ledger.settle(bill, outcome, usage)
+        self.services.metrics.settled(bill)
+
+    def wake(self, admitted: Iterable[Ticket]) -> None:
+        """Let the holders of admitted tickets go on. Not from here: each may end at once and admit the next."""
+        for ticket in admitted:
+            if isinstance(ticket.holder, Exchange):
+                self.services.loop.call_soon(ticket.holder.admitted)
+
+    def tick(self, now: float) -> None:
+        """Time has passed for those who wait in lanes."""
+        for pool in self.services.pools:
+            expired, admitted = pool.lanes.tick(now)
+            for ticket in expired:
+                if isinstance(ticket.holder, Exchange):
+                    ticket.holder.expired(pool.lanes.retry_after_seconds(ticket.lane, now))
+            self.wake(admitted)
+
+    def _answer_locally(self, request: Request, connection: ClientConnection) -> None:
+        services = self.services
+        if request.path == b"/health":
+            if services.pools.has_ready_worker():
+                connection.respond_json(b'{"status":"ok"}')
+            else:
+                connection.respond(no_worker(", ".join(services.pools.models)))
+        elif request.path == b"/v1/models":
+            connection.respond_json(services.models.all)
+        else:
+            name = _unquote(request.path[len(_MODELS_PREFIX) :])
+            body = services.models.one(name)
+            if body is not None:
+                connection.respond_json(body)
+                return
+            try:
+                services.pools.of_model(name)
+            except Refusal as refusal:
+                connection.respond(refusal)
+
+
+class Exchange:
+    """One relayed request."""
+
+    __slots__ = (
+        "_answer",
+        "_arrived_at",
+        "_bill",
+        "_connection",
+        "_deadline",
+        "_dial",
+        "_held",
+        "_held_bytes",
+        "_is_finished",
+        "_is_sent",
+        "_pool",
+        "_relay",
+        "_request",
+        "_scanner",
+        "_services",
+        "_ticket",
+        "_tried",
+        "_upstream",
+        "_view",
+        "_worker",
+    )
+
+    def __init__(self, relay: Relay, request: Request, connection: ClientConnection) -> None:
+        self._relay = relay
+        self._services = relay.services
+        self._request = request
+        self._connection = connection
+        self._bill = relay.open_bill(request)
+        self._arrived_at = relay.services.clock()
+        self._deadline = float("inf")
+        self._is_finished = False
+        # held, and given back by _finish
+        self._ticket: Ticket | None = None
+        self._worker: Worker | None = None
+        self._upstream: WorkerConnection | None = None
+        self._dial: asyncio.Task[None] | None = None
+        # set on the way
+        self._view: RequestView | None = None
+        self._pool: Pool | None = None
+        self._tried: tuple[Worker, ...] = ()
+        self._answer: Answer | None = None
+        self._scanner: EventStream | BodyTail | None = None  # the head is out, the body passes through it
+        self._held: list[bytes] = []
+        self._held_bytes = 0
+        self._is_sent = False  # the client has got a first byte
+
+    # ---- 1. understand and price it, and ask for a place
+
+    def begin(self) -> None:
+        """From the body to a ticket."""
+        services, bill = self._services, self._bill
+        try:
+            view = self._view = parse(self._request.body)
+            bill.model = view.model
+            bill.stream = view.is_stream
+            pool = self._pool = services.pools.of_model(view.model)
+            view.check_fits(pool.settings.max_context_tokens)
+            tenant = self._request.context
+            assert isinstance(tenant, Tenant)  # noqa: S101 - accept_head put it there
+            tier = tenant.entitled_tier(view.service_tier)
+            if not pool.workers.ready:
+                raise no_worker(view.model)
+            if self._request.path in _FREE:
+                self._dispatch()
+                return
+            bill.service_tier = tier
+            bill.context_tier = services.prices.context_tier(view.input_tokens)
+            charge_tokens = min(view.charge_tokens, pool.settings.max_context_tokens)
+            self._ticket = pool.lanes.offer(tier, charge_tokens, self._arrived_at, self)
+        except Refusal as refusal:
+            self._refuse(refusal)
+            return
+        except QueueFullError as full:
+            self._refuse_for_now(str(full), full.retry_after_seconds)
+            return
+        if self._ticket.state == "admitted":
+            self._dispatch()
+
+    def admitted(self) -> None:
+        """The wait in the lane is over."""
+        if not self._is_finished:
+            self._bill.queue_ms = self._elapsed_ms()
+            self._dispatch()
+
+    def expired(self, retry_after_seconds: int) -> None:
+        """The wait in the lane was too long."""
+        self._bill.queue_ms = self._elapsed_ms()
+        self._refuse_for_now("no place became free in time", retry_after_seconds)
+
+    # ---- 2. send it to a worker
+
+    def _dispatch(self) -> None:
+        pool, view = self._pool, self._view
+        assert pool is not None and view is not None  # noqa: S101, PT018 - begin has set both
+        worker = placement.choose(pool.workers.ready, self._tried)
+        if worker is None:
+            self._refuse(no_worker(view.model))
+            return
+        self._worker = worker
+        self._bill.worker = worker.name
+        pool.workers.charge(worker, self._charge_tokens())
+        self._connect(worker)
+
+    def _connect(self, worker: Worker) -> None:
+        self._bill.attempts += 1
+        connections = self._services.workers
+        connection = connections.take(worker.address)
+        if connection is not None:
+            self._send(connection)
+        else:
+            self._dial = connections.dial(
+                worker.address, self._services.limits.connect_seconds, self._connected, self._unreachable
+            )
+
+    def _connected(self, connection: WorkerConnection) -> None:
+        self._dial = None
+        if self._is_finished:
+            self._services.workers.put(connection)
+        else:
+            self._send(connection)
+
+    def _unreachable(self, reason: str) -> None:
+        self._dial = None
+        if not self._is_finished and self._worker is not None and self._pool is not None:
+            self._pool.workers.report(self._worker, is_ready=False, reason=reason)
+            self._try_another(reason)
+
+    def _send(self, connection: WorkerConnection) -> None:
+        request, bill, view, worker = self._request, self._bill, self._view, self._worker
+        assert view is not None and worker is not None  # noqa: S101, PT018 - _dispatch has set both
+        head = (
+            b"POST %b HTTP/1.1\r\nhost: %b\r\ncontent-length: %d\r\nx-request-id: %b\r\nx-m3-tenant: %b\r\n"
+            b"x-m3-priority: %b\r\n%b\r\n"
+        ) % (
+            request.path + b"?" + request.query if request.query else request.path,
+            worker.label,
+            len(view.body),
+            bill.request_id.encode(),
+            bill.tenant.encode(),
+            _PRIORITY[bill.service_tier or "standard"],
+            request.head.forward,
+        )
+        self._upstream = connection
+        self._deadline = self._services.clock() + self._services.limits.first_byte_seconds
+        connection.send(head, view.body, self)
+
+    def _try_another(self, reason: str) -> None:
+        """Nothing was sent to the client, and this worker has failed: the next one, while there is one."""
+        pool, view, worker = self._pool, self._view, self._worker
+        assert pool is not None and view is not None and worker is not None  # noqa: S101, PT018
+        pool.workers.discharge(worker, self._charge_tokens())
+        self._worker = None
+        self._tried = (*self._tried, worker)
+        if placement.choose(pool.workers.ready, self._tried) is not None:
+            self._dispatch()
+        elif not pool.workers.ready:
+            self._refuse(no_worker(view.model), outcome="worker_error")
+        else:
+            self._refuse(worker_failed(f"Worker {worker.name} failed: {reason}."), outcome="worker_error")
+
+    # ---- 3. bring the answer back
+
+    def worker_answered(self, answer: Answer | None, body: bytes, is_complete: bool) -> None:
+        """One read from the worker, at most one write to the client."""
+        connection = self._upstream
+        if is_complete:
+            self._upstream = None
+        self._deadline = self._services.clock() + self._services.limits.idle_seconds
+        if answer is not None:
+            if answer.status == 503 and self._pool is not None and len(self._pool.workers.ready) > len(self._tried) + 1:
+                # Loading or draining: it has begun nothing, and another worker may take it.
+                if connection is not None and not is_complete:
+                    connection.abort()
+                self._upstream = None
+                self._try_another("it answered 503")
+                return
+            self._take_head(answer)
+        if self._scanner is None:
+            self._held.append(body)
+            self._held_bytes += len(body)
+            if is_complete:
+                self._answer_whole()
+            elif self._held_bytes > MAX_HELD_BYTES:
+                self._pass_through(BodyTail(), b"".join(self._held))
+        else:
+            self._relay_part(self._scanner, body, is_complete)
+
+    def _take_head(self, answer: Answer) -> None:
+        self._answer = answer
+        self._bill.status = answer.status
+        self._bill.first_byte_ms = self._elapsed_ms()
+        self._connection.release_body()
+        counted = answer.head.known.get(b"x-m3-input-tokens")
+        if counted is not None and counted.isdigit() and self._bill.context_tier is not None:
+            self._bill.input_tokens = int(counted)
+            self._bill.context_tier = self._services.prices.context_tier(self._bill.input_tokens)
+        elif self._view is not None:
+            self._bill.input_tokens = self._view.input_tokens
+        if answer.head.known.get(b"content-type", b"").startswith(b"text/event-stream"):
+            self._pass_through(EventStream(self._view is not None and self._view.is_usage_added), b"")
+
+    def _answer_whole(self) -> None:
+        """The whole answer is here: its cost can go into its head."""
+        held = self._held
+        body = held[0] if len(held) == 1 else b"".join(held)
+        bill = self._bill
+        usage = usage_of_body(body) if bill.status == 200 and bill.service_tier is not None else None
+        cost = b""
+        if usage is not None and bill.service_tier is not None:
+            bill.context_tier = self._services.prices.context_tier(usage.input_tokens)
+            nanousd = self._services.prices.cost_nanousd(usage, bill.service_tier)
+            cost = b"x-m3-cost-usd: %b\r\n" % format_usd(nanousd).encode()
+        head = self._head() + cost
+        self._finish(self._outcome_of_status(), usage)
+        self._connection.start_response(head, body, is_whole=True)
+
+    def _pass_through(self, scanner: EventStream | BodyTail, held: bytes) -> None:
+        """From here on the client gets what comes as it comes."""
+        self._scanner = scanner
+        self._held = []
+        if held:
+            self._relay_part(scanner, held, is_complete=False)
+
+    def _relay_part(self, scanner: EventStream | BodyTail, body: bytes, is_complete: bool) -> None:
+        connection = self._connection
+        data = scanner.feed(body) if body else b""
+        if is_complete and isinstance(scanner, EventStream):
+            data += scanner.finish()
+        if not self._is_sent and (data or is_complete):
+            self._is_sent = True
+            connection.start_response(self._head(), data, is_whole=False)
+            data = b""
+        if is_complete:
+            self._finish(self._outcome_of_status(), scanner.usage)
+            connection.end(data)
+        elif data:
+            connection.write(data)
+
+    def _head(self) -> bytes:
+        """Status and headers of the answer, without its framing."""
+        answer, bill = self._answer, self._bill
+        assert answer is not None  # noqa: S101 - there is a head to relay
+        content_type = answer.head.known.get(b"content-type", b"application/json")
+        tiers = b""
+        if bill.service_tier is not None:
+            tiers = b"x-m3-context-tier: %b\r\nx-m3-service-tier: %b\r\n" % (
+                (bill.context_tier or "").encode(),
+                bill.service_tier.encode(),
+            )
+        return b"%bcontent-type: %b\r\n%bx-request-id: %b\r\nx-m3-worker: %b\r\nx-m3-queue-ms: %d\r\n%b" % (
+            wire.status_line(answer.status),
+            content_type,
+            answer.head.forward,
+            bill.request_id.encode(),
+            bill.worker.encode(),
+            bill.queue_ms,
+            tiers,
+        )
+
+    # ---- what may happen at any time
+
+    def client_lost(self) -> None:
+        """The client left: the worker stops now, and what was used is billed."""
+        if self._is_finished:
+            return
+        if self._ticket is not None and self._ticket.state == "waiting" and self._pool is not None:
+            self._relay.wake(self._pool.lanes.cancel(self._ticket, self._services.clock()))
+        usage = None
+        if self._answer is not None and self._answer.status == 200:
+            usage = self._scanner.usage if self._scanner is not None else None
+            usage = usage or self._estimate()
+        self._finish("client_gone", usage)
+
+    def client_paused(self) -> None:
+        """The client reads more slowly than the worker writes."""
+        if self._upstream is not None:
+            self._upstream.pause()
+
+    def client_resumed(self) -> None:
+        """The client has caught up."""
+        if self._upstream is not None:
+            self._deadline = self._services.clock() + self._services.limits.idle_seconds
+            self._upstream.resume()
+
+    def worker_lost(self, reason: str) -> None:
+        """The worker's connection failed."""
+        connection, self._upstream = self._upstream, None
+        if self._answer is not None:
+            self._break_off(worker_failed(f"Worker {self._bill.worker} failed during its answer: {reason}."))
+        elif connection is not None and connection.is_reused and self._worker is not None:
+            self._connect(self._worker)  # most likely a kept-alive connection that was closed as we wrote to it
+        else:
+            self._try_another(reason)
+
+    def tick(self, now: float) -> None:
+        """Give up on a worker that is silent, or a client that does not read, for too long."""
+        if now < self._deadline or self._is_finished:
+            return
+        limits = self._services.limits
+        if self._connection.is_write_paused:
+            self._connection.abort()
+        elif self._answer is None:
+            message = f"Worker {self._bill.worker} sent nothing within {limits.first_byte_seconds:g} s."
+            self._refuse(timed_out(message), outcome="worker_error")
+        else:
+            message = f"Worker {self._bill.worker} sent nothing more for {limits.idle_seconds:g} s."
+            self._break_off(timed_out(message))
+
+    def interrupt(self) -> None:
+        """The router stops before the answer is complete."""
+        if not self._is_finished:
+            message = "The router is stopping."
+            self._break_off(Refusal(503, message, kind="server_error", code="router_stopping", retry_after_seconds=1))
+
+    def _break_off(self, refusal: Refusal) -> None:
+        """The answer cannot be completed. Where it has begun, the client is told in the stream, and never `[DONE]`."""
+        self._bill.error = refusal.message
+        if not self._is_sent:
+            self._refuse(refusal, outcome="worker_error")
+            return
+        event = b""
+        if isinstance(self._scanner, EventStream):
+            event = self._scanner.boundary() + b"data: " + refusal.body() + b"\n\n"
+        self._finish("worker_error", self._estimate())
+        self._connection.cut(event)
+
+    # ---- 4. settle
+
+    def _refuse(self, refusal: Refusal, outcome: Outcome = "rejected") -> None:
+        bill = self._bill
+        bill.status, bill.error = refusal.status, refusal.message
+        bill.input_tokens = 0
+        self._finish(outcome, None)
+        self._connection.respond(refusal, b"x-request-id: %b\r\n" % bill.request_id.encode())
+
+    def _refuse_for_now(self, why: str, retry_after_seconds: int) -> None:
+        message = f"The model is at its capacity: {why}. Try again in {retry_after_seconds} seconds."
+        self._refuse(
+            Refusal(429, message, kind="rate_limit_error", code="queue_full", retry_after_seconds=retry_after_seconds)
+        )
+
+    def _finish(self, outcome: Outcome, usage: Usage | None) -> None:
+        """The only way out: give back all that is held, settle the bill once."""
+        self._is_finished = True
+        if self._upstream is not None:
+            self._upstream.abort()
+            self._upstream = None
+        if self._dial is not None:
+            self._dial.cancel()
+            self._dial = None
+        if self._worker is not None and self._pool is not None:
+            self._pool.workers.discharge(self._worker, self._charge_tokens())
+            self._worker = None
+        ticket = self._ticket
+        if ticket is not None and ticket.state == "admitted" and self._pool is not None:
+            woken = self._pool.lanes.release(ticket, self._services.clock())
+            if woken:
+                self._relay.wake(woken)
+        bill = self._bill
+        bill.duration_ms = self._elapsed_ms()
+        if usage is None and outcome == "ok" and bill.service_tier is not None:
+            usage = self._estimate()
+        self._relay.settle(bill, outcome, usage)
+
+    def _estimate(self) -> Usage:
+        """What is known of an answer whose usage did not come: its input, and an output token for each event."""
+        self._bill.estimated = True
+        events = self._scanner.events if isinstance(self._scanner, EventStream) else 0
+        return Usage(self._bill.input_tokens, 0, events)
+
+    def _outcome_of_status(self) -> Outcome:
+        status = self._bill.status
+        if status < 400:
+            return "ok"
+        return "rejected" if status < 500 else "worker_error"
+
+    def _charge_tokens(self) -> int:
+        return self._ticket.tokens if self._ticket is not None else 0
+
+    def _elapsed_ms(self) -> float:
+        return round((self._services.clock() - self._arrived_at) * 1000, 3)
+
+
+def _is_request_id(value: bytes) -> bool:
+    return 1 <= len(value) <= 128 and value.isascii() and value.decode().isprintable() and b" " not in value
+
+
+def _unquote(path: bytes) -> str:
+    return unquote_to_bytes(path).decode("utf-8", "replace")

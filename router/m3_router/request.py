@@ -1,0 +1,177 @@
+"""What the router must know of a request's body, and the one field it sets.
+
+Owns the lazy view (messages and prompt stay raw bytes), the estimate of input tokens, and the splice of
+`stream_options.include_usage`. The body is never re-encoded: a field that the router does not know reaches the worker
+as it came. Pure; counts tokens only where the prompt is a list of token ids, everything else is estimated from bytes.
+"""
+
+import re
+
+import msgspec
+
+from m3_router.errors import Refusal, bad_request
+
+# Text of M3's 200K vocabulary has about 4 bytes a token in English and code, 3 in Chinese. Two bytes a token is an
+# upper bound for all but random bytes; a request that still exceeds it occupies less of its lane than it should, and
+# is billed by the worker's own count all the same.
+BYTES_PER_TOKEN = 4
+MIN_BYTES_PER_TOKEN = 2
+# Held in the lane for the answer of a request that does not say how long it may be, or says more than answers are.
+MAX_OUTPUT_CHARGE_TOKENS = 4096
+
+_STREAM_OPTIONS = re.compile(rb'"stream_options"\s*:\s*')
+_MAX_CANDIDATES = 4  # places that may look like the top-level stream_options before we ask for plainer JSON
+
+
+class _Body(msgspec.Struct):
+    model: str
+    stream: bool | None = None
+    service_tier: str | None = None
+    max_tokens: int | None = None
+    max_completion_tokens: int | None = None
+    n: int | None = None
+    stream_options: msgspec.Raw = msgspec.Raw()
+    prompt: msgspec.Raw = msgspec.Raw()
+    messages: msgspec.Raw = msgspec.Raw()
+
+
+class _StreamOptions(msgspec.Struct):
+    include_usage: bool | None = None
+
+
+class _OnlyStreamOptions(msgspec.Struct):
+    stream_options: _StreamOptions | None = None
+
+
+class RequestView(msgspec.Struct, frozen=True, gc=False):  # ten times as fast to make as a frozen dataclass
+    """The fields of a body that decide where it goes and what it may cost.
+
+    input_tokens: exact if is_exact, else an estimate; charge_tokens: what it holds of its lane while it runs.
+    body: as it goes to the worker. is_usage_added: the client did not ask for the usage event that will come.
+    """
+
+    model: str
+    is_stream: bool
+    service_tier: str | None
+    input_tokens: int
+    is_exact: bool
+    charge_tokens: int
+    max_tokens: int | None
+    body: bytes
+    is_usage_added: bool
+
+    def check_fits(self, max_context_tokens: int) -> None:
+        """Raise Refusal (400) if the request cannot fit into the context of its pool, whatever the worker."""
+        if self.max_tokens is not None and self.max_tokens > max_context_tokens:
+            raise bad_request(
+                f"max_tokens: {self.max_tokens} is above this model's maximum context length of "
+                f"{max_context_tokens} tokens.",
+                param="max_tokens",
+            )
+        if self.is_exact and self.input_tokens > max_context_tokens:
+            raise bad_request(
+                f"This model's maximum context length is {max_context_tokens} tokens, but the prompt has "
+                f"{self.input_tokens}.",
+                param="prompt",
+                code="context_length_exceeded",
+            )
+
+
+_decode_body = msgspec.json.Decoder(_Body).decode
+_decode_stream_options = msgspec.json.Decoder(_StreamOptions | None).decode
+_decode_only_stream_options = msgspec.json.Decoder(_OnlyStreamOptions).decode
+
+
+def parse(body: bytes) -> RequestView:
+    """Read the body of a completion or tokenize request. Raises Refusal (400) that names field and rule."""
+    try:
+        fields = _decode_body(body)
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
+        raise _explain(error) from error
+    max_tokens = fields.max_completion_tokens if fields.max_tokens is None else fields.max_tokens
+    if max_tokens is not None and max_tokens < 0:
+        raise bad_request(f"max_tokens: {max_tokens} is below 0.", param="max_tokens")
+    if fields.n is not None and not 1 <= fields.n <= 128:
+        raise bad_request(f"n: {fields.n} is not between 1 and 128.", param="n")
+
+    messages_bytes = memoryview(fields.messages).nbytes
+    prompt_bytes = memoryview(fields.prompt).nbytes
+    token_ids = count_token_ids(fields.prompt) if prompt_bytes else None
+    if token_ids is None:
+        text_bytes = messages_bytes + prompt_bytes
+        input_tokens = text_bytes // BYTES_PER_TOKEN + 1
+        input_bound_tokens = text_bytes // MIN_BYTES_PER_TOKEN + 1
+    else:
+        input_tokens = input_bound_tokens = token_ids
+    output_tokens = MAX_OUTPUT_CHARGE_TOKENS if max_tokens is None else min(max_tokens, MAX_OUTPUT_CHARGE_TOKENS)
+
+    is_usage_added = False
+    if fields.stream:
+        worker_body = with_usage(body, fields.stream_options)
+        is_usage_added = worker_body is not body
+        body = worker_body
+    return RequestView(
+        fields.model,
+        bool(fields.stream),
+        fields.service_tier,
+        input_tokens,
+        token_ids is not None,
+        input_bound_tokens + output_tokens * (fields.n or 1),
+        max_tokens,
+        body,
+        is_usage_added,
+    )
+
+
+def count_token_ids(prompt: msgspec.Raw) -> int | None:
+    """How many token ids a `prompt` holds, in one list or a list of lists; None if it is text.
+
+    An array of numbers alone has one comma fewer than numbers; counting commas needs no list of half a million ints.
+    """
+    view = memoryview(prompt)
+    if view[0] != 0x5B:  # [
+        return None
+    text = bytes(view)
+    if b'"' in text:
+        return None
+    return text.count(b",") + 1 if text.strip(b"[] \t\r\n") else 0
+
+
+def with_usage(body: bytes, stream_options: msgspec.Raw) -> bytes:
+    """The body of a stream with `stream_options.include_usage` set; the same object if it was. Raises Refusal (400)."""
+    raw = bytes(memoryview(stream_options))
+    if not raw:
+        at = body.index(b"{") + 1
+        return body[:at] + b'"stream_options":{"include_usage":true},' + body[at:]
+    try:
+        options = _decode_stream_options(raw)
+        if options is not None and options.include_usage:
+            return body
+        members = msgspec.json.decode(raw, type=dict[str, msgspec.Raw] | None) or {}
+    except msgspec.DecodeError as error:
+        raise bad_request(f"stream_options: {error}", param="stream_options") from error
+    members["include_usage"] = msgspec.Raw(b"true")
+    replacement = msgspec.json.encode(members)
+
+    # Find the one at the top level among what looks like it: the right one is where the replacement takes effect.
+    for _, match in zip(range(_MAX_CANDIDATES), _STREAM_OPTIONS.finditer(body), strict=False):
+        at = match.end()
+        if body.startswith(raw, at):
+            spliced = body[:at] + replacement + body[at + len(raw) :]
+            found = _decode_only_stream_options(spliced).stream_options
+            if found is not None and found.include_usage:
+                return spliced
+    raise bad_request("stream_options: write the name of this field plainly, and once.", param="stream_options")
+
+
+def _explain(error: Exception) -> Refusal:
+    if not isinstance(error, msgspec.ValidationError):
+        return bad_request(f"The body is not valid JSON: {error}.", code="invalid_json")
+    message = str(error)
+    missing = re.fullmatch(r"Object missing required field `(\w+)`", message)
+    if missing:
+        return bad_request(f"{missing[1]}: this field is required.", param=missing[1])
+    placed = re.fullmatch(r"(.*) - at `\$\.(\w+).*`", message, re.DOTALL)
+    if placed:
+        return bad_request(f"{placed[2]}: {placed[1]}.", param=placed[2])
+    return bad_request(f"The body is not an object of request fields: {message}.")

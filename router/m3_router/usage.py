@@ -1,0 +1,165 @@
+"""What a worker's answer says it used, found without delaying or changing the answer.
+
+Owns the reading of `usage` in JSON bodies and in event streams, and the removal of the one event that a client did not
+ask for. `EventStream` relays whole events: an event that arrives in pieces waits for its end, all other bytes pass as
+they came. Pure.
+"""
+
+import re
+from typing import Annotated
+
+import msgspec
+
+from m3_router.prices import Usage
+
+MAX_EVENT_BYTES = 2**20  # an event longer than this passes unread, in pieces
+_TAIL_BYTES = 4096  # where the usage of a body that was too large to hold is looked for
+
+_Count = Annotated[int, msgspec.Meta(ge=0)]
+_EVENT_END = re.compile(rb"\r?\n\r?\n")
+_USAGE_OBJECT = re.compile(rb'"usage"\s*:\s*(\{(?:[^{}"]|"[^"\\]*"|\{[^{}]*\})*\})')
+
+
+class _Details(msgspec.Struct):
+    cached_tokens: _Count | None = None
+
+
+class _Usage(msgspec.Struct):
+    prompt_tokens: _Count
+    completion_tokens: _Count = 0
+    prompt_tokens_details: _Details | None = None
+
+
+class _Answer(msgspec.Struct):
+    usage: _Usage | None = None
+    choices: msgspec.Raw = msgspec.Raw()
+
+
+_decode_answer = msgspec.json.Decoder(_Answer).decode
+_decode_usage = msgspec.json.Decoder(_Usage).decode
+
+
+def usage_of_body(body: bytes) -> Usage | None:
+    """The usage that a whole JSON answer reports; None if there is none to be read."""
+    try:
+        return _read(_decode_answer(body).usage)
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
+        return None
+
+
+def usage_of_tail(tail: bytes) -> Usage | None:
+    """The usage in the last bytes of a JSON answer. Inside a JSON string its quotes would be escaped."""
+    for match in reversed(list(_USAGE_OBJECT.finditer(tail))):
+        try:
+            return _read(_decode_usage(match[1]))
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            continue
+    return None
+
+
+class BodyTail:
+    """The last bytes of a body that passes by."""
+
+    def __init__(self) -> None:
+        self._tail = b""
+
+    def feed(self, data: bytes) -> bytes:
+        """Take bytes as they are relayed; returns them."""
+        self._tail = (self._tail + data)[-_TAIL_BYTES:] if len(data) < _TAIL_BYTES else data[-_TAIL_BYTES:]
+        return data
+
+    @property
+    def usage(self) -> Usage | None:
+        """What the body said it used, once all of it has passed."""
+        return usage_of_tail(self._tail)
+
+
+class EventStream:
+    """One stream of server-sent events on its way from worker to client.
+
+    is_usage_added: the usage event was asked for by the router, so it is taken out. usage: the last that was reported;
+    events: data events with content that were relayed; is_done: `[DONE]` has passed.
+    """
+
+    __slots__ = ("_is_oversized", "_is_usage_added", "_pending", "events", "is_done", "usage")
+
+    def __init__(self, is_usage_added: bool) -> None:
+        self._is_usage_added = is_usage_added
+        self._pending = b""  # the beginning of an event whose end has not come
+        self._is_oversized = False  # inside an event too long to hold
+        self.usage: Usage | None = None
+        self.events = 0
+        self.is_done = False
+
+    def feed(self, data: bytes) -> bytes:
+        """Take what the worker sent; returns what the client gets now."""
+        if not self._pending and not self._is_oversized and data.endswith(b"\n\n"):
+            # The usual case, whole events: nothing to cut, and nothing to read unless a name we look for is in it.
+            if b'"usage"' not in data and b"[DONE]" not in data:
+                self.events += data.count(b"\n\n")
+                return data
+        elif self._pending:
+            data = self._pending + data
+            self._pending = b""
+        return self._relay_events(data)
+
+    def finish(self) -> bytes:
+        """The worker's stream has ended; returns what was held of an event that never ended."""
+        rest, self._pending = self._pending, b""
+        return rest
+
+    def boundary(self) -> bytes:
+        """What has to come before an event of our own, in place of what is still held."""
+        return b"\n\n" if self._is_oversized else b""
+
+    def _relay_events(self, data: bytes) -> bytes:
+        relayed = []
+        at = 0
+        for end in _EVENT_END.finditer(data):
+            event = data[at : end.end()]
+            at = end.end()
+            if self._is_oversized:
+                self._is_oversized = False
+                relayed.append(event)
+            elif self._is_for_client(event):
+                relayed.append(event)
+        rest = data[at:]
+        if self._is_oversized or len(rest) > MAX_EVENT_BYTES:
+            # Its last bytes stay here, so that an event end that is cut in two is still seen.
+            self._is_oversized = True
+            relayed.append(rest[:-3])
+            rest = rest[-3:]
+        self._pending = rest
+        return relayed[0] if len(relayed) == 1 else b"".join(relayed)
+
+    def _is_for_client(self, event: bytes) -> bool:
+        """Read one whole event. False: it is the usage event that only the router asked for."""
+        if b"[DONE]" in event and event.partition(b":")[2].strip() == b"[DONE]":
+            self.is_done = True
+            return True
+        if b'"usage"' in event:
+            data = b"\n".join(
+                line[5:].lstrip(b" ")
+                for line in event.replace(b"\r\n", b"\n").split(b"\n")
+                if line.startswith(b"data:")
+            )
+            try:
+                answer = _decode_answer(data)
+            except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
+                answer = _Answer()
+            usage = _read(answer.usage)
+            if usage is not None:
+                self.usage = usage
+                if bytes(answer.choices).strip(b"[] \t\r\n") == b"":
+                    return not self._is_usage_added
+        if not event.startswith(b":"):
+            self.events += 1
+        return True
+
+
+def _read(usage: _Usage | None) -> Usage | None:
+    if usage is None:
+        return None
+    details = usage.prompt_tokens_details
+    cached = (details.cached_tokens or 0) if details is not None else 0
+    return Usage(usage.prompt_tokens, min(cached, usage.prompt_tokens), usage.completion_tokens)
