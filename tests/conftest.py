@@ -11,7 +11,10 @@ import pytest
 
 from m3_testcluster.cluster import Cluster
 from m3_testcluster.control_plane import control_plane as run_control_plane
+from m3_testcluster.preflight import preflight
 from m3_testcluster.progress import to_stderr
+from m3_testcluster.real import RealCluster
+from m3_testcluster.real import real_cluster as run_real_cluster
 
 CLUSTER_FIXTURES = {"control_plane": "cluster", "real_cluster": "real_cluster"}
 
@@ -44,6 +47,15 @@ def visible_report(pytestconfig: pytest.Config) -> Callable[[str], None]:
 def control_plane(visible_report: Callable[[str], None]) -> Iterator[Cluster]:
     """A real API server, scheduler and controller manager; add simulated GPU nodes with `fake_gpu_nodes`."""
     with run_control_plane(visible_report) as cluster:
+        yield cluster
+
+
+@pytest.fixture(scope="session")
+def real_cluster(visible_report: Callable[[str], None]) -> Iterator[RealCluster]:
+    """The same with two nodes that run containers; skips with the reason where this machine cannot."""
+    if reason := preflight():
+        pytest.skip(f"no real nodes on this machine: {reason}")
+    with run_real_cluster(visible_report) as cluster:
         yield cluster
 
 

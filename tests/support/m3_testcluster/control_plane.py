@@ -67,14 +67,14 @@ def control_plane(report: Report = to_stderr) -> Iterator[Cluster]:
         ports = [ReservedPort("127.0.0.1") for _ in range(3)]
         for port in ports:
             stack.callback(port.release)
-        endpoint = Endpoint("127.0.0.1", *(port.number for port in ports))
+        endpoint = Endpoint("127.0.0.1", ports[0].number, ports[1].number, ports[2].number)
         yield start(binaries, directory, endpoint, Settings(), stack)
 
 
 def start(binaries: Binaries, directory: Path, endpoint: Endpoint, settings: Settings, stack: ExitStack) -> Cluster:
     """Starts all processes of a control plane in `directory`; `stack` kills them when it unwinds."""
     logs = directory / "logs"
-    logs.mkdir()
+    logs.mkdir(exist_ok=True)
     admin_token, components_token = secrets.token_hex(16), secrets.token_hex(16)
     _write_configuration(directory, {admin_token: ADMIN, components_token: COMPONENTS}, settings)
     ca = directory / "pki" / "apiserver.crt"
@@ -86,7 +86,7 @@ def start(binaries: Binaries, directory: Path, endpoint: Endpoint, settings: Set
         admin_token=admin_token,
         kubeconfig=write_kubeconfig(directory / "kubeconfig", endpoint.server, ca, admin_token),
     )
-    components = write_kubeconfig(directory / "kubeconfig-components", endpoint.server, ca, components_token)
+    components = write_kubeconfig(directory / f"kubeconfig-{COMPONENTS}", endpoint.server, ca, components_token)
 
     def run(name: str, *flags: str) -> Daemon:
         daemon = Daemon(name, [binaries[name], *flags], logs / f"{name}.log", netns=endpoint.netns)
@@ -180,7 +180,7 @@ def _kwok_flags(kubeconfig: Path) -> list[str]:
     return [
         f"--kubeconfig={kubeconfig}",
         "--manage-nodes-with-annotation-selector=kwok.x-k8s.io/node=fake",
-        "--node-ip=192.0.2.1",  # of the range for documentation: nothing listens on a simulated node
+        "--node-ip=198.51.100.1",  # of the range for documentation: nothing listens on a simulated node
         f"--config={STAGES}",
     ]
 

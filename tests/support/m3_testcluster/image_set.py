@@ -5,7 +5,7 @@ project's sources costs one small layer.
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from m3_testcluster.build import REAL_NODES, ensure_built
@@ -72,7 +72,7 @@ def _layer(store: Path, layer: Layer) -> Blob:
     return describe(path)
 
 
-def _archive(store: Path, name: str, layers: list[Blob], config: dict[str, object]) -> Path:
+def _archive(store: Path, name: str, layers: list[Blob], config: Mapping[str, object]) -> Path:
     part = name.rpartition("/")[2].replace(":", "-")
     path = store / f"{part}-{'-'.join(layer.sha256[:12] for layer in layers)}.tar"
     for outdated in set(store.glob(f"{part}-*.tar")) - {path}:
