@@ -8,14 +8,16 @@ Sources: "the paper" is MiniMax Sparse Attention, arXiv 2606.13392; "the model" 
 config.json and the published implementations that load its weights).
 """
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
 from m3_kernels.layout import AttentionNorms, LayerPages, RaggedBatch, RotaryAngles
 
-# The largest intermediate of attention and scoring, in elements (64 MiB of fp32): small enough to stay bounded with any
-# context, large enough that the loop over runs of queries costs nothing beside the arithmetic.
-_QUERY_RUN_ELEMENTS = 1 << 24
+# How large an intermediate of attention and scoring may grow, in elements (8 MiB of fp32): bounded with any context and
+# near the size of a cache, and still so large that the loop over runs costs nothing beside the arithmetic.
+_RUN_ELEMENTS = 1 << 21
 
 
 def gemma_rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -82,26 +84,23 @@ def qk_norm_rope_insert(
 
 
 def index_score(index_q: Tensor, index_k: Tensor, batch: RaggedBatch) -> Tensor:
-    """Score every block for every query and group: the largest dot product with a token the query may see.
+    """Score every block for every query and group: the largest dot product with a token that the query may see.
 
     index_q: [T, G, I]. index_k: [P, B, I], the cache, this step's keys included.
     Returns [G, T, NB] fp32: max over tokens j <= position in block b of index_q . index_k[j]; -inf for a block without
-    such a token. No scale and no softmax: only the order matters. Stale content of a page is never read as a key: what
-    lies beyond a query's position is masked by position, not by content.
+    such a token. No scale and no softmax: only the order matters.
     Source: the paper, index branch; the model (`sparse_score_type: max`).
     """
-    (_, G, I), B = index_q.shape, index_k.shape[1]  # noqa: E741
-    scores = index_q.new_full(
-        (G, batch.tokens, _blocks(max(batch.context_lengths), B)), -torch.inf, dtype=torch.float32
-    )
-    for sequence, context in enumerate(batch.context_lengths):
-        NB = _blocks(context, B)
-        keys = index_k[batch.page_table[sequence, :NB]].view(NB * B, I).float()
-        key_positions = torch.arange(NB * B, device=keys.device)
-        for start, stop in _query_runs(batch, sequence, elements_per_query=G * NB * B):
-            dots = index_q[start:stop].float().transpose(0, 1) @ keys.T  # [G, run, NB * B]
-            dots.masked_fill_(key_positions > batch.positions[start:stop, None], -torch.inf)
-            scores[:, start:stop, :NB] = dots.view(G, stop - start, NB, B).amax(-1)
+    (T, G, I), B = index_q.shape, index_k.shape[1]  # noqa: E741
+    NB = -(-max(batch.context_lengths) // B)
+    scores = index_q.new_full((G, T, NB), -torch.inf, dtype=torch.float32)
+    for rows, slots in _query_runs(batch, B, heads=G, row_elements=I):
+        keys = _rows(index_k.view(-1, I), slots).float()  # [n, m, I]
+        dots = index_q[rows].flatten(1, 2).float() @ keys.transpose(1, 2)  # [n, r * G, m]
+        (n, r), m = rows.shape, slots.shape[1]
+        hidden = torch.arange(m, device=slots.device) > batch.positions[rows][:, :, None, None]  # [n, r, 1, m]
+        by_block = dots.view(n, r, G, m).masked_fill_(hidden, -torch.inf).view(n, r, G, m // B, B).amax(-1)
+        scores[:, rows, : m // B] = by_block.permute(2, 0, 1, 3)
     return scores
 
 
@@ -128,22 +127,19 @@ def sparse_attention(q: Tensor, pages: LayerPages, blocks: Tensor, batch: Ragged
     Source: the paper, main branch. With K * B tokens or fewer in a context this is dense causal attention.
     """
     (T, H, D), (_, B, G, _), K = q.shape, pages.k.shape, blocks.shape[-1]
-    groups = torch.arange(G, device=q.device)[:, None]
-    offsets = torch.arange(B, device=q.device)
+    groups, offsets = torch.arange(G, device=q.device), torch.arange(B, device=q.device)
+    run = max(1, _RUN_ELEMENTS // (G * K * B * max(D, H // G)))
     out = torch.empty_like(q)
-    run = max(1, _QUERY_RUN_ELEMENTS // (G * K * B * max(D, H // G)))
-    for start in range(0, T, run):
-        stop = min(start + run, T)
-        selected = blocks[:, start:stop].long().transpose(0, 1)  # [run, G, K]
-        page_ids = batch.page_table[batch.sequence_of_token[start:stop, None, None], selected.clamp(min=0)]
-        keys = pages.k[page_ids, :, groups].float()  # [run, G, K, B, D]
-        values = pages.v[page_ids, :, groups].float()
-        key_positions = selected[..., None] * B + offsets  # [run, G, K, B]
-        visible = (selected[..., None] >= 0) & (key_positions <= batch.positions[start:stop, None, None, None])
-        grouped = q[start:stop].view(stop - start, G, H // G, D).float()
-        out[start:stop] = _attend(
-            grouped, keys.flatten(2, 3), values.flatten(2, 3), visible.flatten(2)[:, :, None]
-        ).reshape(stop - start, H, D)
+    for tokens in torch.split(torch.arange(T, device=q.device), run):
+        chosen = blocks[:, tokens].long().transpose(0, 1)  # [r, G, K]
+        page_ids = batch.page_table[batch.sequence_of_token[tokens, None, None], chosen.clamp(min=0)]
+        key_positions = chosen[..., None] * B + offsets  # [r, G, K, B]
+        visible = (chosen[..., None] >= 0) & (key_positions <= batch.positions[tokens, None, None, None])
+        # Where nothing is to be seen, the query's own token is read (and masked), never what a page held before.
+        slots = torch.where(visible, page_ids[..., None] * B + offsets, batch.slots[tokens, None, None, None])
+        heads = slots.flatten(2) * G + groups[:, None]  # [r, G, K * B]
+        attended = _attend(q[tokens].view(-1, G, 1, H // G, D), pages, heads, visible.flatten(2)[:, :, None])
+        out[tokens] = attended.view(-1, H, D).to(q.dtype)
     return out
 
 
@@ -153,18 +149,14 @@ def dense_attention(q: Tensor, pages: LayerPages, batch: RaggedBatch) -> Tensor:
     q: [T, H, D]. Returns [T, H, D] in q's dtype; scale 1/sqrt(D). Source: the model, layers without an index branch.
     """
     (_, H, D), (_, B, G, _) = q.shape, pages.k.shape
+    groups = torch.arange(G, device=q.device)
     out = torch.empty_like(q)
-    for sequence, context in enumerate(batch.context_lengths):
-        page_ids = batch.page_table[sequence, : _blocks(context, B)]
-        keys = pages.k[page_ids].flatten(0, 1)[:context].transpose(0, 1).float()  # [G, context, D]
-        values = pages.v[page_ids].flatten(0, 1)[:context].transpose(0, 1).float()
-        key_positions = torch.arange(context, device=q.device)
-        for start, stop in _query_runs(batch, sequence, elements_per_query=H * context):
-            run = stop - start
-            grouped = q[start:stop].view(run, G, H // G, D).permute(1, 0, 2, 3).reshape(G, run * (H // G), D)
-            visible = (key_positions <= batch.positions[start:stop, None]).repeat_interleave(H // G, dim=0)
-            attended = _attend(grouped.float(), keys, values, visible)
-            out[start:stop] = attended.view(G, run, H // G, D).transpose(0, 1).reshape(run, H, D)
+    for rows, slots in _query_runs(batch, B, heads=H, row_elements=G * D):
+        (n, r), m = rows.shape, slots.shape[1]
+        visible = torch.arange(m, device=q.device) <= batch.positions[rows][:, None, :, None]  # [n, 1, r, m]
+        heads = slots[:, None] * G + groups[:, None]  # [n, G, m]
+        attended = _attend(q[rows].view(n, r, G, H // G, D).transpose(1, 2), pages, heads, visible)
+        out[rows] = attended.transpose(1, 2).reshape(n, r, H, D).to(q.dtype)
     return out
 
 
@@ -218,19 +210,51 @@ def grouped_experts(
     return (out.view(T, A, -1).float() * weights[..., None]).sum(1).to(x.dtype)
 
 
-def _attend(q: Tensor, keys: Tensor, values: Tensor, visible: Tensor) -> Tensor:
-    """softmax(q keys^T / sqrt(D)) values over the visible keys. q: [..., n, D]; keys, values: [..., m, D]; fp32."""
-    scores = (q @ keys.transpose(-1, -2)) * q.shape[-1] ** -0.5
-    probabilities = torch.softmax(scores.masked_fill_(~visible, -torch.inf), dim=-1)
-    return probabilities @ values
+def _attend(q: Tensor, pages: LayerPages, heads: Tensor, visible: Tensor) -> Tensor:
+    """softmax(q . k / sqrt(D)) v over the visible keys, of r queries that read the same m keys, for many such runs.
+
+    q: [n, G, r, H/G, D]. heads: [n, G, m], the keys as rows of the cache seen as [P * B * G, D]. visible: [n, G, r, m],
+    or broadcast to it. Returns fp32, q's shape. Queries and heads of a group fold into the rows of one matmul.
+    """
+    D = q.shape[-1]
+    keys, values = _rows(pages.k.view(-1, D), heads).float(), _rows(pages.v.view(-1, D), heads).float()
+    scores = (q.float() * D**-0.5).flatten(2, 3) @ keys.transpose(2, 3)
+    scores = scores.view(*q.shape[:4], -1).masked_fill_(~visible[..., None, :], -torch.inf)
+    return (torch.softmax(scores, dim=-1).flatten(2, 3) @ values).view(q.shape)
 
 
-def _blocks(tokens: int, block_tokens: int) -> int:
-    return -(-tokens // block_tokens)
+def _rows(pool: Tensor, index: Tensor) -> Tensor:
+    """pool[index] for pool [N, D] and an index of any shape: [..., D]. Several times faster than indexing on CPU."""
+    return pool.index_select(0, index.flatten()).view(*index.shape, -1)
 
 
-def _query_runs(batch: RaggedBatch, sequence: int, elements_per_query: int) -> list[tuple[int, int]]:
-    """Cut one sequence's tokens of the step into runs [start, stop) whose intermediates stay bounded."""
-    first, last = batch.query_starts[sequence], batch.query_starts[sequence + 1]
-    run = max(1, _QUERY_RUN_ELEMENTS // elements_per_query)
-    return [(start, min(start + run, last)) for start in range(first, last, run)]
+def _query_runs(
+    batch: RaggedBatch, block_tokens: int, *, heads: int, row_elements: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Cut a step into runs of queries, each with the cache slots that it may see.
+
+    Yields rows [n, r], tokens of the step, and slots [n, m]: r queries of each of n sequences, and the first m tokens of
+    those (m a multiple of block_tokens). Sequences with as many queries, and contexts of the same power of two, run
+    together; where one is shorter than m, its last token stands in. So nothing but a sequence's own tokens is ever read,
+    padding is at most twofold, and n * r * heads * m and n * m * row_elements stay near _RUN_ELEMENTS for any context.
+    """
+    device = batch.slots.device
+    offsets = torch.arange(block_tokens, device=device)
+    alike: dict[tuple[int, int], list[int]] = {}
+    for sequence, context in enumerate(batch.context_lengths):
+        queries = batch.query_starts[sequence + 1] - batch.query_starts[sequence]
+        alike.setdefault((queries, (context - 1).bit_length()), []).append(sequence)
+    for (queries, _), sequences in alike.items():
+        longest = max(batch.context_lengths[sequence] for sequence in sequences)
+        n = max(1, min(len(sequences), _RUN_ELEMENTS // (longest * row_elements)))
+        r = max(1, _RUN_ELEMENTS // (longest * heads * n))
+        for together in (sequences[first : first + n] for first in range(0, len(sequences), n)):
+            starts = torch.tensor([batch.query_starts[sequence] for sequence in together], device=device)[:, None]
+            contexts = torch.tensor([batch.context_lengths[sequence] for sequence in together], device=device)[:, None]
+            last_slots = batch.slots[starts + queries - 1]
+            for start in range(0, queries, r):
+                stop = min(start + r, queries)
+                pages = batch.page_table[together, : -(-(longest - queries + stop) // block_tokens)]
+                slots = (pages[..., None] * block_tokens + offsets).flatten(1)
+                is_own = torch.arange(slots.shape[1], device=device) < contexts
+                yield starts + torch.arange(start, stop, device=device), torch.where(is_own, slots, last_slots)

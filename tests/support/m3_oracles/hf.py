@@ -1,8 +1,8 @@
 """transformers' `minimax_m3_vl` on a checkpoint directory, in fp32 on the CPU: the first oracle.
 
 The library reads the official config and the official tensor names itself, by its own conversion table. Only the vision
-tower is ours: the library would build the full-size one for a checkpoint that has none, so it gets a very small one, which
-no text ever runs through.
+tower is ours: the library would build the full-size one for a checkpoint that has none, so it gets a very small one,
+which no text ever runs through.
 """
 
 import logging
