@@ -144,18 +144,9 @@ def start_kubelet(node: Node, containerd: Daemon, kubeconfig: Path, stack: ExitS
 
 def start_proxy(node: Node, kubeconfig: Path, stack: ExitStack) -> Daemon:
     """Starts kube-proxy, which makes Services work on the node and for those who route through it."""
-    command = [
-        node.binaries["kube-proxy"],
-        f"--kubeconfig={kubeconfig}",
-        f"--hostname-override={node.name}",
-        "--proxy-mode=nftables",
-        "--nftables-min-sync-period=100ms",
-        f"--cluster-cidr={node.network.pod_cidr}",
-        "--conntrack-max-per-core=0",
-        "--conntrack-tcp-timeout-established=0",
-        "--conntrack-tcp-timeout-close-wait=0",
-    ]
-    return _run(node, stack, "kube-proxy", command)
+    configuration = node.directory / "kube-proxy.json"
+    configuration.write_text(json.dumps(_proxy_configuration(node, kubeconfig)))
+    return _run(node, stack, "kube-proxy", [node.binaries["kube-proxy"], f"--config={configuration}"])
 
 
 def make_cgroup(name: str) -> None:
@@ -241,4 +232,18 @@ def _kubelet_configuration(node: Node) -> dict[str, Any]:
         "podLogsDir": str(node.directory / "pod-logs"),
         "resolvConf": "",
         "volumePluginDir": str(node.directory / "volume-plugins"),
+    }
+
+
+def _proxy_configuration(node: Node, kubeconfig: Path) -> dict[str, Any]:
+    return {
+        "apiVersion": "kubeproxy.config.k8s.io/v1alpha1",
+        "kind": "KubeProxyConfiguration",
+        "clientConnection": {"kubeconfig": str(kubeconfig), "qps": 50, "burst": 100},
+        # What comes from elsewhere, as from this machine, is sent on under the node's address, so that answers return.
+        "clusterCIDR": node.network.pod_cidr,
+        "conntrack": {"maxPerCore": 0, "tcpCloseWaitTimeout": "0s", "tcpEstablishedTimeout": "0s"},
+        "hostnameOverride": node.name,
+        "mode": "nftables",
+        "nftables": {"minSyncPeriod": "100ms", "syncPeriod": "30s"},
     }
