@@ -1,0 +1,174 @@
+"""The run of `m3 up`, from a file to an endpoint and back to nothing.
+
+Puts the parts together and owns only their order: read (`documents`), decide (`local`), write (`state`), run
+(`supervisor`), show (`console`), check (`check`), and stop, whatever happens in between. The first SIGINT, SIGTERM or
+SIGHUP stops in order, a second one at once.
+"""
+
+import asyncio
+import contextlib
+import os
+import re
+import signal
+import sys
+import sysconfig
+from collections.abc import Awaitable, Iterator
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+
+from m3_operator import check, local
+from m3_operator.console import Display
+from m3_operator.documents import Documents, parse_documents, read_documents
+from m3_operator.errors import OperatorError
+from m3_operator.ports import Ports, PortTakenError
+from m3_operator.state import StateDirectory
+from m3_operator.supervisor import StartError, Supervisor
+
+EXAMPLE = "tiny.yaml"
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+WORKERS_POLL_SECONDS = 0.1
+
+
+@dataclass(frozen=True, kw_only=True)
+class UpOptions:
+    """What the command line says. `file` None is the packaged example."""
+
+    file: Path | None
+    port: int
+    check: bool
+    state: Path
+
+
+def up(options: UpOptions, display: Display) -> None:
+    """Run until a signal comes, or, with `check`, until everything was checked. Raises OperatorError."""
+    if options.check:
+        check.require_sdk()
+    served = local.serve(_documents(options.file))
+    with StateDirectory(options.state) as state, Ports() as ports:
+        plan = local.plan(served, _site(served, options.port, state, ports))
+        state.write(plan.files)
+        for notice in plan.notices:
+            display.say(notice)
+        asyncio.run(_run(plan, options, state, display))
+
+
+async def _run(plan: local.LocalPlan, options: UpOptions, state: StateDirectory, display: Display) -> None:
+    supervisor = Supervisor(plan.processes, logs=state.logs, notify=display.status)
+    with _stop_signal(supervisor, display) as stopped:
+        try:
+            async with supervisor:
+                with display.starting(lambda: supervisor.statuses):
+                    if not await _before(stopped, _started(supervisor, plan)):
+                        return
+                for endpoint in plan.endpoints:
+                    display.endpoint(endpoint)
+                if options.check:
+                    await _before(stopped, _checked(plan, display))
+                    return
+                display.say(f"logs: {state.logs}; Ctrl-C stops everything")
+                await _before(stopped, supervisor.failure())
+        except StartError as error:
+            for line in error.tail:
+                display.say(f"  | {line}")
+            raise
+    display.say("everything has stopped")
+
+
+async def _started(supervisor: Supervisor, plan: local.LocalPlan) -> None:
+    """Every process is ready, and every router has seen all of its workers."""
+    await supervisor.all_ready()
+    await asyncio.gather(*(_workers_seen(endpoint) for endpoint in plan.endpoints))
+
+
+async def _workers_seen(endpoint: local.Endpoint) -> None:
+    import httpx
+
+    async with httpx.AsyncClient(trust_env=False) as client:
+        while True:
+            with contextlib.suppress(httpx.HTTPError):
+                workers = (await client.get(f"{endpoint.admin_url}/workers")).raise_for_status().json()
+                if all(worker["state"] == "ready" for worker in workers):
+                    return
+            await asyncio.sleep(WORKERS_POLL_SECONDS)
+
+
+async def _checked(plan: local.LocalPlan, display: Display) -> None:
+    for endpoint in plan.endpoints:
+        await check.check_endpoint(endpoint, display.show)
+    display.show("check passed")
+
+
+async def _before(stopped: asyncio.Event, work: Awaitable[None]) -> bool:
+    """Whether `work` was done before it was time to stop; otherwise it is cancelled."""
+    doing, stopping = asyncio.ensure_future(work), asyncio.ensure_future(stopped.wait())
+    try:
+        await asyncio.wait({doing, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        if doing.done():
+            await doing
+            return True
+        return False
+    finally:
+        for task in (doing, stopping):
+            task.cancel()
+        await asyncio.gather(doing, stopping, return_exceptions=True)
+
+
+@contextlib.contextmanager
+def _stop_signal(supervisor: Supervisor, display: Display) -> Iterator[asyncio.Event]:
+    """An event that the first stop signal sets; the second kills everything that is left."""
+    loop, stopped = asyncio.get_running_loop(), asyncio.Event()
+
+    def received() -> None:
+        if stopped.is_set():
+            display.say("stopping at once")
+            supervisor.kill()
+        else:
+            display.say("stopping; requests in flight may finish, Ctrl-C again stops at once")
+            stopped.set()
+
+    for number in STOP_SIGNALS:
+        loop.add_signal_handler(number, received)
+    try:
+        yield stopped
+    finally:
+        for number in STOP_SIGNALS:
+            loop.remove_signal_handler(number)
+
+
+def _documents(file: Path | None) -> Documents:
+    if file is not None:
+        return read_documents(file)
+    example = resources.files("m3_operator") / "examples" / EXAMPLE
+    return parse_documents(example.read_text(encoding="utf-8"), source=EXAMPLE)
+
+
+def _site(served: tuple[local.Served, ...], port: int, state: StateDirectory, ports: Ports) -> local.Site:
+    scripts = Path(sysconfig.get_path("scripts"))
+    for script in ("m3-worker", "m3-router"):
+        if not os.access(scripts / script, os.X_OK):
+            raise OperatorError(f"{script} is not installed beside m3: pip install 'm3serve[operator,router,worker]'")
+    try:
+        router_ports = [ports.exactly(port)]
+    except PortTakenError as error:
+        raise PortTakenError(f"{error}; name another with --port") from None
+    while len(router_ports) < len(served):
+        router_ports.append(ports.next_after(router_ports[-1]))
+    return local.Site(
+        state=state.path,
+        router_ports=tuple(router_ports),
+        spare_ports=tuple(ports.free(local.spare_port_count(served))),
+        keys={one.router.metadata.name: state.key(one.router.metadata.name) for one in served},
+        cpus=len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1,
+        gpus=_gpus(),
+        python=sys.executable,
+        scripts=scripts,
+    )
+
+
+def _gpus() -> tuple[str, ...]:
+    """What CUDA calls the GPUs that this process may use: the user's own choice of them, else every NVIDIA device."""
+    if (chosen := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
+        return tuple(part for part in chosen.split(",") if part not in ("", "-1"))
+    found = [device for device in Path("/dev").glob("nvidia*") if re.fullmatch(r"nvidia\d+", device.name)]
+    return tuple(str(index) for index in range(len(found)))
