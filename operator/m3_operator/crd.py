@@ -138,8 +138,10 @@ def _convert(node: Mapping[str, Any], definitions: Mapping[str, Any]) -> dict[st
     if "$ref" in node:
         target = definitions[node["$ref"].rsplit("/", 1)[-1]]
         beside = {key: value for key, value in node.items() if key != "$ref"}
-        if "default" in beside and not target.get("required"):
-            beside["default"] = {}  # the object's own fields have their defaults
+        if "default" in beside:
+            # Written out where a rule must hold for it: the API server checks a default before it fills in others.
+            is_checked = target.get("required") or "x-kubernetes-validations" in target
+            beside["default"] = _present(beside["default"]) if is_checked else {}
         return _convert({**target, **beside}, definitions)
     dropped = ("title", "$defs", "additionalProperties", "properties", "items", "const", "propertyNames")
     result = {key: value for key, value in node.items() if key not in dropped}
@@ -172,6 +174,13 @@ def _without_null(node: Mapping[str, Any]) -> dict[str, Any]:
     (only,) = options
     beside = {key: value for key, value in node.items() if key != "anyOf" and (key, value) != ("default", None)}
     return {**only, **beside}
+
+
+def _present(value: Any) -> Any:  # noqa: ANN401 - JSON
+    """A JSON value without what Kubernetes leaves out: nulls and empty lists and maps."""
+    if not isinstance(value, Mapping):
+        return value
+    return {key: _present(child) for key, child in value.items() if child not in (None, [], {})}
 
 
 def _column(name: str, kind: str, path: str, description: str = "", priority: int = 0) -> dict[str, Any]:
