@@ -3,13 +3,13 @@ Exactly what the operator does, object by object: one list for the Role and for 
 Secrets are created and never read: an API key that the operator made stays where it is.
 */}}
 {{- define "m3serve.operatorRules" -}}
-# The custom resources: watched; patched for the finalizer of their daemon; an M3Router made for a deployment without one.
+# The custom resources. An M3Router is also made, and removed, for a deployment that names none.
 - apiGroups: [serving.m3.dev]
   resources: [m3deployments]
-  verbs: [get, list, watch, patch]
+  verbs: [get, list, watch]
 - apiGroups: [serving.m3.dev]
   resources: [m3routers]
-  verbs: [get, list, watch, create, patch]
+  verbs: [get, list, watch, create, patch, delete]
 - apiGroups: [serving.m3.dev]
   resources: [m3deployments/status, m3routers/status]
   verbs: [patch]
@@ -21,23 +21,23 @@ Secrets are created and never read: an API key that the operator made stays wher
   resources: [services]
   verbs: [get, list, watch, create, patch, delete]
 # Routers.
-- apiGroups: [apps]
-  resources: [deployments]
-  verbs: [get, list, watch, create, patch]
 - apiGroups: [""]
   resources: [configmaps, serviceaccounts]
-  verbs: [get, create, patch]
+  verbs: [get, list, watch, create, patch, delete]
 - apiGroups: [""]
   resources: [secrets]
   verbs: [create]
+- apiGroups: [apps]
+  resources: [deployments]
+  verbs: [get, list, watch, create, patch, delete]
 - apiGroups: [rbac.authorization.k8s.io]
   resources: [roles, rolebindings]
-  verbs: [get, create, patch]
+  verbs: [get, list, watch, create, patch, delete]
 # Held only to be given on: nobody may grant what they do not have, and routers watch their workers' endpoints.
 - apiGroups: [discovery.k8s.io]
   resources: [endpointslices]
   verbs: [get, list, watch]
-- apiGroups: [""]
+- apiGroups: [events.k8s.io]
   resources: [events]
   verbs: [create]
 {{- end }}
