@@ -119,7 +119,8 @@ def serve(documents: Documents) -> tuple[Served, ...]:
         _refuse_what_needs_a_cluster(deployment)
         reference = deployment.spec.router
         if reference is None:
-            routers.setdefault(name, own_router(deployment))
+            if name not in _listed(routers.setdefault(name, own_router(deployment))):
+                raise PlanError(f"M3Router {name}: has that deployment's name and does not serve it; list it there")
         elif reference.name not in routers:
             raise PlanError(f"M3Deployment {name}: spec.router.name: the file has no M3Router {reference.name}")
         elif name not in _listed(routers[reference.name]):

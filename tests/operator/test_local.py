@@ -240,6 +240,10 @@ def test_every_worker_and_every_admin_port_is_counted() -> None:
             [deployment("a"), deployment("b", "router: {name: shared}"), router("shared", "{name: a}")],
             "M3Router shared: spec.deployments: b names this router but is not listed",
         ),
+        (
+            [deployment("a"), deployment("b", "router: {name: a}", model="B"), router("a", "{name: b}")],
+            "M3Router a: has that deployment's name and does not serve it",
+        ),
         ([deployment("tiny", "replicas: 2", gpus=1)], "the deployments need 2 GPUs and this machine has 0"),
         (
             [
