@@ -70,7 +70,8 @@ class DeploymentSnapshot:
     pods: tuple[ObservedPod, ...]  # its own, by group and rank
     names_in_the_way: frozenset[str]  # pods of its names that are not its own
     services: Mapping[str, Manifest]  # its own, by name
-    router: Manifest | None  # the M3Router it names, or the one of its own name
+    router: Manifest | None  # the M3Router that should serve it: the one it names, or the one of its own name
+    namesake: Manifest | None  # the M3Router of its own name, whoever made it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

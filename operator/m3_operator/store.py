@@ -49,6 +49,10 @@ class Store:
         """One of our custom resources."""
         return self._objects.get((key.kind, key.namespace, key.name))
 
+    def knows(self, manifest: Manifest) -> bool:
+        """Whether an object of this kind and name is there."""
+        return _identity(manifest["kind"], manifest) in self._versions
+
     def put(self, kind: str, manifest: Manifest) -> set[Key]:
         """Remember an object as it is now."""
         identity = _identity(kind, manifest)
@@ -104,6 +108,7 @@ class Store:
             names_in_the_way=frozenset(strangers),
             services=services,
             router=self._objects.get((names.ROUTER_KIND, key.namespace, _router_of(manifest))),
+            namesake=self._objects.get((names.ROUTER_KIND, key.namespace, key.name)),
         )
 
     def router_snapshot(self, key: Key) -> RouterSnapshot | None:

@@ -29,7 +29,7 @@ class Wanted:
 class Steps:
     """Actions in order, and when to look again even if nothing happens."""
 
-    actions: tuple[PodAction, ...]
+    actions: tuple[PodAction, ...] = ()
     wake_at: datetime | None = None
 
 

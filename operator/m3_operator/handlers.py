@@ -1,0 +1,99 @@
+"""kopf glue: which objects are watched, and what an event does, which is to update the store and wake its owners.
+
+Only `on.event` is used: no state in annotations, and no daemons, since a daemon puts a finalizer on its object, which
+then could not be deleted while the operator is down. What was owned goes by ownerReferences, whoever is running. The
+cycles run as tasks of our own that take from one work queue.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+import kopf
+from kubernetes.client import ApiClient
+
+from m3_operator.resources import CHILD_SELECTORS, RESOURCES, WATCHED_KINDS
+from m3_operator.store import Store
+from m3_operator.workqueue import WorkQueue
+
+STUCK_AFTER_SECONDS: Final = 300
+_REQUEST_TIMEOUT_SECONDS: Final = 30
+# The server ends a watch after this time; a new one starts where it ended.
+_WATCH_SECONDS: Final = 290
+
+
+@dataclass(frozen=True)
+class Feed:
+    """Where events go."""
+
+    store: Store
+    queue: WorkQueue
+
+    def on_event(self, kind: str, event: Mapping[str, Any]) -> None:
+        """Take in one watch event. Every type but DELETED tells how the object is now."""
+        change = self.store.remove if event["type"] == "DELETED" else self.store.put
+        self.queue.wake_all(change(kind, event["object"]))
+
+
+def build_registry(feed: Feed, client: ApiClient) -> kopf.OperatorRegistry:
+    """All that kopf calls: one handler per watched kind, the login and the probe."""
+    registry = kopf.OperatorRegistry()
+    for kind in WATCHED_KINDS:
+        _watch(registry, feed, kind)
+
+    @kopf.on.login(registry=registry)
+    def login(**_: Any) -> kopf.ConnectionInfo:  # noqa: ANN401 - kopf's own
+        return connection_info(client)
+
+    @kopf.on.probe(id="longest_wait_seconds", registry=registry)
+    def longest_wait_seconds(**_: Any) -> float:  # noqa: ANN401 - kopf's own
+        return check_pace(feed.queue)
+
+    return registry
+
+
+def build_settings() -> kopf.OperatorSettings:
+    """kopf as we use it: it watches, logs in and answers probes, and writes nothing."""
+    settings = kopf.OperatorSettings()
+    settings.posting.enabled = False
+    settings.peering.standalone = True
+    settings.scanning.disabled = True
+    settings.watching.server_timeout = _WATCH_SECONDS
+    settings.networking.request_timeout = _REQUEST_TIMEOUT_SECONDS
+    for kind, selector in CHILD_SELECTORS.items():
+        resource = RESOURCES[kind]
+        where = f"{resource.plural}.{resource.group}" if resource.group else f"v1/{resource.plural}"
+        settings.watching.label_selectors[where] = selector
+    return settings
+
+
+def connection_info(client: ApiClient) -> kopf.ConnectionInfo:
+    """The official client's credentials, fresh (tokens of service accounts change), in kopf's form."""
+    configuration = client.configuration
+    scheme, _, token = (configuration.get_api_key_with_prefix("BearerToken") or "").rpartition(" ")
+    return kopf.ConnectionInfo(
+        server=configuration.host,
+        ca_path=configuration.ssl_ca_cert,
+        insecure=not configuration.verify_ssl,
+        scheme=scheme or None,
+        token=token or None,
+        certificate_path=configuration.cert_file,
+        private_key_path=configuration.key_file,
+    )
+
+
+def check_pace(queue: WorkQueue) -> float:
+    """How long the oldest object has waited. Raises when that is too long, which fails the liveness probe."""
+    waited = queue.longest_wait_seconds()
+    if waited > STUCK_AFTER_SECONDS:
+        raise kopf.PermanentError(f"an object has been waiting for {waited:.0f} s: {queue!r}")
+    return waited
+
+
+def _watch(registry: kopf.OperatorRegistry, feed: Feed, kind: str) -> None:
+    resource = RESOURCES[kind]
+    version = resource.api_version.rpartition("/")[2]
+
+    @kopf.on.event(resource.group, version, resource.plural, id=f"watch-{resource.plural}", registry=registry)
+    async def on_event(event: Mapping[str, Any], **_: Any) -> None:  # noqa: ANN401 - kopf's own
+        feed.on_event(kind, event)

@@ -1,0 +1,199 @@
+"""The status of M3Deployments and M3Routers: counts, groups, conditions, as one value. Pure, and built last.
+
+Two builds from the same observation are equal, times included, so that an unchanged status is never written.
+"""
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+
+from m3_operator import names
+from m3_operator.conditions import Verdict, build, timestamp
+from m3_operator.decide import DeploymentDecision, Problem, RouterDecision
+from m3_operator.groups import Group, GroupState
+from m3_operator.observed import DeploymentSnapshot, Manifest, RouterSnapshot, condition
+from m3_operator.plan.recovery import FailureRecord
+from m3_operator.status_fields import GROUPS_SHOWN
+
+
+def deployment_status(
+    snapshot: DeploymentSnapshot,
+    decision: DeploymentDecision,
+    records: Mapping[int, FailureRecord],
+    problem: Problem | None,
+    now: datetime,
+) -> dict[str, Any]:
+    """The status of an M3Deployment. `snapshot` and `decision` are of after the actions."""
+    deployment, groups = decision.deployment, decision.groups
+    verdicts = _verdicts(snapshot, decision, problem)
+    status: dict[str, Any] = {
+        "observedGeneration": snapshot.manifest["metadata"].get("generation", 0),
+        "replicas": len(groups),
+        "readyReplicas": sum(group.is_ready for group in groups.values()),
+        "updatedReplicas": sum(group.revision == decision.revision for group in groups.values()),
+        "selector": names.selector_text(names.rank0_selector(snapshot.manifest["metadata"]["name"])),
+        "conditions": build(snapshot.manifest, verdicts, now),
+    }
+    if decision.revision is not None:
+        status["revision"] = decision.revision
+    if snapshot.router is not None:
+        status["endpoint"] = endpoint(snapshot.router)
+    if deployment is not None:
+        held = sum(not pod.is_finished for group in groups.values() for pod in group.pods)
+        status["gpus"] = held * deployment.spec.parallelism.gpus_per_node
+    shown = sorted({*groups, *_wanted_indexes(decision)})[:GROUPS_SHOWN]
+    if shown:
+        status["groups"] = [_group(groups.get(index, Group(index)), records.get(index)) for index in shown]
+    return status
+
+
+def router_status(
+    snapshot: RouterSnapshot, decision: RouterDecision, problem: Problem | None, now: datetime
+) -> dict[str, Any]:
+    """The status of an M3Router. `snapshot` is of after the actions."""
+    manifest, router = snapshot.manifest, decision.router
+    name = manifest["metadata"]["name"]
+    running = snapshot.children.get(("Deployment", names.router_name(name)), {})
+    counts = running.get("status", {})
+    configured = problem or Problem("Rendered", "the routers have the configuration of this spec")
+    verdicts = [
+        _routers_ready(running, decision, problem),
+        Verdict("Configured", problem is None, configured.reason, configured.message),
+    ]
+    status: dict[str, Any] = {
+        "observedGeneration": manifest["metadata"].get("generation", 0),
+        "replicas": counts.get("replicas", 0),
+        "readyReplicas": counts.get("readyReplicas", 0),
+        "selector": names.selector_text(names.router_selector(name)),
+        "endpoint": endpoint(manifest),
+        "conditions": build(manifest, verdicts, now),
+    }
+    if router is not None and router.spec.auth.mode == "Keys":
+        status["keysSecret"] = router.spec.auth.secret_name or names.keys_secret_name(name)
+    return status
+
+
+def endpoint(router: Manifest) -> str:
+    """The URL of a router's Service, inside the cluster."""
+    metadata, port = router["metadata"], router.get("spec", {}).get("service", {}).get("port", 80)
+    suffix = "" if port == 80 else f":{port}"
+    return f"http://{names.router_name(metadata['name'])}.{metadata['namespace']}.svc{suffix}"
+
+
+def _wanted_indexes(decision: DeploymentDecision) -> range:
+    return range(decision.deployment.spec.desired_groups if decision.deployment else 0)
+
+
+def _group(group: Group, record: FailureRecord | None) -> dict[str, Any]:
+    shown: dict[str, Any] = {
+        "index": group.index,
+        "state": str(group.state),
+        "ready": sum(pod.is_ready for pod in group.pods),
+        "restarts": record.restarts if record else 0,
+    }
+    if group.revision:
+        shown["revision"] = group.revision
+    nodes = [pod.node_name for pod in group.pods if pod.node_name]
+    if nodes:
+        shown["nodes"] = nodes
+    if record is not None and record.failed_at is not None:
+        shown["lastFailure"] = {"reason": record.reason[:1024], "time": timestamp(record.failed_at)}
+    return shown
+
+
+def _verdicts(snapshot: DeploymentSnapshot, decision: DeploymentDecision, problem: Problem | None) -> list[Verdict]:
+    wanted = _wanted_indexes(decision)
+    serving = [index for index in wanted if index in decision.groups and decision.groups[index].is_ready]
+    blocker = problem or _idle(decision) or _unready_group(decision) or _unready_router(snapshot)
+    how_many = f"{len(serving)} of {len(wanted)} groups serve"
+    ready = Verdict("Ready", True, "AllGroupsReady", how_many)
+    if blocker is not None:
+        is_about_groups = blocker.reason == "GroupsNotReady"
+        told = f"{how_many}; {blocker.message}" if is_about_groups else blocker.message
+        ready = Verdict("Ready", False, blocker.reason, told)
+    return [ready, _available(snapshot, serving, blocker, how_many), _scheduled(decision), _progressing(decision)]
+
+
+def _idle(decision: DeploymentDecision) -> Problem | None:
+    if decision.deployment is None or decision.deployment.spec.desired_groups:
+        return None
+    if decision.deployment.spec.suspend:
+        return Problem("Suspended", "spec.suspend is set: no group runs")
+    return Problem("ScaledToZero", "spec.replicas is 0: no group runs")
+
+
+def _unready_group(decision: DeploymentDecision) -> Problem | None:
+    for index in _wanted_indexes(decision):
+        group = decision.groups.get(index, Group(index))
+        if not group.is_ready:
+            words = f"group {index} is {group.state}"
+            return Problem("GroupsNotReady", f"{words}: {group.message}" if group.message else words)
+    return None
+
+
+def _unready_router(snapshot: DeploymentSnapshot) -> Problem | None:
+    router = snapshot.router
+    if router is None:
+        return Problem("RouterNotReady", "its router is being created")
+    ready, status = condition(router, "Ready"), router.get("status", {})
+    # A router that misses another deployment still serves this one.
+    serves = ready.get("status") == "True" or (
+        ready.get("reason") == "DeploymentNotFound" and status.get("readyReplicas", 0) > 0
+    )
+    if serves:
+        return None
+    name, told = router["metadata"]["name"], ready.get("message", "not seen yet")
+    return Problem("RouterNotReady", f"M3Router {name}: {told}")
+
+
+def _available(snapshot: DeploymentSnapshot, serving: list[int], blocker: Problem | None, how_many: str) -> Verdict:
+    router_problem = _unready_router(snapshot)
+    if serving and router_problem is None:
+        return Verdict("Available", True, "GroupsServe", how_many)
+    why = (blocker if not serving else router_problem) or Problem("GroupsNotReady", how_many)
+    return Verdict("Available", False, why.reason, why.message)
+
+
+def _scheduled(decision: DeploymentDecision) -> Verdict:
+    waiting = [
+        pod for group in decision.groups.values() for pod in group.pods if pod.node_name is None and not pod.is_finished
+    ]
+    if not waiting:
+        return Verdict("Scheduled", True, "AllPodsScheduled", "every pod has a node")
+    why = next((pod.message for pod in waiting if pod.message), "the scheduler has not said why yet")
+    return Verdict("Scheduled", False, "PodsWaiting", f"{len(waiting)} pods wait for a node; {waiting[0].name}: {why}")
+
+
+def _progressing(decision: DeploymentDecision) -> Verdict:
+    groups, wanted = decision.groups, _wanted_indexes(decision)
+    outdated = [index for index in wanted if index in groups and groups[index].revision != decision.revision]
+    failed = [index for index, group in groups.items() if group.state is GroupState.FAILED]
+    unready = [index for index in wanted if index not in groups or not groups[index].is_ready]
+    surplus = [index for index in groups if index not in wanted]
+    if decision.revision is not None:
+        if outdated:
+            message = f"{len(outdated)} of {len(wanted)} groups are not of revision {decision.revision} yet"
+            return Verdict("Progressing", True, "RollingOut", message)
+        if failed:
+            return Verdict("Progressing", True, "Recovering", f"group {failed[0]} failed: {groups[failed[0]].message}")
+        if unready or surplus:
+            message = f"{len(unready)} groups are coming, {len(surplus)} are going"
+            return Verdict("Progressing", True, "Scaling", message)
+    return Verdict("Progressing", False, "Settled", "nothing is left to do")
+
+
+def _routers_ready(running: Mapping[str, Any], decision: RouterDecision, problem: Problem | None) -> Verdict:
+    if problem is not None:
+        return Verdict("Ready", False, problem.reason, problem.message)
+    wanted = decision.router.spec.replicas if decision.router else 0
+    if wanted == 0:
+        return Verdict("Ready", False, "ScaledToZero", "spec.replicas is 0: no router runs")
+    status, generation = running.get("status", {}), running.get("metadata", {}).get("generation", 0)
+    is_current = bool(running) and status.get("observedGeneration", 0) >= generation
+    current = min(status.get("updatedReplicas", 0), status.get("availableReplicas", 0)) if is_current else 0
+    words = f"{current} of {wanted} routers answer"
+    if current >= wanted:
+        return Verdict("Ready", True, "AllRoutersReady", words)
+    available = condition(running, "Progressing")
+    is_stuck = available.get("status") == "False"
+    return Verdict("Ready", False, "RoutersNotReady", f"{words}; {available.get('message')}" if is_stuck else words)
