@@ -97,6 +97,8 @@ class Engine:
         self._clock = clock
         self._commands: queue.SimpleQueue[Request | _Abort | _Stop] = queue.SimpleQueue()
         self._streams: dict[str, TokenStream] = {}  # of the event loop; every request that is not finished
+        self._is_idle = asyncio.Event()
+        self._is_idle.set()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = threading.Thread(target=self._run, name="m3-engine", daemon=True)
 
@@ -144,13 +146,24 @@ class Engine:
         if len(self._streams) >= self._max_in_flight:
             raise EngineFullError(f"{len(self._streams)} requests are running or waiting, no more may wait")
         stream = self._streams[request.id] = TokenStream()
+        self._is_idle.clear()
         self._commands.put(request)
         return stream
 
     def abort(self, request_id: str, *, by_client: bool = True) -> None:
         """Give a request up, whatever its state; its pages are free before the next step."""
-        if self._streams.pop(request_id, None) is not None:
+        if self._forget(request_id):
             self._commands.put(_Abort(request_id, by_client))
+
+    async def wait_until_idle(self) -> None:
+        """Return when no request is in flight."""
+        await self._is_idle.wait()
+
+    def _forget(self, request_id: str) -> bool:
+        known = self._streams.pop(request_id, None) is not None
+        if not self._streams:
+            self._is_idle.set()
+        return known
 
     def _dispatch(self, outputs: list[TokenOutput]) -> None:
         for output in outputs:
@@ -159,13 +172,14 @@ class Engine:
                 continue  # aborted while the step ran
             stream.push(output)
             if output.finish_reason is not None:
-                del self._streams[output.request_id]
+                self._forget(output.request_id)
 
     def _fail_streams(self, reason: str) -> None:
         self.failure = self.failure or reason
         streams, self._streams = self._streams, {}
         for stream in streams.values():
             stream.fail(reason)
+        self._is_idle.set()
 
     # For the engine's thread.
 

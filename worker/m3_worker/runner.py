@@ -5,6 +5,7 @@ to. Who runs is the scheduler's, what is computed is the model's. Tensors are fi
 over the chunks, and copied to the device once.
 """
 
+from array import array
 from itertools import accumulate
 
 import numpy as np
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 
 from m3_worker.cache import PagedCache, StepTensors
 from m3_worker.model import M3Model
-from m3_worker.request import Batch, SampledToken
+from m3_worker.request import Batch, Chunk, Request, SampledToken, SamplingParameters, Sequence
 from m3_worker.sampling import sample
 
 
@@ -33,6 +34,15 @@ class Runner:
         """
         step = prepare(batch, self._page_tokens, self._device)
         return sample(self._model.forward(step, self._cache), batch.sampling)
+
+    def warm_up(self, tokens: int) -> None:
+        """Compute a prompt of `tokens` tokens in the first pages, so that what is slow or too big shows at start.
+
+        Effect: overwrites these pages. Raises what torch raises, out of memory for instance.
+        """
+        sequence = Sequence(Request("warm-up", [0] * tokens, SamplingParameters(max_tokens=1, temperature=0.0)))
+        page_ids = array("q", range(-(-tokens // self._page_tokens)))
+        self.run(Batch((Chunk(sequence, 0, tokens, page_ids, samples=True),)))
 
 
 def prepare(batch: Batch, page_tokens: int, device: torch.device) -> StepTensors:

@@ -1,0 +1,124 @@
+"""One request's way through the engine: prompt in, text and tokens out, ended by whatever ends it first.
+
+Owns the text of an answer as it grows (detokenising, stop strings), its finish reason and its usage; the dialects only
+write these down. A stop string is found here and not in the engine: the engine is told to stop, and what it computed
+meanwhile is dropped, so that text, token ids and usage do not depend on timing.
+"""
+
+import time
+import uuid
+from dataclasses import dataclass, field
+from typing import Any
+
+from m3_worker.api.errors import ApiError
+from m3_worker.engine import EngineFailedError, EngineFullError, TokenStream
+from m3_worker.request import FinishReason, Request, SampledToken, SamplingParameters, TokenOutput
+from m3_worker.serving import ServedModel
+from m3_worker.stop_strings import StopStrings
+from m3_worker.tokenizer import Detokenizer
+
+
+@dataclass(slots=True)
+class Delta:
+    """What came since the last one. `text` may lag behind `tokens` while it could become a stop string."""
+
+    text: str = ""
+    tokens: list[SampledToken] = field(default_factory=list)
+    finish_reason: FinishReason | None = None
+
+    def extend(self, other: "Delta") -> None:
+        """Append the next one."""
+        self.text += other.text
+        self.tokens += other.tokens
+        self.finish_reason = other.finish_reason
+
+
+class Generation:
+    """One answer while it is made. Must be closed, finished or not."""
+
+    def __init__(
+        self,
+        model: ServedModel,
+        prompt_token_ids: list[int],
+        sampling: SamplingParameters,
+        stops: tuple[str, ...],
+        priority: int,
+    ) -> None:
+        """Hand the request to the engine. Raises ApiError 429 if its queue is full, 503 if it failed."""
+        self.prompt_token_ids = prompt_token_ids
+        self.completion_tokens = 0
+        self.finish_reason: FinishReason | None = None
+        self.model = model
+        self._min_tokens = sampling.min_tokens
+        self._detokenizer = Detokenizer(model.tokenizer)
+        self._stop_strings = StopStrings(stops)
+        self._id = uuid.uuid4().hex
+        self._stream = self._submit(Request(self._id, prompt_token_ids, sampling, priority, time.monotonic()))
+
+    async def next(self) -> Delta:
+        """Wait for the next tokens. Raises EngineFailedError."""
+        delta = Delta()
+        for output in await self._stream.take():
+            self._add(output, delta)
+            if self.finish_reason is not None:
+                self.model.engine.abort(self._id, by_client=False)
+                break
+        return delta
+
+    async def collect(self) -> Delta:
+        """Wait for the whole answer. Raises ApiError 500 if the engine fails."""
+        whole = Delta()
+        try:
+            while self.finish_reason is None:
+                whole.extend(await self.next())
+        except EngineFailedError as error:
+            raise engine_failed(error) from None
+        return whole
+
+    def close(self) -> None:
+        """Give the request up if it is unfinished: its client is gone."""
+        self.model.engine.abort(self._id)
+
+    def usage(self) -> dict[str, Any]:
+        """OpenAI's usage object, for what was generated so far."""
+        prompt_tokens = len(self.prompt_token_ids)
+        return {
+            "prompt_tokens": prompt_tokens,
+            "completion_tokens": self.completion_tokens,
+            "total_tokens": prompt_tokens + self.completion_tokens,
+            "prompt_tokens_details": {"cached_tokens": 0},
+        }
+
+    def headers(self) -> dict[str, str]:
+        """What is known before the first byte."""
+        return {"x-m3-input-tokens": str(len(self.prompt_token_ids))}
+
+    def _submit(self, request: Request) -> TokenStream:
+        try:
+            return self.model.engine.submit(request)
+        except EngineFullError as error:
+            raise ApiError(
+                429, f"the engine's queue is full: {error}", code="queue_full", retry_after_seconds=1
+            ) from None
+        except EngineFailedError as error:
+            raise ApiError(503, f"the engine failed: {error}", code="worker_failed", retry_after_seconds=30) from None
+
+    def _add(self, output: TokenOutput, delta: Delta) -> None:
+        self.completion_tokens += 1
+        delta.tokens.append(output.token)
+        reason = output.finish_reason
+        if reason is not FinishReason.STOP:  # a token that stops is not part of the text
+            delta.text += self._passed_on(self._detokenizer.push(output.token.token_id))
+        if reason is not None and not self._stop_strings.stopped:
+            delta.text += self._stop_strings.push(self._detokenizer.finish())
+            delta.text += self._stop_strings.finish()
+        self.finish_reason = FinishReason.STOP if self._stop_strings.stopped else reason
+        delta.finish_reason = self.finish_reason
+
+    def _passed_on(self, text: str) -> str:
+        return text if self.completion_tokens <= self._min_tokens else self._stop_strings.push(text)
+
+
+def engine_failed(error: EngineFailedError) -> ApiError:
+    """The answer of a request that the engine could not finish."""
+    return ApiError(500, f"the engine failed: {error}", code="engine_failed")

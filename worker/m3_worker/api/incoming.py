@@ -1,0 +1,121 @@
+"""What a request brings, before any dialect: headers that are read, a body within its limit, one JSON object, a model.
+
+Owns the refusals that are the same everywhere: 503 while not ready, 413, malformed JSON, unknown model.
+"""
+
+import asyncio
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from fastapi import Request
+from pydantic_core import from_json
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from m3_worker.api.errors import ApiError, not_ready, shown
+from m3_worker.serving import Phase, ServedModel, WorkerState
+
+MAX_PRIORITY = 100
+INLINE_BYTES = 32768
+"""Bodies up to this size are parsed on the event loop; beyond, a thread is cheaper than the stall."""
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Incoming:
+    """One request for a model: who it is for, and its body as an object."""
+
+    model: ServedModel
+    priority: int
+    body: dict[str, Any]
+    body_bytes: int
+
+
+async def receive_request(request: Request, state: WorkerState) -> Incoming:
+    """Read and check what every dialect needs. Raises ApiError.
+
+    The body is read in any case, so that the connection stays in step.
+    """
+    raw = await _read_body(request, state.max_body_bytes)
+    if state.phase is not Phase.READY or state.model is None:
+        raise not_ready(state)
+    priority = _priority(request.headers)
+    body = await off_loop(len(raw), _json_object, raw)
+    return Incoming(require_model(state.model, body.get("model")), priority, body, len(raw))
+
+
+async def off_loop(size: int, call: Callable[..., T], *args: object) -> T:
+    """Call a pure function: here if its input is small, on a thread if it is not."""
+    return call(*args) if size <= INLINE_BYTES else await asyncio.to_thread(call, *args)
+
+
+def require_model(served: ServedModel, name: object) -> ServedModel:
+    """The model of that name. Raises ApiError: 400 without a name, 404 with those there are for another."""
+    if not isinstance(name, str):
+        message = "model is required" if name is None else f"model is {shown(name)}: must be a string"
+        raise ApiError(400, message, param="model", code="invalid_value" if name is not None else "missing_field")
+    if name != served.name:
+        message = f"the model {shown(name)} does not exist; this worker serves {shown(served.name)}"
+        raise ApiError(404, message, param="model", code="model_not_found")
+    return served
+
+
+async def _read_body(request: Request, limit: int) -> bytes:
+    declared = request.headers.get("content-length", "")
+    if declared.isascii() and declared.isdigit() and int(declared) > limit:
+        raise _too_large(limit, f"{declared} bytes")
+    parts = []
+    size = 0
+    async for part in request.stream():
+        size += len(part)
+        if size > limit:
+            raise _too_large(limit, "more")
+        parts.append(part)
+    return b"".join(parts)
+
+
+def _too_large(limit: int, found: str) -> ApiError:
+    message = f"the body has {found}: the limit is {limit} bytes"
+    return ApiError(413, message, code="body_too_large")
+
+
+def _json_object(raw: bytes) -> dict[str, Any]:
+    try:
+        body = from_json(raw, allow_inf_nan=False)
+    except ValueError as error:
+        raise ApiError(400, f"the body is not valid JSON: {error}", code="invalid_json") from None
+    if not isinstance(body, dict):
+        raise ApiError(400, f"the body must be a JSON object, not {shown(body)}", code="invalid_json")
+    return body
+
+
+def _priority(headers: Headers) -> int:
+    text = headers.get("x-m3-priority", "0")
+    if not (text.isascii() and text.isdigit() and int(text) <= MAX_PRIORITY):
+        message = f"x-m3-priority is {shown(text)}: must be an integer from 0 to {MAX_PRIORITY}"
+        raise ApiError(400, message, param="x-m3-priority", code="invalid_value")
+    return int(text)
+
+
+class RequestIds:
+    """ASGI middleware: every answer carries `x-request-id`, the client's own where it sent one."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        request_id = Headers(scope=scope).get("x-request-id") or f"req-{uuid.uuid4().hex}"
+
+        async def send_with_id(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message)["x-request-id"] = request_id
+            await send(message)
+
+        await self._app(scope, receive, send_with_id)

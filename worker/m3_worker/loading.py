@@ -1,0 +1,107 @@
+"""From settings to a model that can be served: everything that is read, sized and allocated before the first request.
+
+Owns the order: what is small and can be refused is read first, weights next, the cache last, from what they left free.
+Runs on a thread beside the event loop; imports torch, which the server does not until here.
+"""
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from m3_worker.cache import PagedCache
+from m3_worker.cache_size import choose_cache_size
+from m3_worker.chat.template import ChatTemplate
+from m3_worker.checkpoint import load_model
+from m3_worker.config import WorkerSettings
+from m3_worker.engine import Engine
+from m3_worker.generation_defaults import GenerationDefaults
+from m3_worker.model_config import CheckpointError, ModelConfig
+from m3_worker.pages import Pages
+from m3_worker.runner import Runner
+from m3_worker.scheduler import Scheduler, SchedulerLimits
+from m3_worker.serving import ServedModel
+from m3_worker.tokenizer import Tokenizer
+
+log = logging.getLogger(__name__)
+
+_CPU_WARM_UP_TOKENS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where and in what type the model computes."""
+
+    device: torch.device
+    dtype: torch.dtype
+
+    @property
+    def free_bytes(self) -> int | None:
+        """Free memory of the device; None on a CPU."""
+        return torch.cuda.mem_get_info(self.device)[0] if self.device.type == "cuda" else None
+
+
+def load_served_model(settings: WorkerSettings, progress: Callable[[int, int], None]) -> ServedModel:
+    """Read the checkpoint and build the engine around it, not started yet.
+
+    Raises CheckpointError or CacheSizeError, each with one line to show.
+    """
+    directory = settings.model
+    if settings.threads is not None:
+        torch.set_num_threads(settings.threads)
+    if not directory.is_dir():
+        raise CheckpointError(f"{directory}: no such directory; --model must be a checkpoint directory")
+    config = ModelConfig.load(directory)
+    tokenizer = Tokenizer.load(directory)
+    template = ChatTemplate.load(directory)
+    defaults = GenerationDefaults.load(directory)
+    place = _place(settings, config)
+    bytes_per_token = PagedCache.bytes_per_token(config, place.dtype)
+    if place.free_bytes is None:  # what does not depend on the weights is refused before they are read
+        choose_cache_size(settings, config, bytes_per_token, None)
+    model = load_model(directory, config, place.dtype, place.device, progress)
+    size = choose_cache_size(settings, config, bytes_per_token, place.free_bytes)
+    cache = PagedCache.allocate(config, size.pages, place.dtype, place.device)
+    runner = Runner(model, cache, config.page_tokens)
+    runner.warm_up(_warm_up_tokens(settings, place, size.pages * config.page_tokens))
+    limits = SchedulerLimits(settings.max_concurrent, settings.step_tokens)
+    scheduler = Scheduler(limits, Pages(size.pages, config.page_tokens))
+    log.info(
+        "%d layers in %s on %s; cache of %d pages of %d tokens (%.1f MiB); contexts of up to %d tokens",
+        config.layers,
+        str(place.dtype).removeprefix("torch."),
+        place.device,
+        size.pages,
+        config.page_tokens,
+        size.pages * config.page_tokens * bytes_per_token / 2**20,
+        size.max_context_tokens,
+    )
+    return ServedModel(
+        name=settings.model_name,
+        engine=Engine(scheduler, runner, max_waiting=settings.max_waiting),
+        tokenizer=tokenizer,
+        template=template,
+        defaults=defaults,
+        vocab_size=config.vocab_size,
+        max_context_tokens=size.max_context_tokens,
+        eos_token_ids=frozenset(config.eos_token_ids),
+        created_seconds=int(time.time()),
+    )
+
+
+def _place(settings: WorkerSettings, config: ModelConfig) -> _Place:
+    """Resolve "auto". Raises CheckpointError if cuda is asked for and there is none."""
+    has_cuda = torch.cuda.is_available()
+    if settings.device == "cuda" and not has_cuda:
+        raise CheckpointError("--device cuda: torch sees no CUDA device here; use --device cpu, or auto")
+    device = torch.device("cuda" if settings.device == "cuda" or (settings.device == "auto" and has_cuda) else "cpu")
+    dtype: torch.dtype = getattr(torch, config.dtype if settings.dtype == "auto" else settings.dtype)
+    return _Place(device, dtype)
+
+
+def _warm_up_tokens(settings: WorkerSettings, place: _Place, cache_tokens: int) -> int:
+    """A whole step on a device, so that a lack of memory shows now; a few tokens on a CPU."""
+    tokens = settings.step_tokens if place.device.type == "cuda" else _CPU_WARM_UP_TOKENS
+    return min(tokens, cache_tokens, settings.step_tokens)

@@ -1,0 +1,74 @@
+"""`/metrics`: the worker's numbers in Prometheus' text form, rendered when they are scraped.
+
+Owns the names (vLLM's nouns under `m3_worker_`) and no number: the engine counts, the loader knows its bytes.
+"""
+
+from collections.abc import Iterable
+
+from prometheus_client import CollectorRegistry, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client.registry import Collector
+
+from m3_worker.counters import Histogram
+from m3_worker.engine import Engine
+from m3_worker.serving import WorkerState
+
+CONTENT_TYPE = CONTENT_TYPE_LATEST
+PREFIX = "m3_worker_"
+
+
+def render_metrics(state: WorkerState) -> bytes:
+    """The page to answer a scrape with; before the model is loaded it has the load's progress only."""
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(_Worker(state))
+    return generate_latest(registry)
+
+
+class _Worker(Collector):
+    def __init__(self, state: WorkerState) -> None:
+        self._state = state
+
+    def collect(self) -> Iterable[Metric]:
+        progress = self._state.progress
+        yield _gauge("load_progress_read_bytes", "Bytes of weights read so far.", progress.read_bytes)
+        yield _gauge("load_progress_needed_bytes", "Bytes of weights to read in all.", progress.needed_bytes)
+        if self._state.model is not None:
+            yield from _engine_metrics(self._state.model.engine)
+
+
+def _engine_metrics(engine: Engine) -> Iterable[Metric]:
+    counters = engine.counters
+    yield _gauge("requests_running", "Sequences that hold pages of the cache.", engine.running_count)
+    yield _gauge("requests_waiting", "Sequences that wait for a slot or for pages.", engine.waiting_count)
+    yield _gauge("kv_cache_usage_ratio", "Share of the cache's pages in use.", engine.cache_used_ratio)
+    yield _counter("prompt_tokens", "Prompt tokens of requests that got their first token.", counters.prompt_tokens)
+    yield _counter("generation_tokens", "Tokens generated.", counters.generation_tokens)
+    yield _counter("steps", "Steps computed.", counters.steps)
+    yield _counter("request_aborts", "Requests given up by their client.", counters.aborts)
+    yield _counter("preemptions", "Sequences that lost their pages to others.", counters.preemptions)
+    yield _histogram("step_seconds", "Time of a step.", counters.step_seconds)
+    yield _histogram("queue_seconds", "Time from arrival to the first step.", counters.queue_seconds)
+    yield _histogram(
+        "time_to_first_token_seconds", "Time from arrival to the first token.", counters.time_to_first_token_seconds
+    )
+    yield _histogram(
+        "time_per_output_token_seconds", "Time between two tokens of a request.", counters.time_per_output_token_seconds
+    )
+
+
+def _gauge(name: str, about: str, value: float) -> Metric:
+    return GaugeMetricFamily(PREFIX + name, about, value=value)
+
+
+def _counter(name: str, about: str, value: float) -> Metric:
+    return CounterMetricFamily(PREFIX + name, about, value=value)
+
+
+def _histogram(name: str, about: str, histogram: Histogram) -> Metric:
+    buckets = []
+    total = 0
+    for bound, count in zip((*map(str, histogram.bounds), "+Inf"), list(histogram.counts), strict=True):
+        total += count
+        buckets.append((bound, total))
+    return HistogramMetricFamily(PREFIX + name, about, buckets=buckets, sum_value=histogram.sum)

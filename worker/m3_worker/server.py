@@ -1,0 +1,217 @@
+"""The worker's process: it listens at once, loads beside that, serves, drains, and ends with a telling exit code.
+
+Owns start and end: the socket, signals, the phases of WorkerState, exit codes (0 drained, 1 cannot serve, 2 bad flag).
+The routes are api's, the loop that computes is engine's.
+"""
+
+import asyncio
+import contextlib
+import gc
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Callable, Iterator
+
+import uvicorn
+from fastapi import FastAPI
+from rich.console import Console
+from starlette.responses import Response
+
+from m3_worker.api.chat import chat_routes
+from m3_worker.api.completions import completion_routes
+from m3_worker.api.errors import install_error_handlers, json_response
+from m3_worker.api.incoming import RequestIds
+from m3_worker.api.models import model_routes
+from m3_worker.cache_size import CacheSizeError
+from m3_worker.config import RankSettings, WorkerSettings
+from m3_worker.metrics import CONTENT_TYPE, render_metrics
+from m3_worker.model_config import CheckpointError
+from m3_worker.progress import load_report
+from m3_worker.serving import Phase, ServedModel, WorkerState
+
+log = logging.getLogger(__name__)
+
+Load = Callable[[Callable[[int, int], None]], ServedModel]
+"""Loads the model, on a thread; is given where to report (bytes read, bytes needed)."""
+
+_FLUSH_SECONDS = 5
+
+
+def main() -> None:
+    """`m3-worker`: serve until SIGTERM or SIGINT."""
+    settings = WorkerSettings.parse_arguments(sys.argv[1:])
+    logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.getLogger("uvicorn").setLevel(logging.WARNING)
+    try:
+        RankSettings.from_environment(os.environ).require_single()
+        listener = listen(settings.host, settings.port)
+    except (ValueError, OSError) as error:
+        sys.exit(f"m3-worker: {error}")
+
+    def load(progress: Callable[[int, int], None]) -> ServedModel:
+        from m3_worker.loading import load_served_model
+
+        with load_report(Console(stderr=True), f"loading {settings.model_name}") as report:
+
+            def tell(read_bytes: int, needed_bytes: int) -> None:
+                progress(read_bytes, needed_bytes)
+                report.update(read_bytes, needed_bytes)
+
+            return load_served_model(settings, tell)
+
+    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        code = runner.run(WorkerServer(settings, load).run(listener))
+    sys.exit(code)
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket. Raises OSError that names the address."""
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        return socket.create_server((host, port), family=family, backlog=2048)
+    except OSError as error:
+        raise OSError(f"cannot listen on {host}:{port}: {error.strerror or error}") from None
+
+
+def build_app(state: WorkerState) -> FastAPI:
+    """All routes over one state."""
+    app = FastAPI(title="m3-worker", openapi_url=None, docs_url=None, redoc_url=None)
+    install_error_handlers(app)
+    for router in (completion_routes(state), chat_routes(state), model_routes(state)):
+        app.include_router(router)
+
+    @app.get("/health")
+    async def health() -> Response:
+        body = {"status": state.phase.value}
+        if state.reason is not None:
+            body["reason"] = state.reason
+        return json_response(body, 200 if state.phase is Phase.READY else 503)
+
+    @app.get("/metrics")
+    async def metrics() -> Response:
+        return Response(render_metrics(state), media_type=CONTENT_TYPE)
+
+    app.add_middleware(RequestIds)
+    return app
+
+
+class WorkerServer:
+    """One worker from its first to its last moment."""
+
+    def __init__(self, settings: WorkerSettings, load: Load) -> None:
+        self.state = WorkerState(settings.max_body_bytes)
+        self._settings = settings
+        self._load = load
+        self._stop_requested = asyncio.Event()
+
+    async def run(self, listener: socket.socket) -> int:
+        """Serve on `listener` until a signal; returns the exit code of the process."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stop_requested.set)
+        server = _Server(uvicorn_config(build_app(self.state)))
+        serving = asyncio.create_task(server.serve([listener]))
+        host, port = listener.getsockname()[:2]
+        log.info(
+            "listening on http://%s:%d, loading %s", f"[{host}]" if ":" in host else host, port, self._settings.model
+        )
+        code = await self._load_and_wait(loop)
+        if self.state.model is not None:
+            await self._drain(self.state.model)
+        server.should_exit = True
+        await serving
+        return code
+
+    async def _load_and_wait(self, loop: asyncio.AbstractEventLoop) -> int:
+        loading = self._start_loading(loop)
+        stopped = asyncio.ensure_future(self._stop_requested.wait())
+        await asyncio.wait((loading, stopped), return_when=asyncio.FIRST_COMPLETED)
+        if not loading.done():
+            return 0
+        try:
+            model = loading.result()
+        except (CheckpointError, CacheSizeError) as error:
+            sys.stderr.write(f"m3-worker: {error}\n")
+            stopped.cancel()
+            return 1
+        model.engine.start(loop)
+        self.state.model = model
+        gc.collect()
+        gc.freeze()  # what is loaded by now lives as long as the process: collections need not walk it
+        log.info("ready: serving %s", model.name)
+        await stopped
+        return 0
+
+    def _start_loading(self, loop: asyncio.AbstractEventLoop) -> "asyncio.Future[ServedModel]":
+        """Load on a daemon thread, so that a signal ends the process while it loads."""
+        loaded: asyncio.Future[ServedModel] = loop.create_future()
+
+        def settle(model: ServedModel | None, error: BaseException | None) -> None:
+            if error is not None:
+                loaded.set_exception(error)
+            elif model is not None:
+                loaded.set_result(model)
+
+        def work() -> None:
+            model, failure = None, None
+            try:
+                model = self._load(self._report_progress)
+            except BaseException as error:  # noqa: BLE001 # it is raised again on the event loop
+                failure = error
+            with contextlib.suppress(RuntimeError):  # the loop is closed: the process is ending
+                loop.call_soon_threadsafe(settle, model, failure)
+
+        threading.Thread(target=work, name="m3-load", daemon=True).start()
+        return loaded
+
+    def _report_progress(self, read_bytes: int, needed_bytes: int) -> None:
+        self.state.progress.read_bytes = read_bytes
+        self.state.progress.needed_bytes = needed_bytes
+
+    async def _drain(self, model: ServedModel) -> None:
+        """Refuse new requests and let those in flight finish, for as long as the settings allow."""
+        self.state.is_draining = True
+        log.info("draining: %d requests in flight", model.engine.in_flight_count)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._settings.drain_seconds):
+                await model.engine.wait_until_idle()
+        if model.engine.in_flight_count:
+            log.warning("%d requests did not finish in time", model.engine.in_flight_count)
+        model.engine.stop()
+
+
+def uvicorn_config(app: FastAPI) -> uvicorn.Config:
+    """uvicorn as the worker runs it: no access log, no lifespan, httptools."""
+    return uvicorn.Config(
+        app,
+        http="httptools",
+        ws="none",
+        lifespan="off",
+        access_log=False,
+        log_config=None,
+        server_header=False,
+        timeout_keep_alive=75,
+        timeout_graceful_shutdown=_FLUSH_SECONDS,
+        backlog=2048,
+    )
+
+
+class _Server(uvicorn.Server):
+    """uvicorn without its signal handlers: the worker drains first."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    """uvloop where there is one."""
+    if sys.platform == "win32":
+        return None
+    import uvloop
+
+    factory: Callable[[], asyncio.AbstractEventLoop] = uvloop.new_event_loop
+    return factory

@@ -1,0 +1,70 @@
+"""What the HTTP API answers with: the loaded model, and the state of the worker around it.
+
+Owns the phases of a worker (loading, ready, draining, failed) and what each says to a request. Written by the server,
+read by the API, both on the event loop.
+"""
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from m3_worker.chat.template import ChatTemplate
+from m3_worker.engine import Engine
+from m3_worker.generation_defaults import GenerationDefaults
+from m3_worker.tokenizer import Tokenizer
+
+
+class Phase(StrEnum):
+    """Where a worker is in its life; a failed one never comes back."""
+
+    LOADING = "loading"
+    READY = "ok"
+    DRAINING = "draining"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True)
+class ServedModel:
+    """One model with all that is needed to answer for it."""
+
+    name: str
+    engine: Engine
+    tokenizer: Tokenizer
+    template: ChatTemplate | None
+    defaults: GenerationDefaults
+    vocab_size: int
+    max_context_tokens: int
+    eos_token_ids: frozenset[int]
+    created_seconds: int
+    """Unix time when it was loaded."""
+
+
+@dataclass(slots=True)
+class LoadProgress:
+    """Bytes of weights; written by the thread that loads."""
+
+    read_bytes: int = 0
+    needed_bytes: int = 0
+
+
+@dataclass(slots=True)
+class WorkerState:
+    """The worker as requests see it."""
+
+    max_body_bytes: int
+    model: ServedModel | None = None
+    is_draining: bool = False
+    progress: LoadProgress = field(default_factory=LoadProgress)
+
+    @property
+    def phase(self) -> Phase:
+        """An engine that failed is told of even while draining."""
+        if self.model is not None and self.model.engine.failure is not None:
+            return Phase.FAILED
+        if self.is_draining:
+            return Phase.DRAINING
+        return Phase.LOADING if self.model is None else Phase.READY
+
+    @property
+    def reason(self) -> str | None:
+        """Why the worker failed, if it did."""
+        return self.model.engine.failure if self.model is not None else None
