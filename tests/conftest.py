@@ -11,6 +11,7 @@ import pytest
 
 from m3_testcluster.cluster import Cluster
 from m3_testcluster.control_plane import control_plane as run_control_plane
+from m3_testcluster.image_set import PROJECT_IMAGES, write_project_images
 from m3_testcluster.preflight import preflight
 from m3_testcluster.progress import to_stderr
 from m3_testcluster.real import RealCluster
@@ -57,6 +58,13 @@ def real_cluster(visible_report: Callable[[str], None]) -> Iterator[RealCluster]
         pytest.skip(f"no real nodes on this machine: {reason}")
     with run_real_cluster(visible_report) as cluster:
         yield cluster
+
+
+@pytest.fixture(scope="session")
+def project_images(real_cluster: RealCluster, visible_report: Callable[[str], None]) -> dict[str, str]:
+    """The images of this project as it is now, known to every real node: names by `operator`, `router`, `worker`."""
+    real_cluster.import_images([write_project_images(real_cluster.directory, visible_report)])
+    return PROJECT_IMAGES
 
 
 @pytest.fixture

@@ -9,10 +9,12 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from m3_testcluster.image_set import python_image
+from m3_testcluster.environment import PYTHONPATH, environment_mount, environment_volume
+from m3_testcluster.image_set import PYTHON_IMAGE, write_python_image
 from m3_testcluster.preflight import preflight
 from m3_testcluster.real import RealCluster
 from m3_testcluster.teardown import REGISTER
@@ -59,6 +61,25 @@ def web(image: str) -> list[dict[str, object]]:
     ]
 
 
+def one_shot(name: str, image: str, program: str) -> dict[str, Any]:
+    """A pod that runs a Python program once."""
+    container = {"name": "main", "image": image, "command": ["python3", "-c", program]}
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": name},
+        "spec": {"containers": [container], "restartPolicy": "Never", "securityContext": {"runAsNonRoot": True}},
+    }
+
+
+def output_of(cluster: RealCluster, namespace: str, pod: str) -> str:
+    """What a one-shot pod printed, once it has succeeded."""
+    where = f"--namespace={namespace}"
+    ended = "--for=jsonpath={.status.containerStatuses[0].state.terminated.reason}=Completed"
+    cluster.kubectl("wait", f"pod/{pod}", where, ended, "--timeout=100s")
+    return cluster.kubectl("logs", pod, where).strip()
+
+
 def fetch(url: str) -> str:
     with urllib.request.urlopen(url, timeout=5) as answer:
         return str(answer.read().decode())
@@ -67,17 +88,16 @@ def fetch(url: str) -> str:
 @pytest.fixture(scope="module")
 def served(real_cluster: RealCluster, visible_report: Callable[[str], None]) -> Iterator[tuple[RealCluster, str]]:
     """The cluster, and a namespace in which `web` is ready on both nodes."""
-    image, archive = python_image(visible_report)
-    real_cluster.import_images([archive])
+    real_cluster.import_images([write_python_image(real_cluster.directory, visible_report)])
     namespace = "served"
     real_cluster.create_namespace(namespace)
-    real_cluster.apply(web(image), namespace=namespace)
+    real_cluster.apply(web(PYTHON_IMAGE), namespace=namespace)
     real_cluster.kubectl("rollout", "status", "deployment/web", f"--namespace={namespace}", "--timeout=60s")
     yield real_cluster, namespace
     real_cluster.kubectl("delete", "namespace", namespace, "--wait=false")
 
 
-def pods_of(cluster: RealCluster, namespace: str) -> dict[str, dict[str, object]]:
+def pods_of(cluster: RealCluster, namespace: str) -> dict[str, dict[str, Any]]:
     """The pods by the name of their node."""
     return {pod["spec"]["nodeName"]: pod for pod in cluster.get("pods", f"--namespace={namespace}")["items"]}
 
@@ -112,6 +132,34 @@ def test_logs_and_port_forward_reach_a_container(served: tuple[RealCluster, str]
     assert "answered /forwarded" in cluster.kubectl("logs", pod, f"--namespace={namespace}")
 
 
+def test_project_images_have_their_commands_and_no_heavy_packages(
+    real_cluster: RealCluster, namespace: str, project_images: dict[str, str]
+) -> None:
+    probe = (
+        "import importlib.util, shutil, sys; "
+        "print(all(map(shutil.which, ['m3', 'm3-operator', 'm3-router', 'm3-worker'])), "
+        "[m for m in ('m3_worker', 'pydantic', 'torch') if importlib.util.find_spec(m)])"
+    )
+    for part, image in project_images.items():
+        real_cluster.apply(one_shot(part, image, probe), namespace=namespace)
+    for part in project_images:
+        assert output_of(real_cluster, namespace, part) == "True ['m3_worker', 'pydantic']"
+
+
+def test_a_pod_computes_with_the_packages_of_the_test_environment(
+    real_cluster: RealCluster, namespace: str, project_images: dict[str, str]
+) -> None:
+    pod = one_shot(
+        "compute", project_images["worker"], "import torch; print(int((torch.ones(2, 3) @ torch.ones(3)).sum()))"
+    )
+    spec: dict[str, Any] = pod["spec"]
+    spec["volumes"] = [environment_volume()]
+    spec["containers"][0] |= {"volumeMounts": [environment_mount()], "env": [PYTHONPATH]}
+    real_cluster.apply(pod, namespace=namespace)
+
+    assert output_of(real_cluster, namespace, "compute") == "6"
+
+
 def test_a_killed_container_process_is_started_again(served: tuple[RealCluster, str]) -> None:
     cluster, namespace = served
     pod = pods_of(cluster, namespace)["node-1"]["metadata"]["name"]
@@ -128,6 +176,8 @@ def test_a_killed_container_process_is_started_again(served: tuple[RealCluster, 
     assert Path(f"/proc/{cluster.container_pid(namespace, pod)}").exists()
 
 
+@pytest.mark.real_cluster
+@pytest.mark.xdist_group("real_cluster")
 def test_a_cluster_whose_owner_is_killed_vanishes_by_itself() -> None:
     """A second cluster beside the first, so it also shows that two do not get in each other's way."""
     if reason := preflight():

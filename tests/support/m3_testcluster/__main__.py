@@ -11,7 +11,11 @@ import time
 from m3_testcluster.build import CONTROL_PLANE, BuildError, ensure_built
 from m3_testcluster.cluster import Cluster
 from m3_testcluster.control_plane import control_plane
+from m3_testcluster.network import NetworkError
+from m3_testcluster.preflight import preflight
 from m3_testcluster.process import StartError
+from m3_testcluster.real import real_cluster
+from m3_testcluster.runtime import RuntimeUnavailableError
 from m3_testcluster.toolchain import ToolchainError
 
 
@@ -26,7 +30,7 @@ def main(argv: list[str] | None = None) -> int:
     run = build if arguments.command == "build" else up
     try:
         return run(arguments.control_plane)
-    except (BuildError, StartError, ToolchainError) as error:
+    except (BuildError, NetworkError, RuntimeUnavailableError, StartError, ToolchainError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
 
@@ -41,10 +45,13 @@ def build(control_plane_only: bool) -> int:
 
 def up(control_plane_only: bool) -> int:
     """Runs a cluster until Ctrl-C or SIGTERM."""
+    if not control_plane_only and (reason := preflight()):
+        print(f"error: no real nodes on this machine: {reason}; --control-plane needs none", file=sys.stderr)
+        return 1
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     started = time.monotonic()
     try:
-        with control_plane() as cluster:
+        with control_plane() if control_plane_only else real_cluster() as cluster:
             _show(cluster, time.monotonic() - started)
             signal.pause()
     except KeyboardInterrupt:

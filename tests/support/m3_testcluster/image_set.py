@@ -1,91 +1,95 @@
-"""The images that the end-to-end tests run: operator, router, worker and pause.
+"""The images that the end-to-end tests run: operator, router, worker, bare Python and the pods' sandbox.
 
-Owns their names and contents, and the cache of finished layers and archives by content, so that an edit of the
-project's sources costs one small layer.
+Owns their names and contents, and the cache of finished layers by content: an edit of the project's sources costs one
+small layer. Archives are put together where they are needed.
 """
 
-import os
-from collections.abc import Callable, Mapping
+import json
+from collections import defaultdict
 from pathlib import Path
 
 from m3_testcluster.build import REAL_NODES, ensure_built
 from m3_testcluster.bytecode import with_bytecode
 from m3_testcluster.cache import cache_root, locked
-from m3_testcluster.images import Blob, Entry, Layer, describe, write_image, write_layer
+from m3_testcluster.images import Blob, Entry, Image, Layer, write_archive, write_layer
 from m3_testcluster.interpreter import python_layer
-from m3_testcluster.layers import extra_requirements, packages_layer, source_layer
+from m3_testcluster.layers import closure, extra_requirements, packages_layer, source_layer
 from m3_testcluster.progress import Report, step, to_stderr
 
 PAUSE_IMAGE = "m3serve.test/pause:1"
-PARTS = ("operator", "router", "worker")
-# A numeric user: with runAsNonRoot the kubelet refuses an image whose user it cannot tell from root.
+PYTHON_IMAGE = "m3serve.test/python:1"
+PROJECT_IMAGES = {part: f"m3serve.test/{part}:e2e" for part in ("operator", "router", "worker")}
+
+# A number, because with runAsNonRoot the kubelet refuses a user by name: it cannot tell who that is.
 NOBODY = "65534:65534"
+SEARCH_PATH = "PATH=/usr/local/bin:/usr/bin:/bin"
 
 
-def image_name(part: str) -> str:
-    """The name of the image of `operator`, `router` or `worker`."""
-    return f"m3serve.test/{part}:e2e"
+def write_project_images(directory: Path, report: Report = to_stderr) -> Path:
+    """Writes an archive with the images of PROJECT_IMAGES into `directory`.
 
-
-def ensure_images(report: Report = to_stderr, root: Path | None = None) -> dict[str, Path]:
-    """The OCI archives of the operator, router and worker images by image name, written now if their content is new."""
-    store = (root or cache_root()) / "images"
-    with locked(store / "lock", "test images", report), step("test images: operator, router, worker", report):
-        base = _layer(store, python_layer())
-        sources = _layer(store, source_layer())
-        return {
-            image_name(part): _archive(
-                store,
-                image_name(part),
-                [base, _layer(store, packages_layer(extra_requirements(part))), sources],
-                {
-                    "Entrypoint": [f"/usr/local/bin/m3-{part}"],
-                    "Env": ["PATH=/usr/local/bin:/usr/bin:/bin"],
-                    "User": NOBODY,
-                },
+    Their entry points are `m3-operator`, `m3-router` and `m3-worker`. The worker's lacks torch and other heavy
+    packages: `environment_mount` gives a pod those of the test environment.
+    """
+    with step(f"test images: {', '.join(PROJECT_IMAGES)}", report):
+        base, sources = _cached(python_layer(), report), _cached(source_layer(), report)
+        shared = _shared_package_layers(report)
+        images = [
+            Image(
+                name,
+                [base, *(blob for parts, blob in shared.items() if part in parts), sources],
+                {"Entrypoint": [f"/usr/local/bin/m3-{part}"], "Env": [SEARCH_PATH], "User": NOBODY},
             )
-            for part in PARTS
-        }
+            for part, name in PROJECT_IMAGES.items()
+        ]
+        return write_archive(directory / "m3serve-images.tar", images)
 
 
-def python_image(report: Report = to_stderr, root: Path | None = None) -> tuple[str, Path]:
-    """Name and archive of an image with nothing but Python, for tests of the cluster itself."""
-    store = (root or cache_root()) / "images"
-    name = "m3serve.test/python:1"
-    with locked(store / "lock", "test images", report), step(f"test images: {name}", report):
-        config = {"Entrypoint": ["/usr/local/bin/python3"], "User": NOBODY}
-        return name, _archive(store, name, [_layer(store, python_layer())], config)
+def write_python_image(directory: Path, report: Report = to_stderr) -> Path:
+    """Writes an archive with PYTHON_IMAGE, which has nothing but Python, into `directory`."""
+    with step(f"test images: {PYTHON_IMAGE}", report):
+        config = {"Entrypoint": ["/usr/local/bin/python3"], "Env": [SEARCH_PATH], "User": NOBODY}
+        return write_archive(
+            directory / "python-image.tar", [Image(PYTHON_IMAGE, [_cached(python_layer(), report)], config)]
+        )
 
 
-def pause_image(report: Report = to_stderr, root: Path | None = None) -> tuple[str, Path]:
-    """Name and archive of the image of every pod's sandbox."""
-    store = (root or cache_root()) / "images"
+def write_pause_image(directory: Path, report: Report = to_stderr) -> Path:
+    """Writes an archive with PAUSE_IMAGE, the sandbox of every pod, into `directory`."""
     program = Path(ensure_built(REAL_NODES, report)["pause"])
+    layer = _cached(Layer({"/pause": Entry(source=program, executable=True)}), report)
+    image = Image(PAUSE_IMAGE, [layer], {"Entrypoint": ["/pause"], "User": NOBODY})
+    return write_archive(directory / "pause-image.tar", [image])
+
+
+def _shared_package_layers(report: Report) -> dict[frozenset[str], Blob]:
+    """The packages of all parts, each package once: a layer for each set of parts that need the same packages."""
+    users: dict[str, set[str]] = defaultdict(set)
+    distributions = {}
+    for part in PROJECT_IMAGES:
+        for name, distribution in closure(extra_requirements(part)).items():
+            users[name].add(part)
+            distributions[name] = distribution
+    groups: dict[frozenset[str], list[str]] = defaultdict(list)
+    for name in sorted(users):
+        groups[frozenset(users[name])].append(name)
+    return {
+        parts: _cached(packages_layer(distributions[name] for name in names), report)
+        for parts, names in sorted(groups.items(), key=lambda group: sorted(group[0]))
+    }
+
+
+def _cached(layer: Layer, report: Report) -> Blob:
+    """The layer as a finished blob, written now if its content is new."""
+    store = cache_root() / "layers"
+    path = store / f"{layer.digest()}.tar"
+    description = path.with_suffix(".json")
     with locked(store / "lock", "test images", report):
-        layer = _layer(store, Layer({"/pause": Entry(source=program, executable=True)}))
-        return PAUSE_IMAGE, _archive(store, PAUSE_IMAGE, [layer], {"Entrypoint": ["/pause"], "User": NOBODY})
-
-
-def _layer(store: Path, layer: Layer) -> Blob:
-    path = store / "layers" / f"{layer.digest()}.tar"
-    _once(path, lambda unfinished: write_layer(with_bytecode(layer), unfinished))
-    return describe(path)
-
-
-def _archive(store: Path, name: str, layers: list[Blob], config: Mapping[str, object]) -> Path:
-    part = name.rpartition("/")[2].replace(":", "-")
-    path = store / f"{part}-{'-'.join(layer.sha256[:12] for layer in layers)}.tar"
-    for outdated in set(store.glob(f"{part}-*.tar")) - {path}:
-        outdated.unlink()
-    _once(path, lambda unfinished: write_image(unfinished, name, layers, config))
-    return path
-
-
-def _once(path: Path, write: Callable[[Path], object]) -> None:
-    """Has `path` written unless it is there; it appears under its name only when complete."""
-    if path.exists():
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    write(unfinished)
-    unfinished.replace(path)
+        if not description.exists():
+            unfinished = path.with_suffix(".partial")
+            written = write_layer(with_bytecode(layer), unfinished)
+            unfinished.replace(path)
+            facts = {"sha256": written.sha256, "size_bytes": written.size_bytes}
+            unfinished.write_text(json.dumps(facts))
+            unfinished.replace(description)
+    return Blob(path=path, **json.loads(description.read_text()))

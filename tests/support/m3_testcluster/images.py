@@ -73,6 +73,15 @@ class Blob:
         return {"mediaType": media_type, "digest": f"sha256:{self.sha256}", "size": self.size_bytes}
 
 
+@dataclass(frozen=True)
+class Image:
+    """One image; `config` is the execution part of its configuration: Entrypoint, Env, User, WorkingDir ..."""
+
+    name: str
+    layers: Sequence[Blob]
+    config: Mapping[str, Any]
+
+
 def write_layer(layer: Layer, path: Path) -> Blob:
     """Writes the layer as a tar file to `path`, every parent directory included; all is readable for every user."""
     directories = {parent: 0o755 for name in layer.files for parent in _parents(name)}
@@ -101,47 +110,51 @@ def describe(path: Path) -> Blob:
         return Blob(path, hashlib.file_digest(file, "sha256").hexdigest(), path.stat().st_size)
 
 
-def write_image(path: Path, name: str, layers: Sequence[Blob], config: Mapping[str, Any]) -> None:
-    """Writes an OCI archive with one image to `path`; `ctr images import` gives it the name `name`.
+def write_archive(path: Path, images: Sequence[Image]) -> Path:
+    """Writes an OCI archive to `path`, every blob once, and returns the path.
 
-    `config` is the execution part of the image configuration: Entrypoint, Env, User, WorkingDir ...
+    `ctr images import` gives each image its name.
     """
-    platform_ = {"architecture": ARCHITECTURES[platform.machine()], "os": "linux"}
-    image = {
-        **platform_,
-        "config": dict(config),
-        "rootfs": {"type": "layers", "diff_ids": [f"sha256:{layer.sha256}" for layer in layers]},
-        "history": [{"created_by": "m3_testcluster"} for _ in layers],
-    }
-    image_bytes = _to_json(image)
-    manifest = {
-        "schemaVersion": 2,
-        "mediaType": MANIFEST_TYPE,
-        "config": _descriptor(CONFIG_TYPE, image_bytes),
-        "layers": [layer.descriptor(LAYER_TYPE) for layer in layers],
-    }
-    manifest_bytes = _to_json(manifest)
-    index = {
-        "schemaVersion": 2,
-        "mediaType": INDEX_TYPE,
-        "manifests": [
-            {
-                **_descriptor(MANIFEST_TYPE, manifest_bytes),
-                "platform": platform_,
-                "annotations": {"io.containerd.image.name": name, "org.opencontainers.image.ref.name": name},
-            }
-        ],
-    }
+    blobs: dict[str, bytes | Path] = {}
+    manifests = [_add_image(image, blobs) for image in images]
+    index = {"schemaVersion": 2, "mediaType": INDEX_TYPE, "manifests": manifests}
     with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as archive:
         _add(archive, "oci-layout", _to_json({"imageLayoutVersion": "1.0.0"}))
         _add(archive, "index.json", _to_json(index))
-        for blob in (image_bytes, manifest_bytes):
-            _add(archive, f"blobs/sha256/{hashlib.sha256(blob).hexdigest()}", blob)
-        for layer in {blob.sha256: blob for blob in layers}.values():
-            header = tarfile.TarInfo(f"blobs/sha256/{layer.sha256}")
-            header.size, header.mode = layer.size_bytes, 0o644
-            with layer.path.open("rb") as body:
-                archive.addfile(header, body)
+        for sha256, content in sorted(blobs.items()):
+            _add(archive, f"blobs/sha256/{sha256}", content)
+    return path
+
+
+def _add_image(image: Image, blobs: dict[str, bytes | Path]) -> dict[str, Any]:
+    """Adds the image's blobs to `blobs` and returns its entry in the index."""
+    platform_ = {"architecture": ARCHITECTURES[platform.machine()], "os": "linux"}
+    configuration = {
+        **platform_,
+        "config": dict(image.config),
+        "rootfs": {"type": "layers", "diff_ids": [f"sha256:{layer.sha256}" for layer in image.layers]},
+        "history": [{"created_by": "m3_testcluster"} for _ in image.layers],
+    }
+    manifest = {
+        "schemaVersion": 2,
+        "mediaType": MANIFEST_TYPE,
+        "config": _add_json(CONFIG_TYPE, configuration, blobs),
+        "layers": [layer.descriptor(LAYER_TYPE) for layer in image.layers],
+    }
+    blobs.update({layer.sha256: layer.path for layer in image.layers})
+    return {
+        **_add_json(MANIFEST_TYPE, manifest, blobs),
+        "platform": platform_,
+        "annotations": {"io.containerd.image.name": image.name, "org.opencontainers.image.ref.name": image.name},
+    }
+
+
+def _add_json(media_type: str, value: Any, blobs: dict[str, bytes | Path]) -> dict[str, Any]:
+    """Adds a JSON blob and returns its descriptor."""
+    content = _to_json(value)
+    sha256 = hashlib.sha256(content).hexdigest()
+    blobs[sha256] = content
+    return {"mediaType": media_type, "digest": f"sha256:{sha256}", "size": len(content)}
 
 
 def _parents(name: str) -> list[str]:
@@ -152,11 +165,9 @@ def _to_json(value: Any) -> bytes:
     return json.dumps(value, sort_keys=True, separators=(",", ":")).encode()
 
 
-def _descriptor(media_type: str, content: bytes) -> dict[str, Any]:
-    return {"mediaType": media_type, "digest": f"sha256:{hashlib.sha256(content).hexdigest()}", "size": len(content)}
-
-
-def _add(archive: tarfile.TarFile, name: str, content: bytes) -> None:
+def _add(archive: tarfile.TarFile, name: str, content: bytes | Path) -> None:
     header = tarfile.TarInfo(name)
-    header.size, header.mode = len(content), 0o644
-    archive.addfile(header, io.BytesIO(content))
+    header.mode = 0o644
+    header.size = len(content) if isinstance(content, bytes) else content.stat().st_size
+    with io.BytesIO(content) if isinstance(content, bytes) else content.open("rb") as body:
+        archive.addfile(header, body)

@@ -16,7 +16,7 @@ from pathlib import Path
 from m3_testcluster.images import Entry, Layer
 
 # Parts of the standard library that a server does not need, and what is installed beside it.
-UNUSED = frozenset({"__pycache__", "dist-packages", "ensurepip", "idlelib", "site-packages", "test", "tkinter"})
+UNUSED = frozenset(["__pycache__", "dist-packages", "ensurepip", "idlelib", "lib2to3", "site-packages", "test"])
 UNUSED_FILES = ("_tkinter.",)
 # Compiled wheels link to these even where the interpreter does not.
 WHEEL_LIBRARIES = ("libstdc++.so.6", "libgcc_s.so.1", "libgomp.so.1", "libm.so.6")

@@ -22,13 +22,10 @@ HEAVY = frozenset({"mlx", "mlx-cpu", "mlx-lm", "numpy", "torch", "transformers",
 HEAVY_PREFIXES = ("cuda-", "nvidia-")
 
 
-def packages_layer(requirements: Iterable[str]) -> Layer:
-    """The installed distributions that the requirements name, with all that these need, without the heavy ones.
-
-    Raises LookupError where one is not installed.
-    """
+def packages_layer(distributions: Iterable[importlib.metadata.Distribution]) -> Layer:
+    """The files of installed distributions."""
     files: dict[str, Entry] = {}
-    for distribution in _closure(map(Requirement, requirements)):
+    for distribution in distributions:
         for file in distribution.files or ():
             source = Path(str(file.locate()))
             if ".." not in file.parts and "__pycache__" not in file.parts and source.is_file():
@@ -37,13 +34,13 @@ def packages_layer(requirements: Iterable[str]) -> Layer:
 
 
 def source_layer() -> Layer:
-    """This project's four packages, and its console scripts as commands in `/usr/local/bin`."""
+    """This project's four packages as they are now, and its console scripts as commands in `/usr/local/bin`."""
     files: dict[str, Entry] = {}
     for package in OWN_PACKAGES:
         root = REPOSITORY / package
         for source in sorted(root.rglob("*")):
             if source.is_file() and "__pycache__" not in source.parts:
-                files[f"{site_packages()}/{source.relative_to(root.parent)}"] = Entry.of_file(source)
+                files[f"{site_packages()}/{source.relative_to(root.parent)}"] = Entry(source.read_bytes())
     scripts = importlib.metadata.distribution(OWN_DISTRIBUTION).entry_points.select(group="console_scripts")
     for script in scripts:
         module, function = script.value.split(":")
@@ -58,15 +55,14 @@ def extra_requirements(extra: str) -> list[str]:
     return [str(requirement) for requirement in _requirements(distribution, {extra})]
 
 
-def _is_left_out(name: str) -> bool:
-    return name in HEAVY or name.startswith(HEAVY_PREFIXES) or name == OWN_DISTRIBUTION
+def closure(requirements: Iterable[str]) -> dict[str, importlib.metadata.Distribution]:
+    """The installed distributions that requirements ask for, directly or not, by name, without the heavy ones.
 
-
-def _closure(requirements: Iterable[Requirement]) -> list[importlib.metadata.Distribution]:
-    """The distributions that are asked for, directly or not, sorted by name."""
+    Raises LookupError where one is not installed.
+    """
     found: dict[str, importlib.metadata.Distribution] = {}
     seen: set[tuple[str, frozenset[str]]] = set()
-    waiting = list(requirements)
+    waiting = [Requirement(line) for line in requirements]
     while waiting:
         requirement = waiting.pop()
         name, extras = canonicalize_name(requirement.name), frozenset(requirement.extras)
@@ -76,11 +72,13 @@ def _closure(requirements: Iterable[Requirement]) -> list[importlib.metadata.Dis
         try:
             found[name] = importlib.metadata.distribution(name)
         except importlib.metadata.PackageNotFoundError as missing:
-            raise LookupError(
-                f"the test images need {name}, which this environment lacks: run `make setup`"
-            ) from missing
+            raise LookupError(f"the test images need {name}, which is not installed: run `make setup`") from missing
         waiting += _requirements(found[name], extras)
-    return [found[name] for name in sorted(found)]
+    return found
+
+
+def _is_left_out(name: str) -> bool:
+    return name in HEAVY or name.startswith(HEAVY_PREFIXES) or name == OWN_DISTRIBUTION
 
 
 def _requirements(distribution: importlib.metadata.Distribution, extras: Iterable[str]) -> list[Requirement]:

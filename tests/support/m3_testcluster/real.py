@@ -18,7 +18,7 @@ from m3_testcluster import network as wiring
 from m3_testcluster.build import Binaries, ensure_built
 from m3_testcluster.cluster import Cluster, write_kubeconfig
 from m3_testcluster.control_plane import COMPONENTS, Endpoint, Settings, start
-from m3_testcluster.image_set import pause_image
+from m3_testcluster.image_set import write_pause_image
 from m3_testcluster.network import Network
 from m3_testcluster.node import Node, start_kubelet, start_proxy, start_runtime
 from m3_testcluster.process import Daemon, await_ready
@@ -117,14 +117,13 @@ def real_cluster(report: Report = to_stderr) -> Iterator[RealCluster]:
     machine can do it at all.
     """
     binaries, runtime = ensure_built(report=report), ensure_runtime(report)
-    _, pause = pause_image(report)
     directory = Path(tempfile.mkdtemp(prefix="m3t-"))
     with claim(directory) as mine, ExitStack() as stack:
         with step("test cluster: starting the control plane and two nodes", report):
             network = Network(mine.prefix, mine.subnet)
             wiring.create(network)
             cluster = _start(directory, network, binaries, runtime, stack)
-            cluster.import_images([pause])
+            cluster.import_images([write_pause_image(directory, report)])
         yield cluster
 
 
