@@ -132,7 +132,7 @@ class Supervisor:
 
     async def all_ready(self) -> None:
         """Wait until every process has been ready. Raises StartError when one ends before."""
-        readiness = asyncio.gather(*(child.ready.wait() for child in self._children.values()))
+        readiness = asyncio.create_task(self._every_child_ready())
         try:
             both: set[asyncio.Future[Any]] = {readiness, self._failure}
             await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
@@ -159,6 +159,10 @@ class Supervisor:
         self._stopping = True
         for child in self._children.values():
             _signal_group(child.running, signal.SIGKILL)
+
+    async def _every_child_ready(self) -> None:
+        for child in self._children.values():
+            await child.ready.wait()
 
     async def _keep(self, child: _Child) -> None:
         process = child.process
