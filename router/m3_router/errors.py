@@ -66,6 +66,17 @@ def no_worker(model: str) -> Refusal:
     )
 
 
+def at_capacity(why: str, retry_after_seconds: int) -> Refusal:
+    """429: there is no place for the request now."""
+    return Refusal(
+        429,
+        f"The model is at its capacity: {why}. Try again in {retry_after_seconds} seconds.",
+        kind="rate_limit_error",
+        code="at_capacity",
+        retry_after_seconds=retry_after_seconds,
+    )
+
+
 def worker_failed(message: str) -> Refusal:
     """502: a worker had the request and gave no answer."""
     return Refusal(502, message, kind="server_error", code="worker_error")

@@ -75,6 +75,7 @@ class Lanes:
         # Tokens released, decayed with DRAIN_WINDOW_SECONDS; divided by the decayed time since the start it is a rate.
         self._drained_tokens = 0.0
         self._drained_at = self._started_at = now
+        self._waiting_requests = 0  # in both lanes
 
     def offer(self, lane: ServiceTier, tokens: int, now: float, holder: object = None) -> Ticket:
         """Ask for a place. Returns a ticket that is admitted, or waits. Raises QueueFullError, ValueError.
@@ -84,12 +85,22 @@ class Lanes:
         if not 0 <= tokens <= self.standard_share_tokens:
             raise ValueError(f"{tokens} tokens are not between 0 and the standard share {self.standard_share_tokens}")
         ticket = Ticket(lane, tokens, now, holder)
+        in_flight = self.in_flight_tokens
+        if (
+            not self._waiting_requests  # the usual case: nobody to compare with
+            and tokens <= self.limit_tokens - in_flight["standard"] - in_flight["priority"]
+            and (lane == "priority" or tokens <= self.standard_share_tokens - in_flight["standard"])
+        ):
+            ticket.state = "admitted"
+            in_flight[lane] += tokens
+            return ticket
         queue = self._waiting[lane]
         queue[ticket] = None
+        self._waiting_requests += 1
         if self._next(now) is ticket:
             self._admit(ticket)
         elif len(queue) > self.queue_requests:
-            del queue[ticket]
+            self._remove(ticket)
             raise QueueFullError(lane, len(queue), self.retry_after_seconds(lane, now))
         return ticket
 
@@ -99,24 +110,25 @@ class Lanes:
             raise ValueError(f"only an admitted ticket can be released, not {ticket!r}")
         ticket.state = "released"
         self.in_flight_tokens[ticket.lane] -= ticket.tokens
-        self._drained_tokens = self._drained_tokens * self._decay(now - self._drained_at) + ticket.tokens
-        self._drained_at = now
-        return self._admit_all(now)
+        self._drained_tokens += ticket.tokens  # decayed by `tick`, a few times a second
+        return self._admit_all(now) if self._waiting_requests else []
 
     def cancel(self, ticket: Ticket, now: float) -> list[Ticket]:
         """A waiting request's client has left. Returns the tickets that are admitted because of it."""
         if ticket.state != "waiting":
             raise ValueError(f"only a waiting ticket can be cancelled, not {ticket!r}")
         ticket.state = "cancelled"
-        del self._waiting[ticket.lane][ticket]
+        self._remove(ticket)
         return self._admit_all(now)
 
     def tick(self, now: float) -> tuple[list[Ticket], list[Ticket]]:
         """Time has passed. Returns the tickets that have waited too long, and those that are admitted now."""
+        self._drained_tokens *= self._decay(now - self._drained_at)
+        self._drained_at = now
         expired = []
         for queue in self._waiting.values():
             while (head := _head(queue)) is not None and now - head.offered_at >= self.max_wait_seconds:
-                del queue[head]
+                self._remove(head)
                 head.state = "expired"
                 expired.append(head)
         return expired, self._admit_all(now)
@@ -151,6 +163,8 @@ class Lanes:
             0 <= standard <= self.standard_share_tokens and priority >= 0 and standard + priority <= self.limit_tokens
         ):
             raise AssertionError(f"{standard} + {priority} tokens in flight break the bounds of {self!r}")
+        if self._waiting_requests != sum(len(queue) for queue in self._waiting.values()):
+            raise AssertionError(f"{self._waiting_requests} waiting requests are counted in {self!r}")
         for lane, queue in self._waiting.items():
             if len(queue) > self.queue_requests or any(t.state != "waiting" or t.lane != lane for t in queue):
                 raise AssertionError(f"the {lane} queue of {self!r} holds {list(queue)}")
@@ -175,8 +189,12 @@ class Lanes:
             return priority if priority.tokens <= room else None
         return standard if standard is not None and standard.tokens <= standard_room else None
 
-    def _admit(self, ticket: Ticket) -> None:
+    def _remove(self, ticket: Ticket) -> None:
         del self._waiting[ticket.lane][ticket]
+        self._waiting_requests -= 1
+
+    def _admit(self, ticket: Ticket) -> None:
+        self._remove(ticket)
         ticket.state = "admitted"
         self.in_flight_tokens[ticket.lane] += ticket.tokens
 

@@ -10,7 +10,7 @@ that lasts. What is billed:
 """
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Literal
 
 import msgspec
@@ -53,12 +53,13 @@ class AlreadySettledError(RuntimeError):
 
 
 class Ledger:
-    """Settles bills. `write_line` gets each line of the log, without its newline."""
+    """Settles bills. Each of `readers` gets every settled bill, which never changes again."""
 
-    def __init__(self, prices: PriceTable, write_line: Callable[[bytes], None], ring_bills: int = RING_BILLS) -> None:
+    def __init__(
+        self, prices: PriceTable, readers: Iterable[Callable[[Bill], None]] = (), ring_bills: int = RING_BILLS
+    ) -> None:
         self._prices = prices
-        self._write_line = write_line
-        self._encode = msgspec.json.Encoder().encode
+        self._readers = tuple(readers)
         self._ring: deque[Bill] = deque(maxlen=ring_bills)
 
     def settle(self, bill: Bill, outcome: Outcome, usage: Usage | None) -> None:
@@ -70,10 +71,11 @@ class Ledger:
             bill.input_tokens = usage.input_tokens
             bill.cached_tokens = usage.cached_tokens
             bill.output_tokens = usage.output_tokens
-            bill.context_tier = self._prices.context_tier(usage.input_tokens)
-            if bill.service_tier is not None and outcome in ("ok", "client_gone"):
-                bill.cost_nanousd = self._prices.cost_nanousd(usage, bill.service_tier)
-        self._write_line(self._encode(bill))
+            bill.context_tier = context_tier = self._prices.context_tier(usage.input_tokens)
+            if bill.service_tier is not None and (outcome == "ok" or outcome == "client_gone"):  # noqa: PLR1714 - fast
+                bill.cost_nanousd = self._prices.rates(context_tier, bill.service_tier).cost_nanousd(usage)
+        for read in self._readers:
+            read(bill)
         if (
             bill.service_tier is not None
         ):  # it was understood and priced; refusals before that are lines in the log only

@@ -13,18 +13,18 @@ from typing import BinaryIO
 import msgspec
 
 FLUSH_SECONDS = 0.02
-FLUSH_BYTES = 2**16
+FLUSH_LINES = 256
 MAX_PENDING_BYTES = 16 * 2**20
 
 
 class LineWriter:
-    """Writes lines to a stream, in order, from a thread of its own."""
+    """Writes objects to a stream as JSON lines, in order, from a thread of its own."""
 
     def __init__(self, stream: BinaryIO, loop: asyncio.AbstractEventLoop) -> None:
         self._stream = stream
         self._loop = loop
-        self._lines: list[bytes] = []
-        self._bytes = 0
+        self._objects: list[object] = []
+        self._encode_lines = msgspec.json.Encoder().encode_lines
         self._is_scheduled = False
         # Only the loop adds to `_handed_bytes` and only the thread to `_written_bytes`.
         self._handed_bytes = 0
@@ -34,11 +34,10 @@ class LineWriter:
         self._thread = threading.Thread(target=self._write_batches, name="request-log", daemon=True)
         self._thread.start()
 
-    def write(self, line: bytes) -> None:
-        """Take one line, without its newline."""
-        self._lines.append(line)
-        self._bytes += len(line) + 1
-        if self._bytes >= FLUSH_BYTES:
+    def write(self, item: object) -> None:
+        """Take one object, which must not change any more."""
+        self._objects.append(item)
+        if len(self._objects) >= FLUSH_LINES:
             self.flush()
         elif not self._is_scheduled:
             self._is_scheduled = True
@@ -46,13 +45,13 @@ class LineWriter:
 
     def flush(self) -> None:
         """Hand what was gathered to the thread."""
-        lines, self._lines, self._bytes = self._lines, [], 0
-        if not lines:
+        objects, self._objects = self._objects, []
+        if not objects:
             return
         if self._handed_bytes - self._written_bytes > MAX_PENDING_BYTES:
-            self.dropped += len(lines)
+            self.dropped += len(objects)
             return
-        batch = b"\n".join(lines) + b"\n"
+        batch = self._encode_lines(objects)
         self._handed_bytes += len(batch)
         self._batches.put(batch)
 

@@ -22,9 +22,9 @@ class ModelList:
         self.all = msgspec.json.encode({"object": "list", "data": models})
         self._by_id = {model["id"]: msgspec.json.encode(model) for model in models}
 
-    def one(self, model: str) -> bytes | None:
-        """One model's object; None if it is not in the configuration."""
-        return self._by_id.get(model)
+    def one(self, model: str) -> bytes:
+        """One model's object. Raises KeyError if it is not in the configuration."""
+        return self._by_id[model]
 
 
 def _model(model: str, max_context_tokens: int, tier: ContextTierSettings, created: int) -> dict[str, Any]:

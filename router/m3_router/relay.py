@@ -7,159 +7,79 @@ Plain callbacks rather than a coroutine: a task and its wake-ups would cost a th
 `Exchange` from top to bottom; `_finish` is the only way out, and gives back everything that is held.
 """
 
+import asyncio
 import itertools
-import secrets
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
-from urllib.parse import unquote_to_bytes
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from secrets import token_hex
 
 from m3_router import placement
 from m3_router.config import LimitSettings
-from m3_router.errors import Refusal, bad_request, no_worker, timed_out, worker_failed
+from m3_router.errors import Refusal, at_capacity, no_worker, timed_out, worker_failed
 from m3_router.http import wire
-from m3_router.http.client_end import ClientConnection, Request
+from m3_router.http.client_end import ClientConnection
+from m3_router.http.messages import Request
 from m3_router.http.worker_end import Answer, WorkerConnection, WorkerConnections
 from m3_router.lanes import QueueFullError, Ticket
 from m3_router.ledger import Bill, Ledger, Outcome
-from m3_router.metrics import Metrics
-from m3_router.models import ModelList
 from m3_router.pools import Pool, Pools
 from m3_router.prices import PriceTable, Usage, format_usd
 from m3_router.request import RequestView, parse
-from m3_router.tenants import Tenant, Tenants
+from m3_router.tenants import Tenant
 from m3_router.usage import BodyTail, EventStream, usage_of_body
 from m3_router.workers import Worker
 
-if TYPE_CHECKING:
-    import asyncio
-
 MAX_HELD_BYTES = 8 * 2**20  # of an answer whose cost goes into its head; a longer one goes without
+FREE = frozenset({b"/tokenize"})
+RELAYED = frozenset({b"/v1/chat/completions", b"/v1/completions"}) | FREE
 _PRIORITY = {"priority": b"0", "standard": b"10"}  # x-m3-priority: the lower goes first
-_MODELS_PREFIX = b"/v1/models/"
-_BILLED = frozenset({b"/v1/chat/completions", b"/v1/completions"})
-_FREE = frozenset({b"/tokenize"})
-_RELAYED = _BILLED | _FREE
-_LOCAL = frozenset({b"/health", b"/v1/models"})
+_NEVER = float("inf")
+
+
+def _new_ids() -> Iterator[str]:
+    """Request ids that no other process gives."""
+    prefix = f"m3-{token_hex(6)}-"
+    return (f"{prefix}{number:x}" for number in itertools.count(1))
 
 
 @dataclass(frozen=True, slots=True)
 class Services:
     """What exchanges ask. `clock` is monotonic, `wall_clock` since the epoch, both in seconds."""
 
-    tenants: Tenants
     pools: Pools
     prices: PriceTable
     ledger: Ledger
-    metrics: Metrics
-    models: ModelList
     workers: WorkerConnections
     limits: LimitSettings
-    loop: "asyncio.AbstractEventLoop"
+    loop: asyncio.AbstractEventLoop
     clock: Callable[[], float]
     wall_clock: Callable[[], float]
-
-
-class Relay:
-    """The application behind the client's end: routes, local answers, and an exchange for all that is relayed."""
-
-    def __init__(self, services: Services) -> None:
-        self.services = services
-        self._id_prefix = f"m3-{secrets.token_hex(6)}-"
-        self._ids = itertools.count(1)
-
-    def accept_head(self, request: Request) -> None:
-        """Path, method, request id and key. Raises Refusal (400, 401, 404, 405)."""
-        path = request.path
-        if path in _RELAYED:
-            allowed = b"POST"
-        elif path in _LOCAL or path.startswith(_MODELS_PREFIX):
-            allowed = b"GET"
-        else:
-            raise Refusal(404, f"There is no {path.decode('latin-1')} here.", code="not_found")
-        method = request.method
-        if method != allowed and not (method == b"HEAD" and allowed == b"GET"):
-            raise Refusal(405, f"{path.decode('latin-1')} takes {allowed.decode()}.", code="method_not_allowed")
-        request_id = request.head.known.get(b"x-request-id")
-        if request_id is not None and not _is_request_id(request_id):
-            raise bad_request("x-request-id: expected 1 to 128 visible ASCII characters.", param="x-request-id")
-        if path != b"/health":
-            request.context = self.services.tenants.identify(request.head.known.get(b"authorization"))
-
-    def serve(self, request: Request, connection: ClientConnection) -> None:
-        """Answer a request whose head was accepted."""
-        if request.path in _RELAYED:
-            exchange = Exchange(self, request, connection)
-            connection.exchange = exchange
-            exchange.begin()
-        else:
-            self._answer_locally(request, connection)
-
-    def refused(self, request: Request | None, refusal: Refusal) -> bytes:
-        """Log what was refused before it could be served."""
-        bill = self.open_bill(request)
-        bill.status, bill.error = refusal.status, refusal.message
-        self.settle(bill, "rejected", None)
-        return b"x-request-id: %b\r\n" % bill.request_id.encode("latin-1")
-
-    def open_bill(self, request: Request | None) -> Bill:
-        """A bill with what the head of a request says."""
-        services = self.services
-        if request is None:
-            return Bill(services.wall_clock(), self.new_request_id(), "")
-        given = request.head.known.get(b"x-request-id")
-        request_id = given.decode() if given is not None and _is_request_id(given) else self.new_request_id()
-        tenant = request.context
-        return Bill(
-            services.wall_clock(),
-            request_id,
-            request.path.decode("latin-1"),
-            tenant.name if isinstance(tenant, Tenant) else "",
-        )
-
-    def new_request_id(self) -> str:
-        """An id that no other process gives."""
-        return f"{self._id_prefix}{next(self._ids):x}"
-
-    def settle(self, bill: Bill, outcome: Outcome, usage: Usage | None) -> None:
-        """Close a bill in the ledger and count it."""
-        self.services.ledger.settle(bill, outcome, usage)
-        self.services.metrics.settled(bill)
+    request_ids: Iterator[str] = field(default_factory=_new_ids)
 
     def wake(self, admitted: Iterable[Ticket]) -> None:
         """Let the holders of admitted tickets go on. Not from here: each may end at once and admit the next."""
         for ticket in admitted:
             if isinstance(ticket.holder, Exchange):
-                self.services.loop.call_soon(ticket.holder.admitted)
+                self.loop.call_soon(ticket.holder.admitted)
 
-    def tick(self, now: float) -> None:
-        """Time has passed for those who wait in lanes."""
-        for pool in self.services.pools:
-            expired, admitted = pool.lanes.tick(now)
-            for ticket in expired:
-                if isinstance(ticket.holder, Exchange):
-                    ticket.holder.expired(pool.lanes.retry_after_seconds(ticket.lane, now))
-            self.wake(admitted)
 
-    def _answer_locally(self, request: Request, connection: ClientConnection) -> None:
-        services = self.services
-        if request.path == b"/health":
-            if services.pools.has_ready_worker():
-                connection.respond_json(b'{"status":"ok"}')
-            else:
-                connection.respond(no_worker(", ".join(services.pools.models)))
-        elif request.path == b"/v1/models":
-            connection.respond_json(services.models.all)
-        else:
-            name = _unquote(request.path[len(_MODELS_PREFIX) :])
-            body = services.models.one(name)
-            if body is not None:
-                connection.respond_json(body)
-                return
-            try:
-                services.pools.of_model(name)
-            except Refusal as refusal:
-                connection.respond(refusal)
+def open_bill(services: Services, request: Request | None) -> Bill:
+    """A bill with what the head of a request says."""
+    if request is None:
+        return Bill(services.wall_clock(), next(services.request_ids), "")
+    given = request.head.known.get(b"x-request-id")
+    tenant = request.context
+    return Bill(
+        services.wall_clock(),
+        given.decode() if given is not None and is_request_id(given) else next(services.request_ids),
+        request.path.decode("latin-1"),
+        tenant.name if isinstance(tenant, Tenant) else "",
+    )
+
+
+def is_request_id(value: bytes) -> bool:
+    """Whether a client's request id can be kept: 1 to 128 visible ASCII characters."""
+    return len(value) <= 128 and value.isascii() and value.decode().isprintable() and bool(value) and b" " not in value
 
 
 class Exchange:
@@ -175,9 +95,9 @@ class Exchange:
         "_held",
         "_held_bytes",
         "_is_finished",
+        "_is_free",
         "_is_sent",
         "_pool",
-        "_relay",
         "_request",
         "_scanner",
         "_services",
@@ -188,14 +108,14 @@ class Exchange:
         "_worker",
     )
 
-    def __init__(self, relay: Relay, request: Request, connection: ClientConnection) -> None:
-        self._relay = relay
-        self._services = relay.services
+    def __init__(self, services: Services, request: Request, connection: ClientConnection, *, is_free: bool) -> None:
+        self._services = services
         self._request = request
         self._connection = connection
-        self._bill = relay.open_bill(request)
-        self._arrived_at = relay.services.clock()
-        self._deadline = float("inf")
+        self._is_free = is_free
+        self._bill = open_bill(services, request)
+        self._arrived_at = services.clock()
+        self._deadline = _NEVER
         self._is_finished = False
         # held, and given back by _finish
         self._ticket: Ticket | None = None
@@ -228,7 +148,7 @@ class Exchange:
             tier = tenant.entitled_tier(view.service_tier)
             if not pool.workers.ready:
                 raise no_worker(view.model)
-            if self._request.path in _FREE:
+            if self._is_free:
                 self._dispatch()
                 return
             bill.service_tier = tier
@@ -239,7 +159,7 @@ class Exchange:
             self._refuse(refusal)
             return
         except QueueFullError as full:
-            self._refuse_for_now(str(full), full.retry_after_seconds)
+            self._refuse(at_capacity(str(full), full.retry_after_seconds))
             return
         if self._ticket.state == "admitted":
             self._dispatch()
@@ -247,13 +167,13 @@ class Exchange:
     def admitted(self) -> None:
         """The wait in the lane is over."""
         if not self._is_finished:
-            self._bill.queue_ms = self._elapsed_ms()
+            self._bill.queue_ms = self._elapsed_ms(self._services.clock())
             self._dispatch()
 
     def expired(self, retry_after_seconds: int) -> None:
         """The wait in the lane was too long."""
-        self._bill.queue_ms = self._elapsed_ms()
-        self._refuse_for_now("no place became free in time", retry_after_seconds)
+        self._bill.queue_ms = self._elapsed_ms(self._services.clock())
+        self._refuse(at_capacity("no place became free in time", retry_after_seconds))
 
     # ---- 2. send it to a worker
 
@@ -333,7 +253,8 @@ class Exchange:
         connection = self._upstream
         if is_complete:
             self._upstream = None
-        self._deadline = self._services.clock() + self._services.limits.idle_seconds
+        now = self._services.clock()
+        self._deadline = now + self._services.limits.idle_seconds
         if answer is not None:
             if answer.status == 503 and self._pool is not None and len(self._pool.workers.ready) > len(self._tried) + 1:
                 # Loading or draining: it has begun nothing, and another worker may take it.
@@ -342,7 +263,7 @@ class Exchange:
                 self._upstream = None
                 self._try_another("it answered 503")
                 return
-            self._take_head(answer)
+            self._take_head(answer, now)
         if self._scanner is None:
             self._held.append(body)
             self._held_bytes += len(body)
@@ -353,37 +274,35 @@ class Exchange:
         else:
             self._relay_part(self._scanner, body, is_complete)
 
-    def _take_head(self, answer: Answer) -> None:
+    def _take_head(self, answer: Answer, now: float) -> None:
+        bill, view, known = self._bill, self._view, answer.head.known
+        assert view is not None  # noqa: S101 - _send has sent its body
         self._answer = answer
-        self._bill.status = answer.status
-        self._bill.first_byte_ms = self._elapsed_ms()
-        self._connection.release_body()
-        counted = answer.head.known.get(b"x-m3-input-tokens")
-        if counted is not None and counted.isdigit() and self._bill.context_tier is not None:
-            self._bill.input_tokens = int(counted)
-            self._bill.context_tier = self._services.prices.context_tier(self._bill.input_tokens)
-        elif self._view is not None:
-            self._bill.input_tokens = self._view.input_tokens
-        if answer.head.known.get(b"content-type", b"").startswith(b"text/event-stream"):
-            self._pass_through(EventStream(self._view is not None and self._view.is_usage_added), b"")
+        bill.status = answer.status
+        bill.first_byte_ms = self._elapsed_ms(now)
+        if b"x-m3-input-tokens" in known and known[b"x-m3-input-tokens"].isdigit() and not self._is_free:
+            bill.input_tokens = int(known[b"x-m3-input-tokens"])
+            bill.context_tier = self._services.prices.context_tier(bill.input_tokens)
+        else:
+            bill.input_tokens = view.input_tokens
+        if known.get(b"content-type", b"").startswith(b"text/event-stream"):
+            self._pass_through(EventStream(view.is_usage_added), b"")
 
     def _answer_whole(self) -> None:
         """The whole answer is here: its cost can go into its head."""
         held = self._held
         body = held[0] if len(held) == 1 else b"".join(held)
-        bill = self._bill
-        usage = usage_of_body(body) if bill.status == 200 and bill.service_tier is not None else None
-        cost = b""
-        if usage is not None and bill.service_tier is not None:
-            bill.context_tier = self._services.prices.context_tier(usage.input_tokens)
-            nanousd = self._services.prices.cost_nanousd(usage, bill.service_tier)
-            cost = b"x-m3-cost-usd: %b\r\n" % format_usd(nanousd).encode()
-        head = self._head() + cost
+        usage = usage_of_body(body) if self._bill.status == 200 and not self._is_free else None
         self._finish(self._outcome_of_status(), usage)
+        head = self._head()
+        if usage is not None:
+            head += b"x-m3-cost-usd: %b\r\n" % format_usd(self._bill.cost_nanousd).encode()
         self._connection.start_response(head, body, is_whole=True)
 
     def _pass_through(self, scanner: EventStream | BodyTail, held: bytes) -> None:
         """From here on the client gets what comes as it comes."""
+        self._connection.release_body()
+        self._view = None
         self._scanner = scanner
         self._held = []
         if held:
@@ -432,7 +351,7 @@ class Exchange:
         if self._is_finished:
             return
         if self._ticket is not None and self._ticket.state == "waiting" and self._pool is not None:
-            self._relay.wake(self._pool.lanes.cancel(self._ticket, self._services.clock()))
+            self._services.wake(self._pool.lanes.cancel(self._ticket, self._services.clock()))
         usage = None
         if self._answer is not None and self._answer.status == 200:
             usage = self._scanner.usage if self._scanner is not None else None
@@ -501,15 +420,10 @@ class Exchange:
         self._finish(outcome, None)
         self._connection.respond(refusal, b"x-request-id: %b\r\n" % bill.request_id.encode())
 
-    def _refuse_for_now(self, why: str, retry_after_seconds: int) -> None:
-        message = f"The model is at its capacity: {why}. Try again in {retry_after_seconds} seconds."
-        self._refuse(
-            Refusal(429, message, kind="rate_limit_error", code="queue_full", retry_after_seconds=retry_after_seconds)
-        )
-
     def _finish(self, outcome: Outcome, usage: Usage | None) -> None:
         """The only way out: give back all that is held, settle the bill once."""
         self._is_finished = True
+        now = self._services.clock()
         if self._upstream is not None:
             self._upstream.abort()
             self._upstream = None
@@ -520,15 +434,17 @@ class Exchange:
             self._pool.workers.discharge(self._worker, self._charge_tokens())
             self._worker = None
         ticket = self._ticket
-        if ticket is not None and ticket.state == "admitted" and self._pool is not None:
-            woken = self._pool.lanes.release(ticket, self._services.clock())
-            if woken:
-                self._relay.wake(woken)
+        if ticket is not None:
+            ticket.holder = None
+            if ticket.state == "admitted" and self._pool is not None:
+                woken = self._pool.lanes.release(ticket, now)
+                if woken:
+                    self._services.wake(woken)
         bill = self._bill
-        bill.duration_ms = self._elapsed_ms()
+        bill.duration_ms = self._elapsed_ms(now)
         if usage is None and outcome == "ok" and bill.service_tier is not None:
             usage = self._estimate()
-        self._relay.settle(bill, outcome, usage)
+        self._services.ledger.settle(bill, outcome, usage)
 
     def _estimate(self) -> Usage:
         """What is known of an answer whose usage did not come: its input, and an output token for each event."""
@@ -545,13 +461,5 @@ class Exchange:
     def _charge_tokens(self) -> int:
         return self._ticket.tokens if self._ticket is not None else 0
 
-    def _elapsed_ms(self) -> float:
-        return round((self._services.clock() - self._arrived_at) * 1000, 3)
-
-
-def _is_request_id(value: bytes) -> bool:
-    return 1 <= len(value) <= 128 and value.isascii() and value.decode().isprintable() and b" " not in value
-
-
-def _unquote(path: bytes) -> str:
-    return unquote_to_bytes(path).decode("utf-8", "replace")
+    def _elapsed_ms(self, now: float) -> float:
+        return int((now - self._arrived_at) * 1e6) / 1e3

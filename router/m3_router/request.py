@@ -1,6 +1,6 @@
 """What the router must know of a request's body, and the one field it sets.
 
-Owns the lazy view (messages and prompt stay raw bytes), the estimate of input tokens, and the splice of
+Owns the lazy view (messages are skipped, the prompt stays raw bytes), the estimate of input tokens, and the splice of
 `stream_options.include_usage`. The body is never re-encoded: a field that the router does not know reaches the worker
 as it came. Pure; counts tokens only where the prompt is a list of token ids, everything else is estimated from bytes.
 """
@@ -32,7 +32,6 @@ class _Body(msgspec.Struct):
     n: int | None = None
     stream_options: msgspec.Raw = msgspec.Raw()
     prompt: msgspec.Raw = msgspec.Raw()
-    messages: msgspec.Raw = msgspec.Raw()
 
 
 class _StreamOptions(msgspec.Struct):
@@ -94,13 +93,10 @@ def parse(body: bytes) -> RequestView:
     if fields.n is not None and not 1 <= fields.n <= 128:
         raise bad_request(f"n: {fields.n} is not between 1 and 128.", param="n")
 
-    messages_bytes = memoryview(fields.messages).nbytes
-    prompt_bytes = memoryview(fields.prompt).nbytes
-    token_ids = count_token_ids(fields.prompt) if prompt_bytes else None
-    if token_ids is None:
-        text_bytes = messages_bytes + prompt_bytes
-        input_tokens = text_bytes // BYTES_PER_TOKEN + 1
-        input_bound_tokens = text_bytes // MIN_BYTES_PER_TOKEN + 1
+    token_ids = count_token_ids(fields.prompt)
+    if token_ids is None:  # tools, schemas and names are input too: the whole body is a fair measure of the text
+        input_tokens = len(body) // BYTES_PER_TOKEN + 1
+        input_bound_tokens = len(body) // MIN_BYTES_PER_TOKEN + 1
     else:
         input_tokens = input_bound_tokens = token_ids
     output_tokens = MAX_OUTPUT_CHARGE_TOKENS if max_tokens is None else min(max_tokens, MAX_OUTPUT_CHARGE_TOKENS)
@@ -129,7 +125,7 @@ def count_token_ids(prompt: msgspec.Raw) -> int | None:
     An array of numbers alone has one comma fewer than numbers; counting commas needs no list of half a million ints.
     """
     view = memoryview(prompt)
-    if view[0] != 0x5B:  # [
+    if not view or view[0] != 0x5B:  # [
         return None
     text = bytes(view)
     if b'"' in text:

@@ -11,70 +11,18 @@ Called by the event loop (`asyncio.Protocol`), by the exchange (`start_response`
 import asyncio
 from collections import deque
 from collections.abc import Callable
-from typing import Protocol, cast
+from typing import cast
 
 import httptools
 
 from m3_router.config import LimitSettings
 from m3_router.errors import Refusal, malformed
 from m3_router.http import wire
+from m3_router.http.messages import Application, Exchange, Request
 
 # A body over the limit is read and dropped up to this many times the limit, so that the connection stays usable.
 DRAIN_FACTOR = 4
 LINGER_SECONDS = 2.0  # how long a refused client may go on sending before the connection is closed under it
-
-
-class Request:
-    """One request, complete once its body is."""
-
-    __slots__ = (
-        "body",
-        "chunks",
-        "context",
-        "head",
-        "is_http_1_0",
-        "keep_alive",
-        "method",
-        "path",
-        "query",
-        "refusal",
-        "size",
-    )
-
-    def __init__(self, method: bytes, target: bytes, head: wire.Head, is_http_1_0: bool, keep_alive: bool) -> None:
-        self.method = method
-        self.path, _, self.query = target.partition(b"?")
-        self.head = head
-        self.is_http_1_0 = is_http_1_0
-        self.keep_alive = keep_alive
-        self.chunks: list[bytes] = []
-        self.size = 0
-        self.body = b""
-        self.refusal: Refusal | None = None  # decided from the head: the body is dropped, this is the answer
-        self.context: object = None  # the application's, from accept_head to serve
-
-
-class Exchange(Protocol):
-    """One request being answered. After `client_lost` it must not touch the connection again."""
-
-    def client_lost(self) -> None: ...
-    def client_paused(self) -> None: ...
-    def client_resumed(self) -> None: ...
-    def tick(self, now: float) -> None: ...
-    def interrupt(self) -> None: ...
-
-
-class Application(Protocol):
-    """What the bytes are for."""
-
-    def accept_head(self, request: Request) -> None:
-        """Look at method, path and headers. Raises Refusal: then the body is dropped and that is the answer."""
-
-    def serve(self, request: Request, connection: "ClientConnection") -> None:
-        """Answer a complete request, now or later."""
-
-    def refused(self, request: Request | None, refusal: Refusal) -> bytes:
-        """Told of an answer that is given without `serve`; returns header lines for it."""
 
 
 class Connections:
@@ -196,10 +144,10 @@ class ClientConnection(asyncio.Protocol):
             return
         if self._request is None and self._head_bytes > self._limits.head_bytes:
             self._stop_reading(self._head_too_large())
-        elif self._answering is not None:
-            self._hold_ahead(len(data))
-        else:
+        elif self._answering is None:
             self._touch()
+        elif self._ahead or self._request is not None:
+            self._hold_ahead(len(data))
 
     def pause_writing(self) -> None:
         self._is_write_paused = True
@@ -213,10 +161,6 @@ class ClientConnection(asyncio.Protocol):
 
     # ---- parser
 
-    def on_message_begin(self) -> None:
-        self._target = b""
-        self._headers = []
-
     def on_url(self, url: bytes) -> None:
         self._target += url
 
@@ -229,9 +173,11 @@ class ClientConnection(asyncio.Protocol):
             if head_bytes > self._limits.head_bytes:
                 raise self._head_too_large()
         self._head_bytes = 0
+        headers, target = self._headers, self._target
+        self._headers, self._target = [], b""
         parser = self._parser
         version = parser.get_http_version()
-        head = wire.request_head(self._headers)
+        head = wire.Head(headers, wire.REQUEST_ENDS_HERE)
         known = head.known
         if version != "1.1":
             if version != "1.0":
@@ -240,12 +186,12 @@ class ClientConnection(asyncio.Protocol):
                 raise malformed("HTTP/1.0 has no Transfer-Encoding.")
         elif b"host" not in known:
             raise malformed("The Host header is missing.")
-        if known.get(b"transfer-encoding", b"chunked").lower() != b"chunked":
+        if b"transfer-encoding" in known and known[b"transfer-encoding"].lower() != b"chunked":
             raise malformed("The only Transfer-Encoding that is supported is chunked.")
-        if not self._target.startswith(b"/"):
-            self._target = _origin_form(self._target)
+        if not target.startswith(b"/"):
+            target = _origin_form(target)
 
-        request = Request(parser.get_method(), self._target, head, version == "1.0", parser.should_keep_alive())
+        request = Request(parser.get_method(), target, head, version == "1.0", parser.should_keep_alive())
         self._request = request
         try:
             self._application.accept_head(request)
@@ -420,10 +366,13 @@ class ClientConnection(asyncio.Protocol):
         self._answering = None
 
     def _drop_body(self, request: Request | None) -> None:
-        if request is not None:
-            held = len(request.body) or sum(len(data) for data in request.chunks)
-            self._connections.buffered_bytes -= held
+        if request is None:
+            return
+        if request.body:
+            self._connections.buffered_bytes -= len(request.body)
             request.body = b""
+        elif request.chunks:
+            self._connections.buffered_bytes -= sum(len(data) for data in request.chunks)
             request.chunks = []
 
     def _is_last_answer(self, request: Request) -> bool:
@@ -432,11 +381,10 @@ class ClientConnection(asyncio.Protocol):
 
     def _hold_ahead(self, size: int) -> None:
         """Bytes of later requests, while one is answered. Beyond the size of a head, the client has to wait."""
-        if self._ahead or self._request is not None:
-            self._ahead_bytes += size
-            if self._ahead_bytes > self._limits.head_bytes and not self._is_read_paused:
-                self._is_read_paused = True
-                self._transport.pause_reading()
+        self._ahead_bytes += size
+        if self._ahead_bytes > self._limits.head_bytes and not self._is_read_paused:
+            self._is_read_paused = True
+            self._transport.pause_reading()
 
     def _touch(self) -> None:
         limits = self._limits

@@ -4,7 +4,6 @@ Owns the hop-by-hop rule (RFC 9110, 7.6.1) for both directions. Pure; framing er
 parser (llhttp in its strict mode refuses both lengths at once, repeated lengths, folded lines, bare CR or LF).
 """
 
-from collections.abc import Iterable
 from http import HTTPStatus
 
 from m3_router.errors import malformed
@@ -25,7 +24,7 @@ _HOP_BY_HOP = frozenset(
     }
 )
 # `authorization` is for the router alone. Without `accept-encoding` the worker's usage stays readable.
-_REQUEST_ENDS_HERE = _HOP_BY_HOP | {
+REQUEST_ENDS_HERE = _HOP_BY_HOP | {
     b"host",
     b"expect",
     b"authorization",
@@ -35,7 +34,7 @@ _REQUEST_ENDS_HERE = _HOP_BY_HOP | {
     b"x-m3-tenant",
     b"x-m3-priority",
 }
-_RESPONSE_ENDS_HERE = _HOP_BY_HOP | {
+RESPONSE_ENDS_HERE = _HOP_BY_HOP | {
     b"content-type",
     b"x-request-id",
     b"x-m3-input-tokens",
@@ -61,17 +60,18 @@ class Head:
     """The header lines of one message, sorted into what we read and what goes on.
 
     known: those that end here, by lower-case name. forward: the others, as header lines ready to be sent.
+    Raises Refusal (400) for a header that may come only once.
     """
 
     __slots__ = ("forward", "known")
 
     def __init__(self, headers: Headers, ends_here: frozenset[bytes]) -> None:
         known: dict[bytes, bytes] = {}
-        forward = b""
+        forward: list[bytes] = []
         for name, value in headers:
             lower = name.lower()
             if lower not in ends_here:
-                forward += b"%b: %b\r\n" % (name, value)
+                forward += (name, b": ", value, b"\r\n")
             elif lower in known:
                 if lower in _ONCE:
                     raise malformed(f"The header {lower.decode('latin-1')!r} is given more than once.")
@@ -79,7 +79,7 @@ class Head:
             else:
                 known[lower] = value
         self.known = known
-        self.forward = forward
+        self.forward = b"".join(forward)
         connection = known.get(b"connection")
         if connection is not None and connection.lower() not in (b"keep-alive", b"close"):
             self._drop(connection.lower().split(b","), headers, ends_here)
@@ -93,24 +93,9 @@ class Head:
 _ONCE = frozenset({b"host", b"authorization", b"content-type", b"x-request-id"})
 
 
-def request_head(headers: Headers) -> Head:
-    """Sort a client's header lines. Raises Refusal (400) for one that may come only once."""
-    return Head(headers, _REQUEST_ENDS_HERE)
-
-
-def response_head(headers: Headers) -> Head:
-    """Sort a worker's header lines. Raises Refusal as `request_head`."""
-    return Head(headers, _RESPONSE_ENDS_HERE)
-
-
 def status_line(status: int) -> bytes:
     """`HTTP/1.1 200 OK` and its line end."""
     return _STATUS_LINES.get(status) or b"HTTP/1.1 %d \r\n" % status
-
-
-def header_lines(headers: Iterable[tuple[str, str | int]]) -> bytes:
-    """Header lines of our own making."""
-    return "".join(f"{name}: {value}\r\n" for name, value in headers).encode("latin-1")
 
 
 def chunk(data: bytes) -> bytes:

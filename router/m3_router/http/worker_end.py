@@ -118,7 +118,7 @@ class WorkerConnection(asyncio.Protocol):
         status = self._parser.get_status_code()
         if status < 200:  # an interim answer; the one that counts follows
             return
-        head = wire.response_head(headers)
+        head = wire.Head(headers, wire.RESPONSE_ENDS_HERE)
         self._answer = Answer(status, head)
         self._has_head = True
         known = head.known
@@ -131,6 +131,8 @@ class WorkerConnection(asyncio.Protocol):
     def on_message_complete(self) -> None:
         if self._has_head:
             self._is_complete = True
+            if not self._parser.should_keep_alive():  # known here alone: the parser forgets it after this
+                self._ends_with_connection = True
 
     # ---- exchange
 
@@ -168,7 +170,7 @@ class WorkerConnection(asyncio.Protocol):
     def _release(self) -> None:
         self._sink = None
         self.is_reused = True
-        if self._ends_with_connection or not self._parser.should_keep_alive() or self._is_paused:
+        if self._ends_with_connection or self._is_paused:
             self.is_lost = True
             self._transport.close()
         else:
@@ -186,12 +188,12 @@ class WorkerConnections:
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
-        self._idle: dict[WorkerAddress, deque[WorkerConnection]] = {}
+        self._idle: dict[str, deque[WorkerConnection]] = {}  # by the worker's uid
         self._dials: set[asyncio.Task[None]] = set()
 
     def take(self, address: WorkerAddress) -> WorkerConnection | None:
         """An idle connection, if there is one."""
-        idle = self._idle.get(address)
+        idle = self._idle.get(address.uid)
         while idle:
             connection = idle.pop()
             if not connection.is_lost:
@@ -227,25 +229,29 @@ class WorkerConnections:
 
     def put(self, connection: WorkerConnection) -> None:
         """Keep a connection for the next request."""
-        idle = self._idle.setdefault(connection.address, deque())
+        uid = connection.address.uid
+        idle = self._idle.get(uid)
+        if idle is None:
+            idle = self._idle[uid] = deque()
         if len(idle) >= MAX_IDLE_PER_WORKER:
             idle.popleft().abort()
         idle.append(connection)
 
     def forget(self, connection: WorkerConnection) -> None:
         """The connection was lost."""
-        idle = self._idle.get(connection.address)
+        idle = self._idle.get(connection.address.uid)
         if idle is not None and connection in idle:
             idle.remove(connection)
 
     def close_worker(self, address: WorkerAddress) -> None:
         """Close the idle connections to a worker that is gone."""
-        for connection in self._idle.pop(address, ()):
+        for connection in self._idle.pop(address.uid, ()):
             connection.abort()
 
     def close(self) -> None:
         """Close every idle connection and give up every dial."""
         for task in self._dials:
             task.cancel()
-        for address in list(self._idle):
-            self.close_worker(address)
+        for idle in list(self._idle.values()):
+            for connection in list(idle):
+                connection.abort()
