@@ -87,7 +87,8 @@ class Group:
         if going and not self.finished:
             only_the_leader = [pod.rank for pod in going] == [0] and not self.missing_ranks
             return GroupState.DRAINING if only_the_leader else GroupState.FAILED
-        if self.finished or len({(pod.revision, pod.nodes) for pod in self.pods}) > 1:
+        is_one_world = len({(pod.revision, pod.nodes) for pod in self.pods}) == 1 and self.pods[-1].rank < self.nodes
+        if self.finished or not is_one_world:
             return GroupState.FAILED
         if self.missing_ranks:
             lost_a_member = any(pod.has_started for pod in self.pods)

@@ -90,4 +90,4 @@ def _what_is_wrong(group: Group) -> str:
         return f"{', '.join(going[:3])} is being deleted"
     if group.missing_ranks:
         return f"rank {', '.join(str(rank) for rank in group.missing_ranks[:8])} is gone"
-    return "its pods are not of one revision"
+    return "its pods are not of one revision and shape"
