@@ -132,6 +132,13 @@ def _check_attention(q: Tensor, pages: LayerPages, batch: RaggedBatch) -> None:
 def _check_batch(batch: RaggedBatch, block_tokens: int) -> None:
     if len(batch.query_starts) != batch.sequences + 1:
         raise ValueError(f"query_starts has {len(batch.query_starts)} entries: must be {batch.sequences} sequences + 1")
+    for sequence, context in enumerate(batch.context_lengths):
+        queries = batch.query_starts[sequence + 1] - batch.query_starts[sequence]
+        if not 1 <= queries <= context:
+            raise ValueError(
+                f"sequence {sequence} has {queries} tokens in the step and a context of {context}: "
+                "must have at least one, and no more than its context"
+            )
     _check_shape("positions", batch.positions, (batch.tokens,))
     _check_dtype("positions", batch.positions, (torch.int64,))
     _check_dtype("page_table", batch.page_table, (torch.int64,))

@@ -126,12 +126,13 @@ def sparse_attention(q: Tensor, pages: LayerPages, blocks: Tensor, batch: Ragged
     q: [T, H, D]. blocks: [G, T, K] i32 from `select_blocks`. Returns [T, H, D] in q's dtype; scale 1/sqrt(D).
     Source: the paper, main branch. With K * B tokens or fewer in a context this is dense causal attention.
     """
-    (T, H, D), (_, B, G, _), K = q.shape, pages.k.shape, blocks.shape[-1]
+    (T, H, D), (_, B, G, _) = q.shape, pages.k.shape
+    K = min(blocks.shape[-1], -(-max(batch.context_lengths) // B))  # the columns beyond are all -1
     groups, offsets = torch.arange(G, device=q.device), torch.arange(B, device=q.device)
     run = max(1, _RUN_ELEMENTS // (G * K * B * max(D, H // G)))
     out = torch.empty_like(q)
     for tokens in torch.split(torch.arange(T, device=q.device), run):
-        chosen = blocks[:, tokens].long().transpose(0, 1)  # [r, G, K]
+        chosen = blocks[:, tokens, :K].long().transpose(0, 1)  # [r, G, K]
         page_ids = batch.page_table[batch.sequence_of_token[tokens, None, None], chosen.clamp(min=0)]
         key_positions = chosen[..., None] * B + offsets  # [r, G, K, B]
         visible = (chosen[..., None] >= 0) & (key_positions <= batch.positions[tokens, None, None, None])
@@ -233,10 +234,10 @@ def _query_runs(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Cut a step into runs of queries, each with the cache slots that it may see.
 
-    Yields rows [n, r], tokens of the step, and slots [n, m]: r queries of each of n sequences, and the first m tokens of
-    those (m a multiple of block_tokens). Sequences with as many queries, and contexts of the same power of two, run
-    together; where one is shorter than m, its last token stands in. So nothing but a sequence's own tokens is ever read,
-    padding is at most twofold, and n * r * heads * m and n * m * row_elements stay near _RUN_ELEMENTS for any context.
+    Yields rows [n, r], tokens of the step, and slots [n, m]: r queries of each of n sequences, and the first m tokens
+    of those (m a multiple of block_tokens). Sequences with as many queries, and contexts of the same power of two, run
+    together; where one is shorter than m, its last token stands in: nothing but a sequence's own tokens is ever read.
+    Padding is at most twofold, and n * r * heads * m and n * m * row_elements stay near _RUN_ELEMENTS for any context.
     """
     device = batch.slots.device
     offsets = torch.arange(block_tokens, device=device)

@@ -69,7 +69,7 @@ def write_checkpoint(settings: TinySettings) -> int:
     _tokenizer().save(str(directory / "tokenizer.json"))
     template = resources.files("m3_worker").joinpath("chat_template.jinja").read_text(encoding="utf-8")
     (directory / "chat_template.jinja").write_text(template, encoding="utf-8")
-    return _write_weights(directory, ModelConfig.from_json(config), settings)
+    return write_weights(directory, ModelConfig.from_json(config), settings.seed)
 
 
 def config_json(settings: TinySettings) -> dict[str, Any]:
@@ -167,9 +167,10 @@ def _byte_characters() -> list[str]:
     return [chr(byte if byte in printable else next(substitutes)) for byte in range(256)]
 
 
-def _write_weights(directory: Path, config: ModelConfig, settings: TinySettings) -> int:
-    places = tensor_places(ModelWeights.allocate(config, getattr(torch, settings.dtype), "meta"), config)
-    generator = torch.Generator().manual_seed(settings.seed)
+def write_weights(directory: Path, config: ModelConfig, seed: int) -> int:
+    """Write random weights for any config into its directory, with their index. Returns the bytes of the tensors."""
+    places = tensor_places(ModelWeights.allocate(config, getattr(torch, config.dtype), "meta"), config)
+    generator = torch.Generator().manual_seed(seed)
     tensors = {name: _random(name, place, generator) for name, place in places.items()}
     names = list(tensors)
     per_shard = -(-len(names) // _SHARDS)
