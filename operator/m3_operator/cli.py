@@ -62,7 +62,7 @@ def crd(
     from m3_operator.crd import render_all
 
     files = render_all()
-    together = "---\n".join(files.values())
+    together = "".join(files.values())
     try:
         if output is None:
             print(together, end="")

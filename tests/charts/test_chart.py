@@ -13,6 +13,8 @@ import kubernetes_validate
 import pytest
 import yaml
 
+from m3_operator.main import parse_options
+
 ROOT = Path(__file__).parents[2]
 CHART = ROOT / "charts" / "m3serve"
 HELM = Path(sys.executable).parent / "helm"
@@ -22,7 +24,7 @@ CLUSTER_SCOPED = {"ClusterRole", "ClusterRoleBinding"}
 MATRIX: dict[str, list[str]] = {
     "defaults": [],
     "cluster": ["rbac.scope=cluster"],
-    "cluster without aggregation": ["rbac.scope=cluster", "rbac.aggregate=false"],
+    "aggregation": ["rbac.aggregate=true"],
     "no rbac": ["rbac.create=false"],
     "account of somebody else": ["serviceAccount.create=false", "serviceAccount.name=mine"],
     "network policy": ["networkPolicy.enabled=true", "networkPolicy.apiServerPorts={443,16443}"],
@@ -136,9 +138,20 @@ def test_the_operator_gets_no_more_than_it_uses() -> None:
 
 
 def test_the_operator_may_do_in_a_cluster_only_what_it_may_do_in_a_namespace() -> None:
-    cluster = [item for item in render(["rbac.scope=cluster", "rbac.aggregate=false"]) if item["kind"] == "ClusterRole"]
+    cluster = [item for item in render(["rbac.scope=cluster"]) if item["kind"] == "ClusterRole"]
 
     assert [item["rules"] for item in cluster] == [one(render([]), "Role")["rules"]]
+
+
+def test_aggregation_lets_a_namespaces_admin_grant_everything_that_the_operator_needs() -> None:
+    objects = render(["rbac.aggregate=true"])
+
+    to_admin = [
+        item
+        for item in objects
+        if item["metadata"]["labels"].get("rbac.authorization.k8s.io/aggregate-to-admin") == "true"
+    ]
+    assert one(objects, "Role")["rules"] in [item["rules"] for item in to_admin]
 
 
 @pytest.mark.parametrize("kind", ["Deployment", "Pod"])
@@ -187,6 +200,18 @@ def test_the_network_policy_lets_the_operator_reach_dns_and_the_api_server_alone
     assert ports == {("UDP", 53), ("TCP", 53), ("TCP", 443), ("TCP", 16443)}
     assert spec["ingress"] == []
     assert spec["policyTypes"] == ["Ingress", "Egress"]
+
+
+@pytest.mark.parametrize("scope", ["namespace", "cluster"])
+def test_the_operator_is_started_with_flags_that_it_knows(scope: str) -> None:
+    box = container(render([f"rbac.scope={scope}", "operator.healthPort=9000", "operator.logLevel=debug"]))
+
+    options = parse_options(box["args"], {})
+
+    assert box["command"] == ["m3-operator"]
+    assert options.namespace == ("serving" if scope == "namespace" else None)
+    assert (options.health_host, options.health_port) == ("0.0.0.0", 9000)
+    assert box["livenessProbe"]["httpGet"]["path"] == "/healthz"
 
 
 def test_helm_test_asks_the_router_of_the_named_deployment_with_the_key_from_its_secret() -> None:
@@ -256,6 +281,13 @@ def test_the_charts_crds_are_the_generated_ones() -> None:
 
     assert generated
     assert copies == generated, "charts/m3serve/crds is stale: run `make crds`"
+
+
+def test_show_crds_prints_every_definition_as_a_document_of_its_own() -> None:
+    shown = helm("show", "crds", str(CHART))
+
+    kinds = [document["spec"]["names"]["kind"] for document in yaml.safe_load_all(shown.stdout)]
+    assert sorted(kinds) == ["M3Deployment", "M3Router"]
 
 
 def test_the_chart_has_the_version_of_the_package() -> None:
