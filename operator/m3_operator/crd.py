@@ -35,7 +35,10 @@ _AGE: Final = {"name": "Age", "type": "date", "jsonPath": ".metadata.creationTim
 
 
 def render_all() -> dict[str, str]:
-    """The YAML of each CRD, by the name of its file. Each begins with `---`: `helm show crds` puts nothing between files."""
+    """The YAML of each CRD, by the name of its file.
+
+    Each begins with `---`, because `helm show crds` puts nothing between files.
+    """
     return {
         f"{names.GROUP}_{definition['spec']['names']['plural']}.yaml": yaml.dump(
             definition, Dumper=_NoAliases, sort_keys=False, width=120, explicit_start=True
