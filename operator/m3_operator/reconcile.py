@@ -102,6 +102,7 @@ class Reconciler:
             pause = self._paces.setdefault(key, _Pace()).pause_seconds()
             logger.warning("%s: %s; trying again in %.0f s", key, error, pause)
             return pause
+        logger.debug("%s: cycle done", key)
         if problem is not None:
             return self._paces.setdefault(key, _Pace()).pause_seconds()
         self._paces.pop(key, None)

@@ -1,0 +1,107 @@
+"""The operator as its users run it: a process, under a ServiceAccount that has the chart's Role and nothing else."""
+
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from m3_testcluster.cluster import Cluster
+from m3_testcluster.process import DIE_WITH_PARENT
+
+BIN = Path(sys.executable).parent
+ROOT = Path(__file__).parents[2]
+RELEASE = "m3serve"
+WORKER_IMAGE, ROUTER_IMAGE = "worker.test/m3:1", "router.test/m3:1"
+
+
+@dataclass(frozen=True)
+class Account:
+    """Who the operator is to the API server."""
+
+    cluster: Cluster
+    namespace: str
+    name: str
+
+    @property
+    def user(self) -> str:
+        """Its user name in the audit log."""
+        return f"system:serviceaccount:{self.namespace}:{self.name}"
+
+    @property
+    def kubeconfig(self) -> Path:
+        """Credentials of exactly this account."""
+        return self.cluster.kubeconfig_for(self.name, self.namespace)
+
+
+def install_account(cluster: Cluster, namespace: str) -> Account:
+    """Apply the chart's ServiceAccount, Role and RoleBinding, as Helm renders them."""
+    command = [BIN / "helm", "template", RELEASE, ROOT / "charts/m3serve", f"--namespace={namespace}"]
+    rendered = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    objects = [found for found in yaml.safe_load_all(rendered) if found]
+    kinds = ("ServiceAccount", "Role", "RoleBinding")
+    wanted = [found for found in objects if found["kind"] in kinds and "helm.sh/hook" not in _annotations(found)]
+    cluster.apply(wanted, namespace=namespace)
+    (account,) = (found for found in wanted if found["kind"] == "ServiceAccount")
+    return Account(cluster, namespace, account["metadata"]["name"])
+
+
+class Operator:
+    """A running `m3-operator`."""
+
+    def __init__(self, process: subprocess.Popen[bytes], log: Path, health: str) -> None:
+        self.process = process
+        self.log = log
+        self.health = health
+
+    def await_line(self, pattern: str, *, count: int = 1, timeout_seconds: float = 60) -> None:
+        """Returns when this many lines of the log match."""
+        deadline = time.monotonic() + timeout_seconds
+        while len(re.findall(pattern, self.log.read_text())) < count:
+            if self.process.poll() is not None or time.monotonic() > deadline:
+                raise AssertionError(f"no line like {pattern!r} (x{count}) in the log:\n{self.log.read_text()[-4000:]}")
+            time.sleep(0.05)
+
+    def stop(self) -> int:
+        """SIGTERM; the exit status."""
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(timeout=20)
+
+
+@contextmanager
+def running_operator(account: Account, directory: Path, *flags: str) -> Iterator[Operator]:
+    """The operator for the account's namespace, until the block ends."""
+    with socket.socket() as reserved:
+        reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        reserved.bind(("127.0.0.1", 0))
+        port = reserved.getsockname()[1]
+        log = directory / f"operator-{port}.log"
+        command = [
+            *DIE_WITH_PARENT,
+            BIN / "m3-operator",
+            f"--kubeconfig={account.kubeconfig}",
+            f"--namespace={account.namespace}",
+            f"--worker-image={WORKER_IMAGE}",
+            f"--router-image={ROUTER_IMAGE}",
+            f"--health-port={port}",
+            "--log-level=debug",
+            *flags,
+        ]
+        with log.open("wb") as output, subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT) as process:
+            try:
+                operator = Operator(process, log, f"http://127.0.0.1:{port}/healthz")
+                operator.await_line("serving ")
+                yield operator
+            finally:
+                process.kill()
+
+
+def _annotations(manifest: dict[str, dict[str, dict[str, str]]]) -> dict[str, str]:
+    return manifest["metadata"].get("annotations") or {}
