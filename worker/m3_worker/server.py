@@ -38,6 +38,7 @@ Load = Callable[[Callable[[int, int], None]], ServedModel]
 """Loads the model, on a thread; is given where to report (bytes read, bytes needed)."""
 
 _FLUSH_SECONDS = 5
+_BACKLOG = 2048
 
 
 def main() -> None:
@@ -71,7 +72,7 @@ def listen(host: str, port: int) -> socket.socket:
     """A listening socket. Raises OSError that names the address."""
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        return socket.create_server((host, port), family=family, backlog=2048)
+        return socket.create_server((host, port), family=family, backlog=_BACKLOG)
     except OSError as error:
         raise OSError(f"cannot listen on {host}:{port}: {error.strerror or error}") from None
 
@@ -112,7 +113,7 @@ class WorkerServer:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop_requested.set)
-        server = _Server(uvicorn_config(build_app(self.state)))
+        server = EmbeddedServer(build_app(self.state))
         serving = asyncio.create_task(server.serve([listener]))
         host, port = listener.getsockname()[:2]
         log.info(
@@ -121,7 +122,7 @@ class WorkerServer:
         code = await self._load_and_wait(loop)
         if self.state.model is not None:
             await self._drain(self.state.model)
-        server.should_exit = True
+        server.request_exit()
         await serving
         return code
 
@@ -183,28 +184,33 @@ class WorkerServer:
         model.engine.stop()
 
 
-def uvicorn_config(app: FastAPI) -> uvicorn.Config:
-    """uvicorn as the worker runs it: no access log, no lifespan, httptools."""
-    return uvicorn.Config(
-        app,
-        http="httptools",
-        ws="none",
-        lifespan="off",
-        access_log=False,
-        log_config=None,
-        server_header=False,
-        timeout_keep_alive=75,
-        timeout_graceful_shutdown=_FLUSH_SECONDS,
-        backlog=2048,
-    )
+class EmbeddedServer(uvicorn.Server):
+    """uvicorn as the worker runs it: httptools, no access log, no lifespan, and no signal handlers of its own."""
 
-
-class _Server(uvicorn.Server):
-    """uvicorn without its signal handlers: the worker drains first."""
+    def __init__(self, app: FastAPI) -> None:
+        super().__init__(
+            uvicorn.Config(
+                app,
+                http="httptools",
+                ws="none",
+                lifespan="off",
+                access_log=False,
+                log_config=None,
+                server_header=False,
+                timeout_keep_alive=75,
+                timeout_graceful_shutdown=_FLUSH_SECONDS,
+                backlog=_BACKLOG,
+            )
+        )
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
+        """Leave signals alone: the worker drains before the server ends."""
         yield
+
+    def request_exit(self) -> None:
+        """Close the listener, let responses under way be written, and return from `serve`."""
+        self.should_exit = True
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:

@@ -9,7 +9,7 @@ import zlib
 from array import array
 from collections.abc import Callable, Iterable
 
-from m3_worker.request import Batch, SampledToken
+from m3_worker.request import Batch, Chunk, SampledToken
 
 
 def next_token(context: Iterable[int], vocabulary: int = 256) -> int:
@@ -28,21 +28,21 @@ def continuation(prompt: list[int], tokens: int, vocabulary: int = 256) -> list[
 class FakeRunner:
     """Runs batches over a dictionary that stands for the cache.
 
-    `gate`, if given, is waited for before each step, so that a test decides when a step ends; `before_step` is called
-    with each batch on the engine's thread and may raise.
+    gate: acquired once before each step, so that a test decides when a step ends.
+    before_step: called with each batch on the engine's thread; it may raise.
+    reply: if set, every sequence generates these tokens, and the last of them again and again.
     """
 
     def __init__(
         self,
         page_tokens: int,
-        vocabulary: int = 256,
         gate: threading.Semaphore | None = None,
         before_step: Callable[[Batch], None] | None = None,
     ) -> None:
         self.page_tokens = page_tokens
-        self.vocabulary = vocabulary
         self.gate = gate
         self.before_step = before_step
+        self.reply: list[int] = []
         self.batches: list[list[tuple[str, int, int]]] = []
         self._memory: dict[tuple[int, int], int] = {}
 
@@ -55,17 +55,18 @@ class FakeRunner:
         self.batches.append([(chunk.sequence.id, chunk.start, chunk.tokens) for chunk in batch.chunks])
         for chunk in batch.chunks:
             for position in range(chunk.start, chunk.end):
-                self._memory[self._slot(chunk.page_ids, position)] = chunk.sequence.token_ids[position]
-        return [
-            SampledToken(
-                next_token(
-                    (self._memory[self._slot(chunk.page_ids, position)] for position in range(chunk.end)),
-                    self.vocabulary,
-                )
-            )
-            for chunk in batch.chunks
-            if chunk.samples
-        ]
+                self._memory[self._slot(chunk, position)] = chunk.sequence.token_ids[position]
+        return [self._sample(chunk) for chunk in batch.chunks if chunk.samples]
 
-    def _slot(self, page_ids: "array[int]", position: int) -> tuple[int, int]:
-        return page_ids[position // self.page_tokens], position % self.page_tokens
+    def _sample(self, chunk: Chunk) -> SampledToken:
+        if self.reply:
+            token_id = self.reply[min(chunk.sequence.generated_tokens, len(self.reply) - 1)]
+        else:
+            token_id = next_token(self._memory[self._slot(chunk, position)] for position in range(chunk.end))
+        wanted = chunk.sequence.request.sampling.logprobs
+        if wanted is None:
+            return SampledToken(token_id)
+        return SampledToken(token_id, -0.5, tuple((other, -1.0 - other) for other in range(wanted)))
+
+    def _slot(self, chunk: Chunk, position: int) -> tuple[int, int]:
+        return chunk.page_ids[position // self.page_tokens], position % self.page_tokens

@@ -1,0 +1,133 @@
+"""A worker without a checkpoint: the real engine, API and server on a port of its own, over a fake runner.
+
+Its tokens are the 256 bytes, then an end of turn and the two thinking tags. It runs on a thread of the test's process.
+"""
+
+import asyncio
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import tokenizers
+from tokenizers import AddedToken, decoders, models, pre_tokenizers
+
+from m3_fakes.runner import FakeRunner
+from m3_worker.chat.template import ChatTemplate
+from m3_worker.engine import Engine
+from m3_worker.generation_defaults import GenerationDefaults
+from m3_worker.pages import Pages
+from m3_worker.scheduler import Scheduler, SchedulerLimits
+from m3_worker.server import EmbeddedServer, build_app, listen
+from m3_worker.serving import ServedModel, WorkerState
+from m3_worker.tokenizer import Tokenizer, byte_characters
+
+PAGE_TOKENS = 4
+CONTEXT_TOKENS = 256
+END_OF_TURN = 256
+OPENING = 257
+CLOSING = 258
+
+TEMPLATE = (
+    "{% for message in messages %}{{ message.role }}:{{ message.content }}\n{% endfor %}assistant:"
+    "{% if thinking_mode == 'enabled' %}<mm:think>{% elif thinking_mode == 'disabled' %}</mm:think>{% endif %}"
+)
+
+
+def byte_tokenizer() -> Tokenizer:
+    """One token a byte, `[e~[` (special) and the thinking tags (not special)."""
+    vocabulary = {character: byte for byte, character in enumerate(byte_characters())}
+    tokenizer = tokenizers.Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    added = [("[e~[", True), ("<mm:think>", False), ("</mm:think>", False)]
+    tokenizer.add_tokens([AddedToken(text, special=special, normalized=False) for text, special in added])
+    return Tokenizer(tokenizer)
+
+
+@dataclass
+class FakeWorker:
+    """A running worker and what a test may pull at."""
+
+    state: WorkerState
+    model: ServedModel
+    runner: FakeRunner
+    port: int = 0
+    gates: list[threading.Semaphore] = field(default_factory=list)
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def engine(self) -> Engine:
+        return self.model.engine
+
+    def hold_steps(self) -> threading.Semaphore:
+        """From now on a step waits for this to be released."""
+        gate = threading.Semaphore(0)
+        self.gates.append(gate)
+        self.runner.gate = gate
+        return gate
+
+    def reset(self) -> None:
+        """Let go of what a test held, and forget its reply."""
+        self.runner.gate, self.runner.reply, self.runner.before_step = None, [], None
+        for gate in self.gates:
+            gate.release(100_000)
+        self.gates.clear()
+
+
+def fake_model(
+    *, max_concurrent: int = 8, max_waiting: int = 8, step_tokens: int = 32
+) -> tuple[ServedModel, FakeRunner]:
+    """A model named `fake` with a context of CONTEXT_TOKENS, and its runner."""
+    runner = FakeRunner(PAGE_TOKENS)
+    scheduler = Scheduler(SchedulerLimits(max_concurrent, step_tokens), Pages(256, PAGE_TOKENS))
+    model = ServedModel(
+        name="fake",
+        engine=Engine(scheduler, runner, max_waiting=max_waiting),
+        tokenizer=byte_tokenizer(),
+        template=ChatTemplate(TEMPLATE),
+        defaults=GenerationDefaults(temperature=0.0),
+        vocab_size=259,
+        max_context_tokens=CONTEXT_TOKENS,
+        eos_token_ids=frozenset({END_OF_TURN}),
+        created_seconds=1_790_000_000,
+    )
+    return model, runner
+
+
+@contextmanager
+def running_worker(
+    *,
+    max_body_bytes: int = 65536,
+    is_loaded: bool = True,
+    make_model: Callable[[], tuple[ServedModel, FakeRunner]] = fake_model,
+) -> Iterator[FakeWorker]:
+    """Serve until the block is left."""
+    model, runner = make_model()
+    state = WorkerState(max_body_bytes, model if is_loaded else None)
+    worker = FakeWorker(state, model, runner)
+    started: Future[tuple[asyncio.AbstractEventLoop, EmbeddedServer]] = Future()
+
+    async def serve() -> None:
+        listener = listen("127.0.0.1", 0)
+        worker.port = listener.getsockname()[1]
+        loop = asyncio.get_running_loop()
+        model.engine.start(loop)
+        server = EmbeddedServer(build_app(state))
+        started.set_result((loop, server))
+        await server.serve([listener])
+        model.engine.stop()
+
+    thread = threading.Thread(target=asyncio.run, args=(serve(),), name="fake-worker")
+    thread.start()
+    loop, server = started.result(10)
+    try:
+        yield worker
+    finally:
+        worker.reset()
+        loop.call_soon_threadsafe(server.request_exit)
+        thread.join(15)

@@ -1,0 +1,264 @@
+"""Bad input: each line gets its own answer in OpenAI's shape, and the connection stays usable after it."""
+
+import json
+import socket
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import httpx
+import openai
+import pytest
+
+from m3_fakes.worker import FakeWorker, fake_model, running_worker
+
+COMPLETIONS = "/v1/completions"
+CHAT = "/v1/chat/completions"
+USER = {"role": "user", "content": "hi"}
+
+
+@pytest.fixture(scope="module")
+def connection(shared_worker: FakeWorker) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=shared_worker.url, timeout=30, limits=httpx.Limits(max_connections=1)) as client:
+        yield client
+
+
+def completion(**fields: Any) -> dict[str, Any]:
+    return {"model": "fake", "prompt": [1, 2, 3], "max_tokens": 1, **fields}
+
+
+def chat(**fields: Any) -> dict[str, Any]:
+    return {"model": "fake", "messages": [USER], "max_tokens": 1, **fields}
+
+
+class Bad(NamedTuple):
+    """A line of the table: what is sent, and what it gets."""
+
+    path: str
+    body: Any
+    message: str
+    param: str | None = None
+    status: int = 400
+
+
+def bad_completion(message: str, param: str | None, **fields: Any) -> Bad:
+    return Bad(COMPLETIONS, completion(**fields), message, param)
+
+
+def bad_chat(message: str, param: str | None, **fields: Any) -> Bad:
+    return Bad(CHAT, chat(**fields), message, param)
+
+
+NOT_JSON = "the body is not valid JSON: "
+LACKS = "this version does not support it"
+IMAGE = {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}
+
+TABLE = [
+    Bad(COMPLETIONS, b"", NOT_JSON + "EOF while parsing a value at line 1 column 0"),
+    Bad(COMPLETIONS, b'{"model": "fake",', NOT_JSON + "EOF while parsing a value at line 1"),
+    Bad(COMPLETIONS, b"{'model': 1}", NOT_JSON + "key must be a string at line 1 column 2"),
+    Bad(COMPLETIONS, b'{"prompt": "\xff"}', NOT_JSON + "invalid unicode code point"),
+    Bad(COMPLETIONS, b'{"prompt": "\\ud800"}', NOT_JSON),
+    Bad(COMPLETIONS, b'{"temperature": NaN}', NOT_JSON),
+    Bad(COMPLETIONS, b"[" * 5000, NOT_JSON + "recursion limit exceeded"),
+    Bad(COMPLETIONS, [1], "the body must be a JSON object, not [1]"),
+    Bad(COMPLETIONS, {"prompt": "x"}, "model is required", "model"),
+    Bad(COMPLETIONS, {"model": "fake"}, "prompt is required", "prompt"),
+    bad_completion("model is 5: must be a string", "model", model=5),
+    Bad(
+        COMPLETIONS, completion(model="gpt"), 'the model "gpt" does not exist; this worker serves "fake"', "model", 404
+    ),
+    bad_completion("max_tokens is -1: must be greater than or equal to 1", "max_tokens", max_tokens=-1),
+    bad_completion("max_tokens is 0: must be greater than or equal to 1", "max_tokens", max_tokens=0),
+    bad_completion('max_tokens is "9": must be a valid integer', "max_tokens", max_tokens="9"),
+    bad_completion("max_tokens is true: must be a valid integer", "max_tokens", max_tokens=True),
+    bad_completion(
+        "max_tokens is 254: with 3 prompt tokens that makes 257, the context holds 256", "max_tokens", max_tokens=254
+    ),
+    bad_completion(
+        "the prompt has 256 tokens: the context holds 256, one of them for the answer", "prompt", prompt=[1] * 256
+    ),
+    bad_completion("prompt is empty: it must have at least one token", "prompt", prompt=""),
+    bad_completion("prompt is empty: it must have at least one token", "prompt", prompt=[]),
+    bad_completion("prompt has 2 prompts: this version takes one a request", "prompt", prompt=["a", "b"]),
+    bad_completion("prompt has the token id 259: ids are 0 to 258", "prompt", prompt=[1, 259]),
+    bad_completion("prompt has the token id -1: ids are 0 to 258", "prompt", prompt=[-1]),
+    bad_completion("prompt has the token id 1180591620717411303424", "prompt", prompt=[2**70]),
+    bad_completion("prompt is [1, true]: must be a string or a list of token ids", "prompt", prompt=[1, True]),
+    bad_completion('prompt is {"a": 1}: must be a string or a list of token ids', "prompt", prompt={"a": 1}),
+    bad_completion("temperature is 5.0: must be less than or equal to 2", "temperature", temperature=5.0),
+    bad_completion("temperature is -0.1: must be greater than or equal to 0", "temperature", temperature=-0.1),
+    bad_completion("top_p is 0: must be greater than 0", "top_p", top_p=0),
+    bad_completion("top_k is -2: must be greater than or equal to -1", "top_k", top_k=-2),
+    bad_completion("seed is 9223372036854775808: must be", "seed", seed=2**63),
+    bad_completion("must have at most 16 strings, not 17", "stop", stop=["a"] * 17),
+    bad_completion('stop is "": must have strings of 1 to 1000 characters', "stop", stop=""),
+    bad_completion("stop_token_ids has 300: the model has 259 tokens", "stop_token_ids", stop_token_ids=[300]),
+    bad_completion("min_tokens is 2: the answer can have at most 1", "min_tokens", min_tokens=2),
+    bad_completion("logprobs is 21: must be less than or equal to 20", "logprobs", logprobs=21),
+    bad_completion('stream is "yes": must be a valid boolean', "stream", stream="yes"),
+    bad_completion("maxtokens is not a known field; did you mean max_tokens?", "maxtokens", maxtokens=5),
+    bad_completion("zzz is not a known field", "zzz", zzz=5),
+    bad_completion(f"n is 2: {LACKS}; only 1 is accepted", "n", n=2),
+    bad_completion(f"echo is true: {LACKS}; only false is accepted", "echo", echo=True),
+    bad_completion(f"best_of is 3: {LACKS}; only 1 is accepted", "best_of", best_of=3),
+    bad_completion(f'suffix is "x": {LACKS}; only "" is accepted', "suffix", suffix="x"),
+    bad_completion(f'logit_bias is {{"1": 5}}: {LACKS}; only {{}} is accepted', "logit_bias", logit_bias={"1": 5}),
+    bad_completion(f"presence_penalty is 0.5: {LACKS}", "presence_penalty", presence_penalty=0.5),
+    bad_completion(
+        "stream_options.include_usages is not a known field",
+        "stream_options.include_usages",
+        stream_options={"include_usages": True},
+    ),
+    Bad(CHAT, {"model": "fake"}, "messages is required", "messages"),
+    bad_chat("messages must be a list with at least one message", "messages", messages=[]),
+    bad_chat("tool messages are not supported", "messages[1].role", messages=[USER, {"role": "tool", "content": "x"}]),
+    bad_chat("can only open the conversation", "messages[1].role", messages=[USER, {"role": "system", "content": "x"}]),
+    bad_chat("parts of type 'image_url' are not supported", "messages[0].content[0]", messages=[IMAGE]),
+    bad_chat(f"{LACKS}; only [] is accepted", "tools", tools=[{"type": "function"}]),
+    bad_chat(f'tool_choice is "required": {LACKS}', "tool_choice", tool_choice="required"),
+    bad_chat(LACKS, "response_format", response_format={"type": "json_object"}),
+    bad_chat(LACKS, "reasoning_effort", reasoning_effort="high"),
+    bad_chat("n is 2", "n", n=2),
+    bad_chat("max_tokens is 1 and max_completion_tokens is 2: give one of them", None, max_completion_tokens=2),
+    bad_chat("top_logprobs needs logprobs to be true", None, top_logprobs=2),
+    bad_chat("must be 'enabled', 'disabled' or 'adaptive'", "thinking.type", thinking={"type": "on"}),
+    bad_chat(
+        "thinking.type is enabled, but chat_template_kwargs.thinking_mode is another: give one",
+        "thinking",
+        thinking={"type": "enabled"},
+        chat_template_kwargs={"thinking_mode": "disabled"},
+    ),
+    bad_chat(
+        "the model's chat template does not read it; it reads: thinking_mode",
+        "chat_template_kwargs.enable_thinking",
+        chat_template_kwargs={"enable_thinking": True},
+    ),
+    bad_chat("prompt is not a known field", "prompt", prompt="x"),
+    Bad("/v1/embeddings", {}, "there is no POST /v1/embeddings here", None, 404),
+    Bad(COMPLETIONS, b"x" * 65537, "the body has 65537 bytes: the limit is 65536 bytes", None, 413),
+]
+
+
+def local_port(response: httpx.Response) -> int:
+    """The client's end of the connection that a response came on."""
+    port: int = response.extensions["network_stream"].get_extra_info("client_addr")[1]
+    return port
+
+
+@pytest.mark.parametrize("bad", TABLE, ids=[f"{bad.path}-{bad.message[:50]}" for bad in TABLE])
+def test_a_bad_request_is_answered_in_openai_s_shape_and_the_connection_lives(
+    connection: httpx.Client, bad: Bad
+) -> None:
+    content = bad.body if isinstance(bad.body, bytes) else json.dumps(bad.body).encode()
+    response = connection.post(bad.path, content=content)
+    assert response.status_code == bad.status, response.text
+    error = response.json()["error"]
+    assert bad.message in error["message"]
+    assert error.keys() == {"message", "type", "param", "code"}
+    assert error["param"] == bad.param
+    assert "x-request-id" in response.headers
+    after = connection.post(COMPLETIONS, json=completion())
+    assert after.status_code == 200
+    assert local_port(after) == local_port(response)
+
+
+def test_a_wrong_method_is_told(connection: httpx.Client) -> None:
+    response = connection.get(COMPLETIONS)
+    assert (response.status_code, response.headers["allow"]) == (405, "POST")
+    assert response.json()["error"]["message"] == "/v1/completions does not take GET"
+
+
+def test_a_model_that_is_not_there_is_named_with_those_that_are(connection: httpx.Client) -> None:
+    response = connection.get("/v1/models/gpt/5")
+    assert response.status_code == 404
+    assert response.json()["error"]["message"] == 'the model "gpt/5" does not exist; this worker serves "fake"'
+    assert connection.get("/v1/models/fake").json()["max_model_len"] == 256
+
+
+def test_a_body_over_the_limit_is_refused_without_its_length_being_told(connection: httpx.Client) -> None:
+    parts = (b"x" * 1000 for _ in range(100))
+    response = connection.post(COMPLETIONS, content=parts)
+    assert response.status_code == 413
+    assert response.json()["error"]["message"] == "the body has more: the limit is 65536 bytes"
+    assert local_port(connection.post(COMPLETIONS, json=completion())) == local_port(response)
+
+
+@pytest.mark.parametrize("priority", ["-1", "101", "high", "1.5", "²"])
+def test_a_priority_that_is_none_is_refused(connection: httpx.Client, priority: str) -> None:
+    response = connection.post(COMPLETIONS, json=completion(), headers={"x-m3-priority": priority.encode()})
+    assert response.status_code == 400
+    assert "must be an integer from 0 to 100" in response.json()["error"]["message"]
+
+
+def test_bytes_that_are_no_http_end_the_connection_only(worker: FakeWorker, connection: httpx.Client) -> None:
+    with socket.create_connection(("127.0.0.1", worker.port), timeout=10) as raw:
+        raw.sendall(b"nonsense\r\n\r\n")
+        assert raw.recv(4096).startswith(b"HTTP/1.1 400")
+    assert connection.post(COMPLETIONS, json=completion()).status_code == 200
+
+
+def test_a_full_queue_is_429_with_retry_after() -> None:
+    with (
+        running_worker(make_model=lambda: fake_model(max_concurrent=1, max_waiting=0)) as worker,
+        httpx.Client(base_url=worker.url, timeout=30) as client,
+    ):
+        worker.hold_steps()
+        with client.stream("POST", COMPLETIONS, json=completion(stream=True)):
+            refused = client.post(COMPLETIONS, json=completion())
+            assert (refused.status_code, refused.headers["retry-after"]) == (429, "1")
+            assert "the engine's queue is full: 1 requests are running or waiting" in refused.json()["error"]["message"]
+            with pytest.raises(openai.RateLimitError, match="queue is full"):
+                openai.OpenAI(base_url=f"{worker.url}/v1", api_key="none", max_retries=0).completions.create(
+                    model="fake", prompt="x"
+                )
+            worker.reset()
+        assert client.post(COMPLETIONS, json=completion()).status_code == 200
+
+
+def test_a_worker_that_is_not_ready_says_so_with_503() -> None:
+    with running_worker(is_loaded=False) as worker, httpx.Client(base_url=worker.url, timeout=30) as client:
+        assert (client.get("/health").status_code, client.get("/health").json()) == (503, {"status": "loading"})
+        refused = client.post(COMPLETIONS, json=completion())
+        assert (refused.status_code, refused.headers["retry-after"]) == (503, "5")
+        assert refused.json()["error"]["message"] == "the model is still loading"
+        assert client.get("/v1/models").status_code == 503
+        assert "m3_worker_load_progress_read_bytes 0.0" in client.get("/metrics").text
+        worker.state.model = worker.model
+        assert (client.get("/health").status_code, client.get("/health").json()) == (200, {"status": "ok"})
+        assert client.post(COMPLETIONS, json=completion()).status_code == 200
+        worker.state.is_draining = True
+        assert (client.get("/health").status_code, client.get("/health").json()) == (503, {"status": "draining"})
+        refused = client.post(COMPLETIONS, json=completion())
+        assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
+
+
+def test_an_engine_that_fails_tells_every_request_and_the_health_check_why() -> None:
+    def fail(batch: object) -> None:
+        raise RuntimeError("the device is gone")
+
+    with running_worker() as worker, httpx.Client(base_url=worker.url, timeout=30) as client:
+        gate = worker.hold_steps()
+        body = completion(stream=True, max_tokens=50)
+        with client.stream("POST", COMPLETIONS, json=body) as response:
+            lines = (line for line in response.iter_lines() if line)
+            gate.release()
+            next(lines)
+            worker.runner.before_step = fail
+            gate.release()
+            rest = [json.loads(line.removeprefix("data: ")) for line in lines]
+        assert rest[-1]["error"]["message"] == "the engine failed: RuntimeError: the device is gone"
+        refused = client.post(COMPLETIONS, json=completion())
+        assert (refused.status_code, refused.json()["error"]["code"]) == (503, "worker_failed")
+        assert client.get("/health").json() == {"status": "failed", "reason": "RuntimeError: the device is gone"}
+
+
+def test_a_whole_answer_that_the_engine_cannot_finish_is_500() -> None:
+    def fail(batch: object) -> None:
+        raise RuntimeError("the device is gone")
+
+    with running_worker() as worker, httpx.Client(base_url=worker.url, timeout=30) as client:
+        worker.runner.before_step = fail
+        response = client.post(COMPLETIONS, json=completion())
+        assert response.status_code == 500
+        assert response.json()["error"]["type"] == "server_error"
+        assert response.json()["error"]["message"] == "the engine failed: RuntimeError: the device is gone"
