@@ -1,7 +1,7 @@
 """Each operation against its formula written out once more, one token and one head at a time, in fp64.
 
-Random heads and dimensions, odd lengths, several sequences, shuffled pages, a partly filled last page, stale page content,
-and more than block x top-k tokens.
+Random heads and dimensions, odd lengths, several sequences, shuffled pages, a partly filled last page, stale page
+content, and more than block x top-k tokens.
 """
 
 import itertools
@@ -83,7 +83,7 @@ def case(request: pytest.FixtureRequest) -> Case:
 
 def attention_of(q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     """softmax(q . k / sqrt(D)) v of one head: q [D], keys and values [n, D]."""
-    weights = torch.tensor([math.exp(float(q.double() @ key.double()) / math.sqrt(D)) for key in keys])
+    weights = torch.exp((keys.double() * q.double()).sum(-1) / math.sqrt(D))
     return (weights[:, None] * values.double()).sum(0) / weights.sum()
 
 
