@@ -1,0 +1,191 @@
+"""The custom resource definitions on a real API server: what it fills in, and what it refuses in whose words.
+
+Every refusal is asked of the API server and of the models, which must say the same sentence: `m3 up` has no server.
+"""
+
+import copy
+import json
+from typing import Any
+
+import pytest
+
+from m3_operator.api import SpecError, parse_deployment, parse_router
+from m3_testcluster.cluster import Cluster, KubectlError
+
+
+def deployment(**spec: Any) -> dict[str, Any]:
+    return {
+        "apiVersion": "serving.m3.dev/v1alpha1",
+        "kind": "M3Deployment",
+        "metadata": {"name": "m3"},
+        "spec": {"model": {"name": "M", "source": {"tiny": {}}}, **spec},
+    }
+
+
+def router(**spec: Any) -> dict[str, Any]:
+    return {
+        "apiVersion": "serving.m3.dev/v1alpha1",
+        "kind": "M3Router",
+        "metadata": {"name": "m3"},
+        "spec": {"deployments": [{"name": "m3"}], **spec},
+    }
+
+
+def source(**sources: Any) -> dict[str, Any]:
+    return deployment(model={"name": "M", "source": sources})
+
+
+def named(name: str) -> dict[str, Any]:
+    return {**deployment(), "metadata": {"name": name}}
+
+
+# What both say, for rules between fields, which we word ourselves.
+RULES = [
+    (
+        deployment(parallelism={"gpusPerNode": 8, "tensor": 3}),
+        "spec.parallelism",
+        "parallelism.tensor must divide parallelism.gpusPerNode, and be 1 when gpusPerNode is 0",
+    ),
+    (
+        deployment(parallelism={"gpusPerNode": 0, "tensor": 2}),
+        "spec.parallelism",
+        "parallelism.tensor must divide parallelism.gpusPerNode, and be 1 when gpusPerNode is 0",
+    ),
+    (source(), "spec.model.source", "model.source: set exactly one of pvc, hostPath, image, tiny"),
+    (
+        source(tiny={}, hostPath={"path": "/x"}),
+        "spec.model.source",
+        "model.source: set exactly one of pvc, hostPath, image, tiny",
+    ),
+    (source(tiny={"heads": 8, "kvHeads": 3}), "spec.model.source.tiny", "kvHeads must divide heads"),
+    (source(tiny={"experts": 2, "expertsPerToken": 4}), "spec.model.source.tiny", "expertsPerToken must be at most"),
+    (source(tiny={"layers": 2, "denseLayers": 3}), "spec.model.source.tiny", "denseLayers must be at most layers"),
+    (source(tiny={"headDim": 64, "indexDim": 16}), "spec.model.source.tiny", "indexDim must be at least half"),
+    (
+        deployment(template={"resources": {"limits": {"nvidia.com/gpu": "1"}}}),
+        "spec",
+        "GPUs come from parallelism.gpusPerNode",
+    ),
+    (
+        deployment(
+            accelerator={"resourceName": "amd.com/gpu"}, template={"resources": {"requests": {"amd.com/gpu": 1}}}
+        ),
+        "spec",
+        "GPUs come from parallelism.gpusPerNode",
+    ),
+    (
+        deployment(template={"volumes": [{"name": "model", "emptyDir": {}}]}),
+        "spec.template",
+        "template.volumes: the names config, keys, model, shm, tmp belong to the operator",
+    ),
+    (
+        deployment(engine={"env": [{"name": "M3_NODES", "value": "2"}]}),
+        "spec.engine.env",
+        "env: the operator itself sets M3_NODE_RANK",
+    ),
+    (
+        deployment(engine={"env": [{"name": "A", "value": "2", "valueFrom": {"fieldRef": {"fieldPath": "x"}}}]}),
+        "spec.engine.env",
+        "env: set at most one of value, valueFrom",
+    ),
+    (
+        deployment(engine={"env": [{"name": "A", "valueFrom": {}}]}),
+        "spec.engine.env",
+        "valueFrom: set exactly one of secretKeyRef, configMapKeyRef, fieldRef",
+    ),
+    (router(auth={"mode": "None"}), "spec.auth", "auth.mode None lets everyone in and needs auth.allowInsecure: true"),
+]
+
+# What the schema alone refuses: the field is named by both, in words of their own.
+BOUNDS = [
+    (deployment(replicas=-1), "spec.replicas"),
+    (deployment(replicas=1001), "spec.replicas"),
+    (deployment(model={"name": "M", "dtype": "float8", "source": {"tiny": {}}}), "spec.model.dtype"),
+    (deployment(model={"name": "", "source": {"tiny": {}}}), "spec.model.name"),
+    (deployment(model={"name": "M", "servedNames": ["a", "b"], "source": {"tiny": {}}}), "spec.model.servedNames"),
+    (deployment(engine={"type": "vllm"}), "spec.engine.type"),
+    (deployment(engine={"port": 80}), "spec.engine.port"),
+    (deployment(parallelism={"nodes": 0}), "spec.parallelism.nodes"),
+    (deployment(drain={"timeoutSeconds": -1}), "spec.drain.timeoutSeconds"),
+    (deployment(template={"shmSize": "lots"}), "spec.template.shmSize"),
+    (source(hostPath={"path": "models"}), "spec.model.source.hostPath.path"),
+    (source(tiny={"headDim": 18}), "spec.model.source.tiny.headDim"),
+    (named("a" * 41), "metadata.name"),
+    (named("a.b"), "metadata.name"),
+    (named("1a"), "metadata.name"),
+    (router(deployments=[]), "spec.deployments"),
+    (router(lanes={"priorityReservedShare": 1}), "spec.lanes.priorityReservedShare"),
+    (router(prices={"priorityFactor": "much"}), "spec.prices.priorityFactor"),
+    (
+        router(prices={"standard": {"input": "0.0001", "output": "1", "cacheRead": "1"}}),
+        "spec.prices.standard.input",
+    ),
+]
+
+
+def refusal(cluster: Cluster, manifest: dict[str, Any]) -> str:
+    with pytest.raises(KubectlError) as caught:
+        cluster.kubectl("create", "--dry-run=server", "--filename=-", stdin=json.dumps(manifest))
+    return caught.value.stderr
+
+
+def model_refusal(manifest: dict[str, Any]) -> str:
+    parse = parse_deployment if manifest["kind"] == "M3Deployment" else parse_router
+    with pytest.raises(SpecError) as caught:
+        parse(manifest, strict=True)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+@pytest.mark.parametrize(("manifest", "field", "sentence"), RULES, ids=[case[2][:60] for case in RULES])
+def test_a_broken_rule_is_refused_in_the_same_words_by_server_and_models(
+    m3_cluster: Cluster, manifest: dict[str, Any], field: str, sentence: str
+) -> None:
+    for message in (refusal(m3_cluster, manifest), model_refusal(manifest)):
+        assert sentence in message
+        assert field in message
+
+
+@pytest.mark.parametrize(("manifest", "field"), BOUNDS, ids=[case[1] for case in BOUNDS])
+def test_a_value_out_of_bounds_is_refused_by_name(m3_cluster: Cluster, manifest: dict[str, Any], field: str) -> None:
+    assert field in refusal(m3_cluster, manifest)
+    assert field in model_refusal(manifest)
+
+
+def test_an_unknown_field_is_refused_by_name(m3_cluster: Cluster) -> None:
+    manifest = deployment(engine={"maxConcurent": 3})
+    assert 'unknown field "spec.engine.maxConcurent"' in refusal(m3_cluster, manifest)
+    assert model_refusal(manifest) == "spec.engine.maxConcurent: unknown field"
+
+
+@pytest.mark.parametrize("manifest", [deployment(), router()], ids=["M3Deployment", "M3Router"])
+def test_the_server_fills_in_the_defaults_that_the_models_have(m3_cluster: Cluster, manifest: dict[str, Any]) -> None:
+    created = m3_cluster.kubectl(
+        "create", "--dry-run=server", "--filename=-", "--output=json", stdin=json.dumps(manifest)
+    )
+    parse = parse_deployment if manifest["kind"] == "M3Deployment" else parse_router
+    stored = json.loads(created)
+    assert parse(stored, strict=True).spec == parse(manifest, strict=True).spec
+    written = parse(manifest, strict=True).spec.manifest()
+    assert stored["spec"] == _present(written)
+
+
+def test_the_models_accept_what_the_server_stored_for_a_later_version() -> None:
+    later = copy.deepcopy(deployment())
+    later["spec"]["engine"] = {"fieldOfALaterVersion": 1}
+    assert parse_deployment(later, strict=False).spec == parse_deployment(deployment(), strict=True).spec
+
+
+def test_explain_reads_like_documentation(m3_cluster: Cluster) -> None:
+    assert "The shape of one group" in m3_cluster.kubectl("explain", "m3d.spec.parallelism")
+    assert "exactly one of pvc, hostPath, image, tiny" in m3_cluster.kubectl("explain", "m3d.spec.model.source")
+    assert "Ready, Available, Scheduled and Progressing" in m3_cluster.kubectl("explain", "m3d.status.conditions")
+
+
+def _present(value: Any) -> Any:
+    """Without empty lists and maps, which the API server does not add."""
+    if not isinstance(value, dict):
+        return value
+    found = {key: _present(child) for key, child in value.items()}
+    return {key: child for key, child in found.items() if child not in ([], {}) or key == "resources"}
