@@ -48,7 +48,8 @@ def up(control_plane_only: bool) -> int:
     if not control_plane_only and (reason := preflight()):
         print(f"error: no real nodes on this machine: {reason}; --control-plane needs none", file=sys.stderr)
         return 1
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for number in (signal.SIGINT, signal.SIGTERM):  # both, as a shell starts background jobs with SIGINT ignored
+        signal.signal(number, signal.default_int_handler)
     started = time.monotonic()
     try:
         with control_plane() if control_plane_only else real_cluster() as cluster:

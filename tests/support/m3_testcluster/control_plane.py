@@ -7,7 +7,6 @@ Everything lives in one temporary directory and is killed at the end of the `wit
 import json
 import secrets
 import ssl
-import tempfile
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,6 +19,7 @@ from m3_testcluster.build import CONTROL_PLANE, Binaries, ensure_built
 from m3_testcluster.cluster import ADMIN, Cluster, write_kubeconfig
 from m3_testcluster.process import Daemon, ReservedPort, await_ready
 from m3_testcluster.progress import Report, to_stderr
+from m3_testcluster.scratch import scratch_directory
 
 COMPONENTS = "cluster-components"
 """The user of controller manager, scheduler and KWOK, so that the administrator's writes are the tests' own."""
@@ -63,7 +63,7 @@ def control_plane(report: Report = to_stderr) -> Iterator[Cluster]:
     """
     binaries = ensure_built(CONTROL_PLANE, report)
     with ExitStack() as stack:
-        directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="m3t-")))
+        directory = stack.enter_context(scratch_directory())
         ports = [ReservedPort("127.0.0.1") for _ in range(3)]
         for port in ports:
             stack.callback(port.release)

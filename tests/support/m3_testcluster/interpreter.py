@@ -18,8 +18,11 @@ from m3_testcluster.images import Entry, Layer
 # Parts of the standard library that a server does not need, and what is installed beside it.
 UNUSED = frozenset(["__pycache__", "dist-packages", "ensurepip", "idlelib", "lib2to3", "site-packages", "test"])
 UNUSED_FILES = ("_tkinter.",)
-# Compiled wheels link to these even where the interpreter does not.
-WHEEL_LIBRARIES = ("libstdc++.so.6", "libgcc_s.so.1", "libgomp.so.1", "libm.so.6")
+# What compiled wheels may take from the system by the manylinux policy (PEP 600), as far as servers need it.
+WHEEL_LIBRARIES = (
+    *("libc.so.6", "libdl.so.2", "libm.so.6", "libpthread.so.0", "libresolv.so.2", "librt.so.1", "libutil.so.1"),
+    *("libgcc_s.so.1", "libgomp.so.1", "libstdc++.so.6"),
+)
 SYSTEM_LIBRARY_DIRECTORIES = frozenset({"/lib", "/lib64", "/usr/lib", "/usr/lib64"})
 DIRECTORIES = {"/dev": 0o755, "/proc": 0o755, "/sys": 0o755, "/tmp": 0o1777}  # noqa: S108 - of the image
 ACCOUNTS = {

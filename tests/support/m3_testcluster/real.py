@@ -6,7 +6,6 @@ the only things in this machine's are one cable and its routes, by which a test 
 
 import secrets
 import signal
-import tempfile
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -24,6 +23,7 @@ from m3_testcluster.node import Node, start_kubelet, start_proxy, start_runtime
 from m3_testcluster.process import Daemon, await_ready
 from m3_testcluster.progress import Report, step, to_stderr
 from m3_testcluster.runtime import Runtime, ensure_runtime
+from m3_testcluster.scratch import scratch_directory
 from m3_testcluster.teardown import claim
 
 PROXY_USER = "system:kube-proxy"
@@ -117,8 +117,7 @@ def real_cluster(report: Report = to_stderr) -> Iterator[RealCluster]:
     machine can do it at all.
     """
     binaries, runtime = ensure_built(report=report), ensure_runtime(report)
-    directory = Path(tempfile.mkdtemp(prefix="m3t-"))
-    with claim(directory) as mine, ExitStack() as stack:
+    with scratch_directory() as directory, claim(directory) as mine, ExitStack() as stack:
         with step("test cluster: starting the control plane and two nodes", report):
             network = Network(mine.prefix, mine.subnet)
             wiring.create(network)
