@@ -8,6 +8,7 @@ What only a cluster can give is refused by name.
 
 import base64
 import hashlib
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
@@ -39,8 +40,12 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class Process:
-    """One command. With `creates` it is a job: it writes `staging(creates)` and ends. Else it runs until it is stopped,
-    is ready when `ready_url` answers 200, and has `stop_seconds` to finish what it is doing."""
+    """One command.
+
+    With `creates` it is a job: it writes `staging(creates)` and ends. Else it runs until it is stopped, is ready when
+    `ready_url` answers 200, is given up when that takes longer than `start_seconds`, and has `stop_seconds` to finish
+    what it is doing when it has to go.
+    """
 
     name: str
     kind: Kind
@@ -49,6 +54,7 @@ class Process:
     ready_url: str | None = None
     depends_on: tuple[str, ...] = ()
     creates: Path | None = None
+    start_seconds: float = math.inf
     stop_seconds: float = 0.0
 
 
@@ -191,6 +197,7 @@ def _worker(
         env={**variables, **env, **_engine_env(deployment)},
         ready_url=f"{join_url(HOST, settings.port)}/health",
         depends_on=after,
+        start_seconds=deployment.spec.probes.startup_seconds,
         stop_seconds=settings.drain_seconds,
     )
 

@@ -222,8 +222,12 @@ class Supervisor:
     async def _tell_when_ready(self, child: _Child) -> None:
         import httpx
 
-        url = child.process.ready_url
+        url, deadline = child.process.ready_url, time.monotonic() + child.process.start_seconds
         while url is not None:
+            if time.monotonic() > deadline:
+                self._set(child, State.STARTING, f"not ready after {child.process.start_seconds:g} s, given up")
+                _signal_group(child.running, signal.SIGKILL)
+                return
             with contextlib.suppress(httpx.HTTPError):
                 if (await self._client.get(url)).status_code == 200:
                     if not self._stopping:

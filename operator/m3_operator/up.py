@@ -28,6 +28,7 @@ from m3_operator.supervisor import StartError, Supervisor
 EXAMPLE = "tiny.yaml"
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 WORKERS_POLL_SECONDS = 0.1
+WORKERS_SEEN_SECONDS = 60.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,24 +56,25 @@ def up(options: UpOptions, display: Display) -> None:
 
 async def _run(plan: local.LocalPlan, options: UpOptions, state: StateDirectory, display: Display) -> None:
     supervisor = Supervisor(plan.processes, logs=state.logs, notify=display.status)
+    is_done = False
     with _stop_signal(supervisor, display) as stopped:
         try:
             async with supervisor:
                 with display.starting(lambda: supervisor.statuses):
-                    if not await _before(stopped, _started(supervisor, plan)):
-                        return
-                for endpoint in plan.endpoints:
-                    display.endpoint(endpoint)
-                if options.check:
-                    await _before(stopped, _checked(plan, display))
-                    return
-                display.say(f"logs: {state.logs}; Ctrl-C stops everything")
-                await _before(stopped, supervisor.failure())
+                    is_up = await _before(stopped, _started(supervisor, plan))
+                if is_up:
+                    for endpoint in plan.endpoints:
+                        display.endpoint(endpoint)
+                    display.say(f"logs: {state.logs}; Ctrl-C stops everything")
+                    work = _checked(plan, display) if options.check else supervisor.failure()
+                    is_done = await _before(stopped, work)
         except StartError as error:
             for line in error.tail:
                 display.say(f"  | {line}")
             raise
     display.say("everything has stopped")
+    if options.check and not is_done:
+        raise check.CheckError("stopped before everything was checked")
 
 
 async def _started(supervisor: Supervisor, plan: local.LocalPlan) -> None:
@@ -84,13 +86,20 @@ async def _started(supervisor: Supervisor, plan: local.LocalPlan) -> None:
 async def _workers_seen(endpoint: local.Endpoint) -> None:
     import httpx
 
+    missing = "it does not answer"
     async with httpx.AsyncClient(trust_env=False) as client:
-        while True:
-            with contextlib.suppress(httpx.HTTPError):
-                workers = (await client.get(f"{endpoint.admin_url}/workers")).raise_for_status().json()
-                if all(worker["state"] == "ready" for worker in workers):
-                    return
-            await asyncio.sleep(WORKERS_POLL_SECONDS)
+        try:
+            async with asyncio.timeout(WORKERS_SEEN_SECONDS):
+                while missing:
+                    with contextlib.suppress(httpx.HTTPError):
+                        workers = (await client.get(f"{endpoint.admin_url}/workers")).raise_for_status().json()
+                        unready = (worker for worker in workers if worker["state"] != "ready")
+                        missing = ", ".join(f"{worker['name']} ({worker['reason']})" for worker in unready)
+                    await asyncio.sleep(WORKERS_POLL_SECONDS if missing else 0)
+        except TimeoutError:
+            raise OperatorError(
+                f"the router at {endpoint.url} does not see its workers after {WORKERS_SEEN_SECONDS:g} s: {missing}"
+            ) from None
 
 
 async def _checked(plan: local.LocalPlan, display: Display) -> None:

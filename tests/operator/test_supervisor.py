@@ -155,6 +155,23 @@ async def test_a_failed_job_leaves_no_checkpoint_and_ends_the_start(tmp_path: Pa
     assert not model.exists()
 
 
+async def test_a_process_that_takes_too_long_to_get_ready_is_given_up(tmp_path: Path, seen: Seen) -> None:
+    process = Process(
+        name="worker",
+        kind=Kind.WORKER,
+        argv=(sys.executable, "-c", "import signal; signal.pause()"),
+        env={},
+        ready_url="http://127.0.0.1:1/",
+        start_seconds=0.2,
+    )
+
+    async with Supervisor([process], logs=tmp_path, notify=seen) as supervisor:
+        with pytest.raises(StartError, match="worker did not start: it was killed by SIGKILL"):
+            await supervisor.all_ready()
+
+    assert "not ready after 0.2 s, given up" in [status.detail for status in seen.statuses]
+
+
 async def test_kill_ends_what_ignores_a_polite_request(tmp_path: Path, seen: Seen) -> None:
     with Ports() as ports:
         (port,) = ports.free(1)
