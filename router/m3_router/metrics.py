@@ -4,17 +4,17 @@ Owns the counters and histograms; gauges are read from their owners at the time 
 """
 
 from bisect import bisect_left
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from m3_router.config import NANOUSD_PER_USD
+from m3_router.config import NANOUSD_PER_USD, ServiceTier
 from m3_router.http.client_end import Connections
 from m3_router.lanes import LANES
-from m3_router.ledger import Bill
+from m3_router.ledger import Bill, Outcome
 from m3_router.pools import Pools
+from m3_router.prices import ContextTier
 
 _BUCKETS_MS = (1, 2, 5, 10, 25, 50, 100, 250, 500, 1_000, 2_500, 5_000, 10_000, 30_000, 60_000, 300_000, 1_800_000)
 
@@ -43,18 +43,37 @@ class _Histogram:
         return buckets, self.sum_ms / 1000
 
 
+_Key = tuple[str, ServiceTier | None, ContextTier | None, Outcome | None, int]
+
+
+class _Total:
+    """What all bills with the same model, tiers, outcome and status come to."""
+
+    __slots__ = (
+        "cached_tokens",
+        "cost_nanousd",
+        "duration",
+        "first_byte",
+        "input_tokens",
+        "output_tokens",
+        "queue",
+        "requests",
+        "retries",
+    )
+
+    def __init__(self) -> None:
+        self.requests = self.retries = 0
+        self.input_tokens = self.cached_tokens = self.output_tokens = 0
+        self.cost_nanousd = 0
+        self.queue, self.first_byte, self.duration = _Histogram(), _Histogram(), _Histogram()
+
+
 class Metrics:
     """What has happened since the process began."""
 
     def __init__(self) -> None:
         self._unread: list[Bill] = []
-        self.requests: defaultdict[tuple[str, ...], int] = defaultdict(int)
-        self.tokens: defaultdict[tuple[str, str, str], list[int]] = defaultdict(lambda: [0, 0, 0])
-        self.cost_nanousd: defaultdict[tuple[str, str], int] = defaultdict(int)
-        self.retries = 0
-        self.queue: defaultdict[str, _Histogram] = defaultdict(_Histogram)
-        self.first_byte: defaultdict[str, _Histogram] = defaultdict(_Histogram)
-        self.duration: defaultdict[str, _Histogram] = defaultdict(_Histogram)
+        self.totals: dict[_Key, _Total] = {}
 
     def settled(self, bill: Bill) -> None:
         """Take one settled bill. It is counted with others: a batch takes half the time of as many single ones."""
@@ -69,22 +88,20 @@ class Metrics:
             self._count(bill)
 
     def _count(self, bill: Bill) -> None:
-        tier, context_tier = bill.service_tier, bill.context_tier
-        self.requests[bill.model, tier or "", context_tier or "", bill.outcome or "", str(bill.status)] += 1
-        if bill.attempts > 1:
-            self.retries += bill.attempts - 1
-        if tier is None or context_tier is None:
-            return
-        self.queue[tier].observe(bill.queue_ms)
-        self.duration[tier].observe(bill.duration_ms)
+        key = (bill.model, bill.service_tier, bill.context_tier, bill.outcome, bill.status)
+        total = self.totals.get(key)
+        if total is None:
+            total = self.totals[key] = _Total()
+        total.requests += 1
+        total.input_tokens += bill.input_tokens
+        total.cached_tokens += bill.cached_tokens
+        total.output_tokens += bill.output_tokens
+        total.cost_nanousd += bill.cost_nanousd
+        total.retries += bill.attempts - 1 if bill.attempts else 0
+        total.queue.observe(bill.queue_ms)
+        total.duration.observe(bill.duration_ms)
         if bill.first_byte_ms is not None:
-            self.first_byte[tier].observe(bill.first_byte_ms)
-        if bill.input_tokens or bill.output_tokens:
-            tokens = self.tokens[bill.model, tier, context_tier]
-            tokens[0] += bill.input_tokens
-            tokens[1] += bill.cached_tokens
-            tokens[2] += bill.output_tokens
-            self.cost_nanousd[tier, context_tier] += bill.cost_nanousd
+            total.first_byte.observe(bill.first_byte_ms)
 
 
 class MetricsCollector(Collector):
@@ -102,26 +119,26 @@ class MetricsCollector(Collector):
         """All families."""
         metrics = self._metrics
         metrics.fold()
-        labels = ("model", "service_tier", "context_tier")
-        requests = _counter("requests", "Requests that have ended.", (*labels, "outcome", "status"))
-        for key, count in metrics.requests.items():
-            requests.add_metric(key, count)
-        yield requests
+        labels = ("model", "service_tier", "context_tier", "outcome", "status")
+        requests = _counter("requests", "Requests that have ended.", labels)
+        retries = _counter("retries", "Times a request was tried on another connection or worker.", labels)
         tokens = _counter("tokens", "Tokens settled; cached ones are among the input.", (*labels, "kind"))
-        for names, counts in metrics.tokens.items():
-            for kind, count in zip(("input", "cached", "output"), counts, strict=True):
-                tokens.add_metric((*names, kind), count)
-        yield tokens
-        cost = _counter("cost_usd", "Cost settled.", ("service_tier", "context_tier"))
-        for tiers, nanousd in metrics.cost_nanousd.items():
-            cost.add_metric(tiers, nanousd / NANOUSD_PER_USD)
-        yield cost
-        retries = _counter("retries", "Times a request was tried on another connection or worker.", ())
-        retries.add_metric((), metrics.retries)
-        yield retries
-        yield _histogram("queue_seconds", "Wait in a lane.", metrics.queue)
-        yield _histogram("first_byte_seconds", "From the whole request to the head of the answer.", metrics.first_byte)
-        yield _histogram("duration_seconds", "From the whole request to the end of the answer.", metrics.duration)
+        cost = _counter("cost_usd", "Cost settled.", labels)
+        queue = _histogram("queue_seconds", "Wait in a lane.", labels)
+        first_byte = _histogram("first_byte_seconds", "From the whole request to the head of the answer.", labels)
+        duration = _histogram("duration_seconds", "From the whole request to the end of the answer.", labels)
+        for (model, service_tier, context_tier, outcome, status), total in metrics.totals.items():
+            values = (model, service_tier or "", context_tier or "", outcome or "", str(status))
+            requests.add_metric(values, total.requests)
+            retries.add_metric(values, total.retries)
+            tokens.add_metric((*values, "input"), total.input_tokens)
+            tokens.add_metric((*values, "cached"), total.cached_tokens)
+            tokens.add_metric((*values, "output"), total.output_tokens)
+            cost.add_metric(values, total.cost_nanousd / NANOUSD_PER_USD)
+            queue.add_metric(values, *total.queue.seconds())
+            first_byte.add_metric(values, *total.first_byte.seconds())
+            duration.add_metric(values, *total.duration.seconds())
+        yield from (requests, retries, tokens, cost, queue, first_byte, duration)
         yield from self._gauges()
 
     def _gauges(self) -> Iterator[Metric]:
@@ -156,9 +173,5 @@ def _gauge(name: str, text: str, labels: Sequence[str]) -> GaugeMetricFamily:
     return GaugeMetricFamily(f"m3_router_{name}", text, labels=labels)
 
 
-def _histogram(name: str, text: str, by_tier: dict[str, _Histogram]) -> HistogramMetricFamily:
-    family = HistogramMetricFamily(f"m3_router_{name}", text, labels=("service_tier",))
-    for tier, histogram in by_tier.items():
-        buckets, total = histogram.seconds()
-        family.add_metric((tier,), buckets, total)
-    return family
+def _histogram(name: str, text: str, labels: Sequence[str]) -> HistogramMetricFamily:
+    return HistogramMetricFamily(f"m3_router_{name}", text, labels=labels)

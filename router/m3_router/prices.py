@@ -76,9 +76,9 @@ class PriceTable:
         return self._rates[self.context_tier(usage.input_tokens), service_tier].cost_nanousd(usage)
 
 
-def format_usd(nanousd: int) -> str:
+def format_usd(nanousd: int) -> bytes:
     """Nano-dollars as an exact decimal number of US dollars, such as `0.000123400`."""
-    return f"{nanousd // NANOUSD_PER_USD}.{nanousd % NANOUSD_PER_USD:09d}"
+    return b"%d.%09d" % divmod(nanousd, NANOUSD_PER_USD)
 
 
 def _whole_rates(rates: RateSettings) -> Rates:

@@ -39,7 +39,7 @@ _NEVER = float("inf")
 def _new_ids() -> Iterator[str]:
     """Request ids that no other process gives."""
     prefix = f"m3-{token_hex(6)}-"
-    return (f"{prefix}{number:x}" for number in itertools.count(1))
+    return map(prefix.__add__, map(str, itertools.count(1)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -296,7 +296,7 @@ class Exchange:
         self._finish(self._outcome_of_status(), usage)
         head = self._head()
         if usage is not None:
-            head += b"x-m3-cost-usd: %b\r\n" % format_usd(self._bill.cost_nanousd).encode()
+            head += b"x-m3-cost-usd: %b\r\n" % format_usd(self._bill.cost_nanousd)
         self._connection.start_response(head, body, is_whole=True)
 
     def _pass_through(self, scanner: EventStream | BodyTail, held: bytes) -> None:

@@ -176,14 +176,13 @@ class ClientConnection(asyncio.Protocol):
         headers, target = self._headers, self._target
         self._headers, self._target = [], b""
         parser = self._parser
-        version = parser.get_http_version()
         head = wire.Head(headers, wire.REQUEST_ENDS_HERE)
         known = head.known
+        keep_alive = parser.should_keep_alive()
+        # To go on without a word in `Connection` is the mark of HTTP/1.1; asking for the version makes a string.
+        version = "1.1" if keep_alive and b"connection" not in known else parser.get_http_version()
         if version != "1.1":
-            if version != "1.0":
-                raise Refusal(505, f"HTTP/{version} is not supported; send HTTP/1.1.", closes=True)
-            if b"transfer-encoding" in known:
-                raise malformed("HTTP/1.0 has no Transfer-Encoding.")
+            _check_old_version(version, known)
         elif b"host" not in known:
             raise malformed("The Host header is missing.")
         if b"transfer-encoding" in known and known[b"transfer-encoding"].lower() != b"chunked":
@@ -191,11 +190,11 @@ class ClientConnection(asyncio.Protocol):
         if not target.startswith(b"/"):
             target = _origin_form(target)
 
-        request = Request(parser.get_method(), target, head, version == "1.0", parser.should_keep_alive())
+        request = Request(parser.get_method(), target, head, version == "1.0", keep_alive)
         self._request = request
         try:
             self._application.accept_head(request)
-            if int(known.get(b"content-length", b"0")) > self._limits.body_bytes:
+            if b"content-length" in known and int(known[b"content-length"]) > self._limits.body_bytes:
                 raise self._body_too_large()
         except Refusal as refusal:
             request.refusal = refusal
@@ -465,6 +464,14 @@ def _origin_form(target: bytes) -> bytes:
         raise malformed("The request target is not a path.")
     path: bytes = url.path
     return path + b"?" + url.query if url.query is not None else path
+
+
+def _check_old_version(version: str, known: dict[bytes, bytes]) -> None:
+    """Raise Refusal unless this is HTTP/1.0 as it is still spoken."""
+    if version != "1.0":
+        raise Refusal(505, f"HTTP/{version} is not supported; send HTTP/1.1.", closes=True)
+    if b"transfer-encoding" in known:
+        raise malformed("HTTP/1.0 has no Transfer-Encoding.")
 
 
 def _refusal_headers(refusal: Refusal) -> bytes:
