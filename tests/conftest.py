@@ -54,7 +54,7 @@ def control_plane(visible_report: Callable[[str], None]) -> Iterator[Cluster]:
 @pytest.fixture(scope="session")
 def real_cluster(visible_report: Callable[[str], None]) -> Iterator[RealCluster]:
     """The same with two nodes that run containers; skips with the reason where this machine cannot."""
-    if reason := preflight():
+    if reason := preflight(visible_report):
         pytest.skip(f"no real nodes on this machine: {reason}")
     with run_real_cluster(visible_report) as cluster:
         yield cluster

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from m3_testcluster import build
-from m3_testcluster.build import ALL, CONTROL_PLANE, MODULES, BuildError, cache_key, ensure_built
+from m3_testcluster.build import ALL, CONTROL_PLANE, BuildError, cache_key, ensure_built
 from m3_testcluster.cache import cache_root, locked
+from m3_testcluster.modules import MODULES, PINS, Pin, render_go_mod
 from m3_testcluster.toolchain import parse_version, required_version
 
 
@@ -81,16 +81,35 @@ def test_the_cache_key_changes_with_versions_and_flags(tmp_path: Path) -> None:
     assert len({same, cache_key(ALL, tmp_path), cache_key(other_flags)}) == 3
 
 
-def test_every_module_pins_the_version_that_is_promised() -> None:
-    pins = {
-        "kubernetes": "k8s.io/kubernetes v1.37.1",
-        "etcd": "go.etcd.io/etcd/server/v3 v3.7.3",
-        "kwok": "sigs.k8s.io/kwok v0.8.0",
-        "coredns": "github.com/coredns/coredns v1.15.0",
-    }
-    for module, pin in pins.items():
-        assert re.search(rf"^(require )?\s*{re.escape(pin)}\b", (MODULES / module / "go.mod").read_text(), re.MULTILINE)
-    assert build.KUBERNETES_VERSION == "v1.37.1"
+@pytest.mark.parametrize(
+    ("module", "pin"),
+    [
+        ("kubernetes", "k8s.io/kubernetes v1.37.1"),
+        ("etcd", "go.etcd.io/etcd/server/v3 v3.7.3"),
+        ("kwok", "sigs.k8s.io/kwok v0.8.0"),
+        ("coredns", "github.com/coredns/coredns v1.15.0"),
+    ],
+)
+def test_the_committed_modules_are_those_of_the_pins(module: str, pin: str) -> None:
+    assert f"{PINS[module].path} {PINS[module].version}" == pin
+    go_mod = (MODULES / module / "go.mod").read_text()
+    assert re.search(rf"^(require )?\s*{re.escape(pin)}\b", go_mod, re.MULTILINE)
+    assert (MODULES / module / "go.sum").exists()
+
+
+def test_folders_of_kubernetes_are_replaced_by_their_published_modules() -> None:
+    upstream = "go 1.26.0\n\ngodebug default=go1.26\n\nreplace (\n\tk8s.io/api => ./staging/src/k8s.io/api\n)\n"
+
+    pin = Pin("k8s.io/kubernetes", "v1.37.1", ("k8s.io/kubernetes/cmd/kubelet",))
+
+    assert render_go_mod("kubernetes", pin, upstream).split("\n\n") == [
+        "module testcluster.invalid/kubernetes",
+        "go 1.26.0",
+        "godebug default=go1.26",
+        "tool k8s.io/kubernetes/cmd/kubelet",
+        "require k8s.io/kubernetes v1.37.1",
+        "replace k8s.io/api => k8s.io/api v0.37.1\n",
+    ]
 
 
 @pytest.mark.parametrize(

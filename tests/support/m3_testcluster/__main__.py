@@ -1,6 +1,7 @@
-"""`python -m m3_testcluster build | up`: the test cluster from a shell, for contributors and for CI.
+"""`python -m m3_testcluster build | up | modules`: the test cluster from a shell, for contributors and for CI.
 
-Owns the command line. `build` makes what the tests would make on first use; `up` keeps a cluster until Ctrl-C.
+Owns the command line. `build` makes what the tests would make on first use; `up` keeps a cluster until Ctrl-C;
+`modules` writes the go.mod files anew after a change of the pins.
 """
 
 import argparse
@@ -9,14 +10,17 @@ import sys
 import time
 
 from m3_testcluster.build import CONTROL_PLANE, BuildError, ensure_built
+from m3_testcluster.cache import cache_root
 from m3_testcluster.cluster import Cluster
 from m3_testcluster.control_plane import control_plane
+from m3_testcluster.modules import DEFAULT_GO, MODULES, PINS, write_module
 from m3_testcluster.network import NetworkError
 from m3_testcluster.preflight import preflight
 from m3_testcluster.process import StartError
+from m3_testcluster.progress import step
 from m3_testcluster.real import real_cluster
 from m3_testcluster.runtime import RuntimeUnavailableError
-from m3_testcluster.toolchain import ToolchainError
+from m3_testcluster.toolchain import ToolchainError, find_go, parse_version
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -26,10 +30,12 @@ def main(argv: list[str] | None = None) -> int:
     for name, text in (("build", "build the binaries once"), ("up", "run a cluster until Ctrl-C")):
         command = commands.add_parser(name, help=text)
         command.add_argument("--control-plane", action="store_true", help="without nodes that run containers")
+    commands.add_parser("modules", help="write go.mod and go.sum of every pin anew")
     arguments = parser.parse_args(argv)
-    run = build if arguments.command == "build" else up
     try:
-        return run(arguments.control_plane)
+        if arguments.command == "modules":
+            return write_modules()
+        return (build if arguments.command == "build" else up)(arguments.control_plane)
     except (BuildError, NetworkError, RuntimeUnavailableError, StartError, ToolchainError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -40,6 +46,15 @@ def build(control_plane_only: bool) -> int:
     started = time.monotonic()
     binaries = ensure_built(CONTROL_PLANE) if control_plane_only else ensure_built()
     print(f"test cluster binaries: {binaries.directory} ({time.monotonic() - started:.0f} s)")
+    return 0
+
+
+def write_modules() -> int:
+    """Writes every wrapper module anew, for the versions in `modules.PINS`."""
+    go = find_go(parse_version(DEFAULT_GO), cache_root())
+    for name in PINS:
+        with step(f"go.mod and go.sum of {name}"):
+            write_module(go, name, MODULES / name)
     return 0
 
 

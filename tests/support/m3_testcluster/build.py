@@ -1,7 +1,7 @@
 """Builds the binaries of the test cluster, each once, into a cache outside the repository.
 
-Owns the pinned versions, the build flags and the cache key made of both. A binary appears under its name only when it
-is complete, so an interrupted build goes on where it stopped and nothing half-built is ever run.
+Owns the build flags, and the cache key made of them and of the pins in `modules`. A binary appears under its name only
+when it is complete, so an interrupted build goes on where it stopped and nothing half-built is ever run.
 """
 
 import hashlib
@@ -14,12 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from m3_testcluster.cache import cache_root, locked
+from m3_testcluster.modules import MODULES, PINS
 from m3_testcluster.process import DIE_WITH_PARENT
 from m3_testcluster.progress import Report, step, to_stderr
 from m3_testcluster.toolchain import find_go, required_version
-
-MODULES = Path(__file__).resolve().parents[2] / "cluster" / "modules"
-KUBERNETES_VERSION = "v1.37.1"
 
 GO_ENVIRONMENT = {"CGO_ENABLED": "0", "GOFLAGS": "-trimpath -buildvcs=false -modcacherw", "GOTOOLCHAIN": "local"}
 STRIPPED = "-s -w"
@@ -57,7 +55,9 @@ def _kubernetes_linker_flags(version: str) -> str:
 
 
 def _kubernetes(name: str) -> Binary:
-    return Binary(name, "kubernetes", f"k8s.io/kubernetes/cmd/{name}", _kubernetes_linker_flags(KUBERNETES_VERSION))
+    return Binary(
+        name, "kubernetes", f"k8s.io/kubernetes/cmd/{name}", _kubernetes_linker_flags(PINS["kubernetes"].version)
+    )
 
 
 CONTROL_PLANE = (

@@ -10,6 +10,7 @@ import subprocess
 import tempfile
 from pathlib import Path
 
+from m3_testcluster.progress import Report, to_stderr
 from m3_testcluster.runtime import Runtime, RuntimeUnavailableError, ensure_runtime
 from m3_testcluster.teardown import CGROUPS
 
@@ -28,7 +29,7 @@ TRIALS = (
 )
 
 
-def preflight() -> str | None:
+def preflight(report: Report = to_stderr) -> str | None:
     """Why this machine cannot run real nodes, in one line; None where it can."""
     if os.geteuid() != 0:
         return "it needs root"
@@ -37,7 +38,7 @@ def preflight() -> str | None:
     if len(tempfile.gettempdir()) > LONGEST_TEMPORARY_DIRECTORY:
         return f"the path of the temporary directory {tempfile.gettempdir()} is too long for sockets: set TMPDIR"
     try:
-        runtime = ensure_runtime()
+        runtime = ensure_runtime(report)
     except RuntimeUnavailableError as error:
         return str(error)
     return _missing_cgroups() or _failed_trial(runtime)
