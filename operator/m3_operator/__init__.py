@@ -1,5 +1,6 @@
-"""The operator of m3serve: reconciles M3Deployment and M3Router objects, and the `m3` command.
+"""The operator of m3serve: reconciles M3Deployment and M3Router objects. The `m3` command lives here too.
 
-Way of one reconcile: `handlers.on_event` -> `reconcile.cycle` -> `observed.snapshot` -> `plan.steps.next_steps` ->
-`cluster.perform` -> `status.build` -> `cluster.write_status`.
+The way of one reconcile:
+`handlers.Feed.on_event` → `reconcile.Reconciler.cycle` → `store.Store.deployment_snapshot` → `decide.decide_deployment`
+→ `plan.steps.next_steps` → `cluster.Cluster.apply` → `status.deployment_status` → `cluster.Cluster.write_status`
 """

@@ -219,7 +219,14 @@ Volume = Annotated[
             "type": "object",
             "description": "A volume of the pod: a name, and any one volume source of Kubernetes.",
             "required": ["name"],
-            "properties": {"name": {"type": "string", "pattern": DNS_LABEL_PATTERN, "maxLength": 63}},
+            "properties": {
+                "name": {
+                    "type": "string",
+                    "description": "Name that volumeMounts refer to.",
+                    "pattern": DNS_LABEL_PATTERN,
+                    "maxLength": 63,
+                }
+            },
             **PRESERVE,
         }
     ),

@@ -1,0 +1,165 @@
+"""What was last seen: newer wins, and every change wakes exactly those whose plan looks at it."""
+
+from typing import Any
+
+from m3_operator.observed import Key
+from m3_operator.store import Store
+
+M3, FRONT = Key("M3Deployment", "ns", "m3"), Key("M3Router", "ns", "front")
+OWN_ROUTER = Key("M3Router", "ns", "m3")
+
+
+def manifest(kind: str, name: str, version: int = 1, uid: str = "", owner: str = "", **rest: Any) -> dict[str, Any]:
+    labels = rest.pop("labels", {})
+    metadata: dict[str, Any] = {
+        "name": name,
+        "namespace": "ns",
+        "uid": uid or f"uid-{name}",
+        "resourceVersion": str(version),
+        "labels": labels,
+        "managedFields": [{"manager": "someone"}],
+    }
+    if owner:
+        metadata["ownerReferences"] = [{"uid": owner, "controller": True}]
+    return {"kind": kind, "metadata": metadata, **rest}
+
+
+def deployment(version: int = 1, **spec: Any) -> dict[str, Any]:
+    return manifest("M3Deployment", "m3", version, spec=spec)
+
+
+def router(*names: str, name: str = "front", version: int = 1) -> dict[str, Any]:
+    return manifest("M3Router", name, version, spec={"deployments": [{"name": one} for one in names]})
+
+
+def worker(version: int = 1, *, phase: str = "Running", owner: str = "uid-m3", uid: str = "pod-1") -> dict[str, Any]:
+    labels = {"serving.m3.dev/deployment": "m3", "serving.m3.dev/group": "0", "serving.m3.dev/rank": "0"}
+    return manifest("Pod", "m3-g0-r0", version, uid, owner, labels=labels, status={"phase": phase})
+
+
+def service(version: int = 1, owner: str = "uid-m3") -> dict[str, Any]:
+    return manifest("Service", "m3-workers", version, owner=owner, labels={"serving.m3.dev/deployment": "m3"})
+
+
+def test_a_pod_wakes_its_deployment_and_no_one_else() -> None:
+    store = Store()
+    assert store.put("M3Deployment", deployment()) == {M3}
+    assert store.put("Pod", worker()) == {M3}
+    snapshot = store.deployment_snapshot(M3)
+    assert snapshot is not None
+    assert [pod.name for pod in snapshot.pods] == ["m3-g0-r0"]
+
+
+def test_a_change_of_a_pod_that_no_plan_looks_at_wakes_nobody() -> None:
+    store = Store()
+    store.put("Pod", worker(1))
+    assert store.put("Pod", worker(2)) == set()
+    assert store.put("Pod", worker(3, phase="Failed")) == {M3}
+
+
+def test_an_older_version_never_replaces_a_newer_one() -> None:
+    store = Store()
+    store.put("Pod", worker(5, phase="Failed"))
+    assert store.put("Pod", worker(4)) == set()
+    assert store.put("Pod", worker(5)) == set()
+    store.put("M3Deployment", deployment())
+    snapshot = store.deployment_snapshot(M3)
+    assert snapshot is not None
+    assert [pod.phase for pod in snapshot.pods] == ["Failed"]
+
+
+def test_a_late_deletion_does_not_take_the_namesake_that_came_after() -> None:
+    store = Store()
+    store.put("Pod", worker(1, uid="old"))
+    assert store.put("Pod", worker(7, uid="new")) == {M3}
+    assert store.remove("Pod", worker(6, uid="old")) == set()
+    assert store.remove("Pod", worker(9, uid="new")) == {M3}
+
+
+def test_children_of_an_earlier_owner_are_not_ours_and_stand_in_the_way() -> None:
+    store = Store()
+    store.put("M3Deployment", deployment())
+    store.put("Pod", worker(owner="uid-of-the-one-before"))
+    store.put("Service", service(owner="uid-of-the-one-before"))
+    snapshot = store.deployment_snapshot(M3)
+    assert snapshot is not None
+    assert snapshot.pods == ()
+    assert snapshot.names_in_the_way == {"m3-g0-r0"}
+    assert snapshot.services == {}
+
+
+def test_a_deployment_wakes_the_routers_that_list_it_and_a_router_those_it_lists() -> None:
+    store = Store()
+    assert store.put("M3Router", router("m3", "other")) == {FRONT, M3, Key("M3Deployment", "ns", "other"), _same(FRONT)}
+    assert store.put("M3Deployment", deployment()) == {M3, FRONT}
+    store.put("M3Router", router("other", version=2))
+    assert store.put("M3Deployment", deployment(2)) == {M3}
+    assert store.put("M3Router", router("m3", name="m3")) == {OWN_ROUTER, M3}
+
+
+def test_a_router_sees_deployments_that_are_not_there() -> None:
+    store = Store()
+    store.put("M3Router", router("m3", "ghost"))
+    store.put("M3Deployment", deployment())
+    snapshot = store.router_snapshot(FRONT)
+    assert snapshot is not None
+    assert list(snapshot.deployments) == ["m3", "ghost"]
+    assert snapshot.deployments["ghost"] is None
+
+
+def test_a_deployment_sees_the_router_it_names_and_its_namesake() -> None:
+    store = Store()
+    store.put("M3Router", router("m3"))
+    store.put("M3Router", router("m3", name="m3"))
+    store.put("M3Deployment", deployment(router={"name": "front"}))
+    snapshot = store.deployment_snapshot(M3)
+    assert snapshot is not None
+    assert snapshot.router is not None
+    assert snapshot.namesake is not None
+    assert (snapshot.router["metadata"]["name"], snapshot.namesake["metadata"]["name"]) == ("front", "m3")
+
+
+def test_a_full_list_forgets_what_is_gone_and_keeps_what_came_meanwhile() -> None:
+    store = Store()
+    store.put("M3Deployment", deployment())
+    store.put("Pod", worker())
+    before = store.identities("Pod")
+    late = worker(9)
+    late["metadata"]["name"] = "m3-g1-r0"
+    store.put("Pod", late)
+    assert store.replace("Pod", [], before) == {M3}
+    snapshot = store.deployment_snapshot(M3)
+    assert snapshot is not None
+    assert [pod.name for pod in snapshot.pods] == ["m3-g1-r0"]
+
+
+def test_a_full_list_of_what_is_known_wakes_nobody() -> None:
+    store = Store()
+    everything = {"M3Deployment": deployment(), "Pod": worker(), "Service": service()}
+    for kind, found in everything.items():
+        store.put(kind, found)
+    for kind, found in everything.items():
+        assert store.replace(kind, [found], store.identities(kind)) == set()
+
+
+def test_after_everything_is_deleted_nothing_is_kept() -> None:
+    store = Store()
+    everything = [deployment(), router("m3"), worker(), service()]
+    for found in everything:
+        store.put(found["kind"], found)
+    for found in everything:
+        store.remove(found["kind"], found)
+    assert all(not kept for kept in vars(store).values())
+
+
+def test_managed_fields_are_not_kept() -> None:
+    store = Store()
+    store.put("M3Deployment", deployment())
+    found = store.get(M3)
+    assert found is not None
+    assert "managedFields" not in found["metadata"]
+
+
+def _same(router_key: Key) -> Key:
+    """A router also concerns the deployment of its own name, which may have wanted to make it."""
+    return Key("M3Deployment", router_key.namespace, router_key.name)
