@@ -112,6 +112,8 @@ def main() -> NoReturn:
         _fail(f"{error.format_message()} (see m3 --help)", error.exit_code)
     except OperatorError as error:
         _fail(str(error), 1)
+    except OSError as error:  # a full disk, a directory that may not be written: nothing that a trace explains better
+        _fail(str(error), 1)
 
 
 def _fail(message: str, code: int) -> NoReturn:

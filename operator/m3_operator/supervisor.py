@@ -87,7 +87,16 @@ class _Child:
 
 def pause_seconds(deaths_in_a_row: int) -> float:
     """How long to wait before a process is started again: 0.5 s, doubling, at most 30 s."""
-    return min(LONGEST_PAUSE_SECONDS, FIRST_PAUSE_SECONDS * 2.0 ** (deaths_in_a_row - 1))
+    doublings = min(deaths_in_a_row - 1, 16)  # bounded: a process may die for weeks
+    return min(LONGEST_PAUSE_SECONDS, FIRST_PAUSE_SECONDS * 2.0**doublings)
+
+
+def how_it_ended(code: int) -> str:
+    """A process's return code in words; a negative one is the signal that killed it."""
+    if code >= 0:
+        return f"exited with status {code}"
+    names = {int(number): number.name for number in signal.Signals}
+    return f"was killed by {names.get(-code, f'signal {-code}')}"
 
 
 class Supervisor:
@@ -153,6 +162,8 @@ class Supervisor:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        # One that was being started while its kind was stopped.
+        await asyncio.gather(*(self._end(child) for child in self._children.values()))
 
     def kill(self) -> None:
         """Stop waiting for anyone: every process gets SIGKILL now. `stop` still has to be awaited."""
@@ -217,7 +228,7 @@ class Supervisor:
         finally:
             probing.cancel()
             await asyncio.gather(probing, return_exceptions=True)
-        return f"exited with status {code}" if code >= 0 else f"was killed by {signal.Signals(-code).name}"
+        return how_it_ended(code)
 
     async def _tell_when_ready(self, child: _Child) -> None:
         import httpx

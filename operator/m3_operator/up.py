@@ -7,11 +7,7 @@ SIGHUP stops in order, a second one at once.
 
 import asyncio
 import contextlib
-import os
-import re
 import signal
-import sys
-import sysconfig
 from collections.abc import Awaitable, Iterator
 from dataclasses import dataclass
 from importlib import resources
@@ -21,7 +17,8 @@ from m3_operator import check, local
 from m3_operator.console import Display
 from m3_operator.documents import Documents, parse_documents, read_documents
 from m3_operator.errors import OperatorError
-from m3_operator.ports import Ports, PortTakenError
+from m3_operator.machine import survey
+from m3_operator.ports import Ports
 from m3_operator.state import StateDirectory
 from m3_operator.supervisor import StartError, Supervisor
 
@@ -47,7 +44,7 @@ def up(options: UpOptions, display: Display) -> None:
         check.require_sdk()
     served = local.serve(_documents(options.file))
     with StateDirectory(options.state) as state, Ports() as ports:
-        plan = local.plan(served, _site(served, options.port, state, ports))
+        plan = local.plan(served, survey(served, options.port, state, ports))
         state.write(plan.files)
         for notice in plan.notices:
             display.say(notice)
@@ -136,12 +133,14 @@ def _stop_signal(supervisor: Supervisor, display: Display) -> Iterator[asyncio.E
             display.say("stopping; requests in flight may finish, Ctrl-C again stops at once")
             stopped.set()
 
-    for number in STOP_SIGNALS:
+    # What our parent has us ignore (SIGHUP under nohup) stays ignored.
+    numbers = [number for number in STOP_SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+    for number in numbers:
         loop.add_signal_handler(number, received)
     try:
         yield stopped
     finally:
-        for number in STOP_SIGNALS:
+        for number in numbers:
             loop.remove_signal_handler(number)
 
 
@@ -150,34 +149,3 @@ def _documents(file: Path | None) -> Documents:
         return read_documents(file)
     example = resources.files("m3_operator") / "examples" / EXAMPLE
     return parse_documents(example.read_text(encoding="utf-8"), source=EXAMPLE)
-
-
-def _site(served: tuple[local.Served, ...], port: int, state: StateDirectory, ports: Ports) -> local.Site:
-    scripts = Path(sysconfig.get_path("scripts"))
-    for script in ("m3-worker", "m3-router"):
-        if not os.access(scripts / script, os.X_OK):
-            raise OperatorError(f"{script} is not installed beside m3: pip install 'm3serve[operator,router,worker]'")
-    try:
-        router_ports = [ports.exactly(port)]
-    except PortTakenError as error:
-        raise PortTakenError(f"{error}; name another with --port") from None
-    while len(router_ports) < len(served):
-        router_ports.append(ports.next_after(router_ports[-1]))
-    return local.Site(
-        state=state.path,
-        router_ports=tuple(router_ports),
-        spare_ports=tuple(ports.free(local.spare_port_count(served))),
-        keys={one.router.metadata.name: state.key(one.router.metadata.name) for one in served},
-        cpus=len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1,
-        gpus=_gpus(),
-        python=sys.executable,
-        scripts=scripts,
-    )
-
-
-def _gpus() -> tuple[str, ...]:
-    """What CUDA calls the GPUs that this process may use: the user's own choice of them, else every NVIDIA device."""
-    if (chosen := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
-        return tuple(part for part in chosen.split(",") if part not in ("", "-1"))
-    found = [device for device in Path("/dev").glob("nvidia*") if re.fullmatch(r"nvidia\d+", device.name)]
-    return tuple(str(index) for index in range(len(found)))

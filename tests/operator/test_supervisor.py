@@ -13,7 +13,7 @@ import pytest
 from m3_operator import launcher
 from m3_operator.local import Kind, Process, staging
 from m3_operator.ports import Ports
-from m3_operator.supervisor import StartError, State, Status, Supervisor, pause_seconds
+from m3_operator.supervisor import StartError, State, Status, Supervisor, how_it_ended, pause_seconds
 
 SERVER = """
 import http.server, pathlib, signal, sys
@@ -74,6 +74,10 @@ class Seen:
 @pytest.fixture
 async def seen() -> Seen:
     return Seen()
+
+
+def command_lines() -> str:
+    return subprocess.run(["ps", "-ww", "-eo", "args="], capture_output=True, text=True, check=True).stdout
 
 
 def pid_of(supervisor: Supervisor, name: str) -> int:
@@ -205,8 +209,28 @@ async def test_stopping_during_the_start_leaves_nothing_behind(tmp_path: Path, s
         os.kill(pid, 0)
 
 
+@pytest.mark.parametrize("turns", range(8))
+async def test_stopping_in_any_turn_of_the_event_loop_leaves_nothing_behind(
+    turns: int, tmp_path: Path, seen: Seen
+) -> None:
+    code = f"import signal; signal.pause()  # {tmp_path}"
+    process = Process(name="worker", kind=Kind.WORKER, argv=(sys.executable, "-c", code), env={}, ready_url="http://x/")
+
+    async with Supervisor([process], logs=tmp_path, notify=seen):
+        for _ in range(turns):
+            await asyncio.sleep(0)
+
+    assert f"# {tmp_path}" not in command_lines()
+
+
 def test_pauses_double_up_to_half_a_minute() -> None:
-    assert [pause_seconds(deaths) for deaths in (1, 2, 3, 7, 1000)] == [0.5, 1, 2, 30, 30]
+    assert [pause_seconds(deaths) for deaths in (1, 2, 3, 7, 10_000)] == [0.5, 1, 2, 30, 30]
+
+
+def test_how_a_process_ended_is_said_in_words() -> None:
+    assert how_it_ended(3) == "exited with status 3"
+    assert how_it_ended(-9) == "was killed by SIGKILL"
+    assert how_it_ended(-40) == "was killed by signal 40"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux ties a process to the life of its parent")
