@@ -1,0 +1,332 @@
+"""The cycle against a writer that remembers: order, refusals, pace, and what is told."""
+
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any
+
+import pytest
+
+from m3_operator.decide import Images
+from m3_operator.errors import NameTakenError, OperatorError, RefusedError, UnavailableError
+from m3_operator.observed import Key
+from m3_operator.reconcile import Reconciler
+from m3_operator.store import Store
+from operator_world import NOW
+
+M3, ROUTER = Key("M3Deployment", "ns", "m3"), Key("M3Router", "ns", "m3")
+
+
+@dataclass
+class Clock:
+    now: datetime = NOW
+
+    def __call__(self) -> datetime:
+        return self.now
+
+
+@dataclass
+class Remembering:
+    """A writer that answers like an API server without a mind of its own, and fails where it is told to."""
+
+    written: list[str] = field(default_factory=list)
+    statuses: list[dict[str, Any]] = field(default_factory=list)
+    events: list[dict[str, Any]] = field(default_factory=list)
+    secrets: list[dict[str, Any]] = field(default_factory=list)
+    failures: dict[str, OperatorError] = field(default_factory=dict)
+    version: int = 100
+
+    def _answer(self, verb: str, manifest: Any) -> dict[str, Any]:
+        self.version += 1
+        name = f"{verb} {manifest['kind']} {manifest['metadata']['name']}"
+        self.written.append(name)
+        for pattern, failure in self.failures.items():
+            if pattern in name:
+                raise failure
+        metadata = {"uid": f"uid-{name}", **manifest["metadata"], "resourceVersion": str(self.version)}
+        return {**manifest, "metadata": metadata}
+
+    async def apply(self, manifest: Any, *, is_known: bool) -> dict[str, Any]:
+        return self._answer("apply" if is_known else "make", manifest)
+
+    async def create(self, manifest: Any) -> dict[str, Any] | None:
+        return self._answer("create", manifest)
+
+    async def create_secret(self, manifest: Any) -> bool:
+        self.secrets.append(manifest)
+        self._answer("create", manifest)
+        return len(self.secrets) == 1
+
+    async def delete(
+        self, kind: str, namespace: str, name: str, *, uid: str, grace_seconds: int | None = None
+    ) -> dict[str, Any] | None:
+        self._answer("delete", {"kind": kind, "metadata": {"name": name}})
+        return None
+
+    async def write_status(self, owner: Any, status: dict[str, Any]) -> dict[str, Any] | None:
+        answer = self._answer("status", {**owner, "status": status})
+        self.statuses.append(status)
+        return answer
+
+    async def record(self, event: Any) -> None:
+        self.events.append(event)
+
+
+def deployment(**spec: Any) -> dict[str, Any]:
+    return {
+        "apiVersion": "serving.m3.dev/v1alpha1",
+        "kind": "M3Deployment",
+        "metadata": {"name": "m3", "namespace": "ns", "uid": "uid-m3", "generation": 3, "resourceVersion": "1"},
+        "spec": {"model": {"name": "M", "source": {"tiny": {}}}, "parallelism": {"gpusPerNode": 0}, **spec},
+    }
+
+
+def router(**spec: Any) -> dict[str, Any]:
+    return {
+        "apiVersion": "serving.m3.dev/v1alpha1",
+        "kind": "M3Router",
+        "metadata": {"name": "m3", "namespace": "ns", "uid": "uid-r", "generation": 1, "resourceVersion": "1"},
+        "spec": {"deployments": [{"name": "m3"}], **spec},
+    }
+
+
+class World:
+    """A store, a writer and a reconciler over them."""
+
+    def __init__(self, *manifests: dict[str, Any], images: Images | None = None) -> None:
+        self.store, self.writer, self.clock = Store(), Remembering(), Clock()
+        self.woken: set[Key] = set()
+        for manifest in manifests:
+            self.store.put(manifest["kind"], manifest)
+        images = images or Images("worker.test/m3:1", "router.test/m3:1")
+        self.reconciler = Reconciler(self.writer, self.store, images, clock=self.clock, wake=self.woken.update)
+
+    async def cycle(self, key: Key) -> float | None:
+        return await self.reconciler.cycle(key)
+
+    def reason(self, condition: str = "Ready") -> str:
+        conditions = {found["type"]: found for found in self.writer.statuses[-1]["conditions"]}
+        return str(conditions[condition]["reason"])
+
+
+async def test_services_come_before_pods_and_the_status_comes_last() -> None:
+    world = World(deployment())
+    assert await world.cycle(M3) is None
+    assert world.writer.written == [
+        "make Service m3-workers",
+        "make Service m3-g0",
+        "make M3Router m3",
+        "create Pod m3-g0-r0",
+        "status M3Deployment m3",
+    ]
+    assert world.reason() == "GroupsNotReady"
+    assert ROUTER in world.woken
+
+
+async def test_a_second_cycle_of_an_unchanged_world_writes_nothing_however_late() -> None:
+    world = World(deployment())
+    await world.cycle(M3)
+    await world.cycle(ROUTER)
+    await world.cycle(M3)
+    before = list(world.writer.written)
+    world.clock.now += timedelta(days=3)
+    assert await world.cycle(M3) is None
+    world.reconciler = Reconciler(  # a restart
+        world.writer,
+        world.store,
+        Images("worker.test/m3:1", "router.test/m3:1"),
+        clock=world.clock,
+        wake=world.woken.update,
+    )
+    assert await world.cycle(M3) is None
+    assert world.writer.written == before
+
+
+async def test_an_object_that_is_being_deleted_is_left_to_the_garbage_collector() -> None:
+    leaving = deployment()
+    leaving["metadata"]["deletionTimestamp"] = "2026-11-21T12:00:00Z"
+    world = World(leaving)
+    assert await world.cycle(M3) is None
+    assert await world.cycle(Key("M3Deployment", "ns", "never-there")) is None
+    assert world.writer.written == []
+
+
+@pytest.mark.parametrize(
+    ("spec", "images", "reason"),
+    [
+        ({}, Images(None, None), "ImageMissing"),
+        ({"replicas": "many"}, None, "InvalidSpec"),
+        ({"router": {"name": "nowhere"}}, None, "RouterNotFound"),
+        ({"replicas": 0}, None, "ScaledToZero"),
+        ({"suspend": True}, None, "Suspended"),
+    ],
+)
+async def test_what_only_the_operator_can_know_is_a_condition(
+    spec: dict[str, Any], images: Images | None, reason: str
+) -> None:
+    world = World(deployment(**spec), images=images)
+    await world.cycle(M3)
+    assert world.reason() == reason
+
+
+async def test_a_missing_router_stops_no_worker() -> None:
+    world = World(deployment(router={"name": "nowhere"}))
+    await world.cycle(M3)
+    assert "create Pod m3-g0-r0" in world.writer.written
+
+
+@pytest.mark.parametrize(
+    ("failing", "failure", "reason"),
+    [
+        ("create Pod", RefusedError(422, "Pod is invalid: spec.x"), "TemplateRefused"),
+        (
+            "create Pod",
+            RefusedError(403, 'pods "x" is forbidden: violates PodSecurity "restricted"'),
+            "TemplateRefused",
+        ),
+        (
+            "create Pod",
+            RefusedError(403, 'pods is forbidden: User "u" cannot create resource "pods" in the namespace "ns"'),
+            "PermissionMissing",
+        ),
+        ("make Service m3-workers", NameTakenError("Service ns/m3-workers belongs to somebody else"), "NameTaken"),
+    ],
+)
+async def test_a_refusal_becomes_a_condition_with_the_words_and_is_tried_again_with_growing_pauses(
+    failing: str, failure: OperatorError, reason: str
+) -> None:
+    world = World(deployment())
+    world.writer.failures[failing] = failure
+    pauses = [await world.cycle(M3) for _ in range(8)]
+    assert world.reason() == reason
+    assert str(failure) in world.writer.statuses[-1]["conditions"][0]["message"]
+    expected = [1, 2, 4, 8, 16, 32, 60, 60]
+    for pause, about in zip(pauses, expected, strict=True):
+        assert pause == pytest.approx(about, rel=0.21)
+    assert len(world.writer.statuses) == 1, "the same refusal was written more than once"
+    world.writer.failures.clear()
+    assert await world.cycle(M3) is None
+
+
+async def test_an_api_server_that_does_not_answer_ends_the_cycle_without_a_word_in_the_status() -> None:
+    world = World(deployment())
+    world.writer.failures["create Pod"] = UnavailableError(503, "etcd is away")
+    assert await world.cycle(M3) == pytest.approx(1, rel=0.21)
+    assert world.writer.statuses == []
+    world.writer.failures.clear()
+    assert await world.cycle(M3) is None
+    assert world.reason() == "GroupsNotReady"
+
+
+async def test_a_failed_group_is_counted_and_its_failure_remembered_in_the_status() -> None:
+    world = World(deployment())
+    await world.cycle(M3)
+    ended = {
+        "phase": "Failed",
+        "containerStatuses": [
+            {"name": "worker", "state": {"terminated": {"exitCode": 1, "reason": "Error", "finishedAt": _text(NOW)}}}
+        ],
+    }
+    _change_pod(world, status=ended)
+    await world.cycle(M3)
+    assert "delete Pod m3-g0-r0" in world.writer.written
+    (group,) = world.writer.statuses[-1]["groups"]
+    assert group["restarts"] == 1
+    assert group["lastFailure"] == {
+        "reason": "m3-g0-r0 ended (container worker ended: Error, exit code 1)",
+        "time": "2026-11-21T12:00:00Z",
+    }
+    assert ("DeletedPods", "Warning") in {(event["reason"], event["type"]) for event in world.writer.events}
+
+
+async def test_the_key_is_offered_before_the_routers_start_and_then_left_alone() -> None:
+    world = World(deployment(), router())
+    await world.cycle(ROUTER)
+    written = world.writer.written
+    assert written.index("create Secret m3-keys") < written.index("make Deployment m3-router")
+    await world.cycle(ROUTER)
+    assert len(world.writer.secrets) == 1
+    world.clock.now += timedelta(minutes=2)  # no router runs yet: somebody may have deleted the Secret
+    await world.cycle(ROUTER)
+    assert len(world.writer.secrets) == 2
+    _change(world, "Deployment", "m3-router", status={"availableReplicas": 1})
+    world.clock.now += timedelta(days=1)
+    await world.cycle(ROUTER)
+    assert len(world.writer.secrets) == 2
+    keys = {secret["data"]["api-key"] for secret in world.writer.secrets}
+    assert len(keys) == 2, "an offered key is used once"
+    told = str(world.writer.events) + str(world.writer.statuses)
+    assert not any(key in told for key in keys)
+
+
+async def test_a_router_of_the_users_own_keys_gets_no_generated_one() -> None:
+    world = World(deployment(), router(auth={"secretName": "our-keys"}))
+    await world.cycle(ROUTER)
+    assert world.writer.secrets == []
+    assert world.writer.statuses[-1]["keysSecret"] == "our-keys"
+
+
+async def test_a_router_serves_the_deployments_that_are_there_and_names_the_one_that_is_not() -> None:
+    world = World(deployment(), router(deployments=[{"name": "m3"}, {"name": "ghost"}]))
+    await world.cycle(ROUTER)
+    assert "make Deployment m3-router" in world.writer.written
+    assert world.reason() == "DeploymentNotFound"
+    assert "ghost" in world.writer.statuses[-1]["conditions"][0]["message"]
+
+
+async def test_the_own_router_goes_when_another_one_is_named() -> None:
+    own = router()
+    own["metadata"]["ownerReferences"] = [{"uid": "uid-m3", "controller": True}]
+    front = router()
+    front["metadata"] |= {"name": "front", "uid": "uid-front"}
+    world = World(deployment(router={"name": "front"}), own, front)
+    await world.cycle(M3)
+    assert "delete M3Router m3" in world.writer.written
+
+
+async def test_a_router_of_the_same_name_that_somebody_else_made_is_not_taken_over() -> None:
+    world = World(deployment(), router(deployments=[{"name": "other"}]))
+    await world.cycle(M3)
+    assert world.reason() == "NameTaken"
+    assert not any("M3Router" in written for written in world.writer.written)
+
+
+async def test_an_event_that_cannot_be_written_stops_nothing() -> None:
+    world = World(deployment())
+
+    async def record(event: Any) -> None:
+        raise UnavailableError(503, "no")
+
+    world.writer.record = record  # type: ignore[method-assign]
+    assert await world.cycle(M3) is None
+    assert world.reason() == "GroupsNotReady"
+
+
+def _change(world: World, kind: str, name: str, **changes: Any) -> None:
+    """An update by somebody else, as the watch would tell it."""
+    snapshot = world.store.router_snapshot(ROUTER)
+    assert snapshot is not None
+    found = dict(snapshot.children[kind, name])
+    world.writer.version += 1
+    metadata = {**found["metadata"], "resourceVersion": str(world.writer.version)}
+    world.store.put(kind, {**found, "metadata": metadata, **changes})
+
+
+def _change_pod(world: World, **changes: Any) -> None:
+    world.writer.version += 1
+    labels = {"serving.m3.dev/deployment": "m3", "serving.m3.dev/group": "0", "serving.m3.dev/rank": "0"}
+    snapshot = world.store.deployment_snapshot(M3)
+    assert snapshot is not None
+    (pod,) = snapshot.pods
+    metadata = {
+        "name": pod.name,
+        "namespace": "ns",
+        "uid": pod.uid,
+        "resourceVersion": str(world.writer.version),
+        "labels": {**labels, "serving.m3.dev/revision": pod.revision},
+        "ownerReferences": [{"uid": "uid-m3", "controller": True}],
+    }
+    world.store.put("Pod", {"metadata": metadata, "spec": {"nodeName": "n"}, **changes})
+
+
+def _text(time: datetime) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ")
