@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Final, NoReturn
+from typing import Any, Final, NoReturn, cast
 
 import kopf
 from kubernetes import client as kubernetes_client
@@ -110,6 +110,8 @@ async def run(options: Options) -> None:
                 settings=build_settings(),
                 namespaces=[options.namespace] if options.namespace else [],
                 clusterwide=options.namespace is None,
+                # kopf would ask the system for its user's name, and a container's user often has none.
+                identity=cast(Any, "m3-operator"),
                 liveness_endpoint=f"http://{options.health_host}:{options.health_port}/healthz",
             )
             for task in ours:
