@@ -4,8 +4,10 @@ A test that asks for `control_plane` is marked `cluster`, one that asks for `rea
 each kind runs in one xdist worker (`--dist loadgroup`), so that one cluster of a kind runs at a time.
 """
 
+import os
 import secrets
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -32,6 +34,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(pytest.mark.timeout(300, func_only=True))
 
 
+def keep_logs(cluster: Cluster, kind: str) -> None:
+    """Copies the logs of all processes and containers below `$M3_TEST_CLUSTER_LOGS`, where that is set."""
+    if target := os.environ.get("M3_TEST_CLUSTER_LOGS"):
+        cluster.copy_logs(Path(target) / kind / cluster.directory.name)
+
+
 @pytest.fixture(scope="session")
 def visible_report(pytestconfig: pytest.Config) -> Callable[[str], None]:
     """Progress lines that pytest's capture does not swallow: a first build takes minutes."""
@@ -49,6 +57,7 @@ def control_plane(visible_report: Callable[[str], None]) -> Iterator[Cluster]:
     """A real API server, scheduler and controller manager; add simulated GPU nodes with `fake_gpu_nodes`."""
     with run_control_plane(visible_report) as cluster:
         yield cluster
+        keep_logs(cluster, "control_plane")
 
 
 @pytest.fixture(scope="session")
@@ -58,6 +67,7 @@ def real_cluster(visible_report: Callable[[str], None]) -> Iterator[RealCluster]
         pytest.skip(f"no real nodes on this machine: {reason}")
     with run_real_cluster(visible_report) as cluster:
         yield cluster
+        keep_logs(cluster, "real_cluster")
 
 
 @pytest.fixture(scope="session")

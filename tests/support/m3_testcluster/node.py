@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from m3_testcluster.build import Binaries
+from m3_testcluster.cgroups import make_cgroup
 from m3_testcluster.image_set import PAUSE_IMAGE
 from m3_testcluster.network import Network
 from m3_testcluster.process import Daemon, StartError, await_ready
 from m3_testcluster.runtime import Runtime
-from m3_testcluster.teardown import CGROUPS
 
 # Directories outside of their own that kubelet, containerd and the CNI plugins write to.
 PRIVATE_DIRECTORIES = ("/run/containerd", "/var/lib/kubelet", "/var/lib/cni", "/opt/containerd")
@@ -149,22 +149,6 @@ def start_proxy(node: Node, kubeconfig: Path, stack: ExitStack) -> Daemon:
     return _run(node, stack, "kube-proxy", [node.binaries["kube-proxy"], f"--config={configuration}"])
 
 
-def make_cgroup(name: str) -> None:
-    """Makes a control group of every controller, of version 1 or 2, that can hold the pods of a node."""
-    if (CGROUPS / "cgroup.controllers").exists():
-        for group in (CGROUPS, CGROUPS / name):
-            group.mkdir(exist_ok=True)
-            controllers = (group / "cgroup.controllers").read_text().split()
-            (group / "cgroup.subtree_control").write_text(" ".join(f"+{controller}" for controller in controllers))
-        return
-    for hierarchy in (path for path in CGROUPS.iterdir() if path.is_dir() and not path.is_symlink()):
-        (hierarchy / name).mkdir(exist_ok=True)
-        for setting in ("cpuset.cpus", "cpuset.mems"):
-            # A new cpuset is empty, and no process can enter it before it has CPUs and memory nodes.
-            if (inherited := hierarchy / setting).exists():
-                (hierarchy / name / setting).write_text(inherited.read_text())
-
-
 def _run(node: Node, stack: ExitStack, name: str, command: Sequence[str]) -> Daemon:
     log = node.logs / f"{node.name}-{name}.log"
     daemon = Daemon(f"{name} of {node.name}", command, log, netns=node.namespace, environment=node.runtime.environment)
@@ -231,7 +215,7 @@ def _kubelet_configuration(node: Node) -> dict[str, Any]:
         "imageGCHighThresholdPercent": 100,
         "localStorageCapacityIsolation": True,
         "makeIPTablesUtilChains": False,
-        "podLogsDir": str(node.directory / "pod-logs"),
+        "podLogsDir": str(node.logs / f"{node.name}-pods"),
         "resolvConf": "",
         "volumePluginDir": str(node.directory / "volume-plugins"),
     }

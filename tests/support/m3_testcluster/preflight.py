@@ -10,13 +10,11 @@ import subprocess
 import tempfile
 from pathlib import Path
 
+from m3_testcluster.cgroups import find_cgroups, make_cgroup, remove_cgroup
 from m3_testcluster.progress import Report, to_stderr
 from m3_testcluster.runtime import Runtime, RuntimeUnavailableError, ensure_runtime
-from m3_testcluster.teardown import CGROUPS
 
 COMMANDS = ("ip", "ldd", "mount", "nsenter", "setpriv", "unshare")
-# What cgroup version 1 must offer, each as a hierarchy of its own or together with others.
-CGROUP_V1_CONTROLLERS = ("cpu", "cpuacct", "cpuset", "devices", "freezer", "memory", "pids")
 # Socket addresses in the file system are limited to 108 bytes.
 LONGEST_TEMPORARY_DIRECTORY = 60
 
@@ -45,17 +43,14 @@ def preflight(report: Report = to_stderr) -> str | None:
 
 
 def _missing_cgroups() -> str | None:
-    probe = f"m3t-preflight-{os.getpid()}"
-    if (CGROUPS / "cgroup.controllers").exists():
-        hierarchies = [CGROUPS]
-    else:
-        hierarchies = [CGROUPS / controller for controller in CGROUP_V1_CONTROLLERS]
-    for hierarchy in hierarchies:
-        try:
-            (hierarchy / probe).mkdir()
-            (hierarchy / probe).rmdir()
-        except OSError as error:
-            return f"control groups cannot be made in {hierarchy}: {error.strerror}"
+    name = f"m3t-preflight-{os.getpid()}"
+    try:
+        make_cgroup(name)
+    except OSError as error:
+        return f"control groups cannot be made: {error}"
+    finally:
+        for group in find_cgroups(name):
+            remove_cgroup(group)
     return None
 
 

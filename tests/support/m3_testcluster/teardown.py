@@ -19,10 +19,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TextIO
 
+from m3_testcluster.cgroups import find_cgroups, processes_of, remove_cgroup
 from m3_testcluster.network import FIRST_SUBNET, SUBNETS, is_subnet_free
 
 REGISTER = Path("/run/m3serve-test-clusters")
-CGROUPS = Path("/sys/fs/cgroup")
 NAMESPACES = Path("/run/netns")
 
 
@@ -48,9 +48,8 @@ class Claim:
         return sorted(NAMESPACES.glob(f"{self.prefix}-*"))
 
     def cgroups(self) -> list[Path]:
-        """The control groups that exist, children first; of version 1 (one tree a controller) and 2."""
-        roots = [*CGROUPS.glob(f"*/{self.prefix}-*"), *CGROUPS.glob(f"{self.prefix}-*")]
-        return [Path(found) for root in roots for found, _, _ in os.walk(root, topdown=False)]
+        """The control groups that exist, children first."""
+        return find_cgroups(f"{self.prefix}-*")
 
 
 @contextmanager
@@ -73,11 +72,10 @@ def claim(directory: Path) -> Iterator[Claim]:
         try:
             yield mine
         finally:
-            try:
-                remove(mine)
-            finally:
-                watchdog.kill()
-                watchdog.communicate()
+            # Where this is interrupted the watchdog lives on, and does it when this process ends.
+            remove(mine)
+            watchdog.kill()
+            watchdog.communicate()
 
 
 def reap() -> None:
@@ -113,7 +111,7 @@ def remove(mine: Claim, timeout_seconds: float = 20) -> None:
     subprocess.run(["ip", "link", "delete", f"{mine.prefix}-h"], capture_output=True, check=False)
     for namespace in mine.namespaces():
         subprocess.run(["ip", "netns", "delete", namespace.name], check=True)
-    while left := [group for group in mine.cgroups() if not _remove_cgroup(group)]:
+    while left := [group for group in mine.cgroups() if not remove_cgroup(group)]:
         if time.monotonic() > deadline:
             raise NotRemovedError(f"control groups of test cluster {mine.prefix} are busy: {left[0]}")
         time.sleep(0.05)
@@ -145,11 +143,8 @@ def _processes(mine: Claim) -> set[int]:
     inodes = {path.stat().st_ino for path in mine.namespaces()}
     pids = {pid for pid in _all_pids() if _network_namespace(pid) in inodes}
     for group in mine.cgroups():
-        try:
-            pids |= {int(line) for line in (group / "cgroup.procs").read_text().split()}
-        except OSError:
-            continue  # gone meanwhile, or a threaded group, whose parent lists its processes
-    return pids - {0}
+        pids |= processes_of(group)
+    return pids
 
 
 def _all_pids() -> list[int]:
@@ -167,17 +162,6 @@ def _network_namespace(pid: int) -> int | None:
 def _kill(pid: int) -> None:
     with suppress(ProcessLookupError):
         os.kill(pid, signal.SIGKILL)
-
-
-def _remove_cgroup(group: Path) -> bool:
-    """Whether the group is gone now."""
-    try:
-        group.rmdir()
-    except FileNotFoundError:
-        return True
-    except OSError:
-        return False
-    return True
 
 
 if __name__ == "__main__":
