@@ -58,6 +58,7 @@ def main() -> NoReturn:
     logging.basicConfig(level=options.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s %(message)s")
     # kopf tells of every event of every object; what matters of them our own log says.
     logging.getLogger("kopf").setLevel(logging.WARNING)
+    logging.getLogger("aiohttp.access").setLevel(logging.WARNING)  # a line for each probe of the kubelet
     try:
         asyncio.run(run(options))
     except* OperatorError as group:

@@ -186,7 +186,7 @@ def _tiny_container(deployment: M3Deployment, image: str) -> dict[str, Any]:
         "name": "tiny",
         "image": image,
         "imagePullPolicy": deployment.spec.engine.image_pull_policy,
-        "command": ["python", "-m", "m3_worker.tiny"],
+        "command": ["python3", "-m", "m3_worker.tiny"],
         "args": tiny_settings(deployment, Path(MODEL_DIRECTORY)).arguments(),
         "env": [pod.HOME, *(_env(variable) for variable in deployment.spec.engine.env)],
         "securityContext": pod.CONTAINER_SECURITY,
