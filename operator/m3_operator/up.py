@@ -147,5 +147,5 @@ def _stop_signal(supervisor: Supervisor, display: Display) -> Iterator[asyncio.E
 def _documents(file: Path | None) -> Documents:
     if file is not None:
         return read_documents(file)
-    example = resources.files("m3_operator") / "examples" / EXAMPLE
+    example = resources.files("m3_operator.examples") / EXAMPLE
     return parse_documents(example.read_text(encoding="utf-8"), source=EXAMPLE)

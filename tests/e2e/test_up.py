@@ -19,7 +19,7 @@ import httpx
 import pytest
 
 M3 = Path(sys.executable).parent / "m3"
-EXAMPLES = Path(str(files("m3_operator"))) / "examples"
+EXAMPLES = Path(str(files("m3_operator.examples")))
 PATIENCE_SECONDS = 60
 
 ONE_WORKER = """
@@ -94,7 +94,7 @@ def running(file: Path, port: int, state: Path) -> Iterator[Running]:
 
 
 def m3_up(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([M3, "up", *arguments], capture_output=True, text=True, timeout=120, check=False)
+    return subprocess.run([M3, "up", *arguments], capture_output=True, text=True, timeout=240, check=False)
 
 
 def children_of(state: Path) -> dict[int, str]:

@@ -1,5 +1,6 @@
 """What `m3 up` decides to run, from resources and a description of the machine."""
 
+from importlib.resources import files
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,10 @@ SITE = Site(
     python="/venv/bin/python",
     scripts=Path("/venv/bin"),
 )
+
+
+EXAMPLES = sorted(Path(str(files("m3_operator.examples"))).glob("*.yaml"))
+EXAMPLES_README = Path(__file__).parents[2] / "manifests" / "examples" / "README.md"
 
 
 def deployment(name: str, spec: str = "", *, model: str = "M", source: str = "tiny: {seed: 1}", gpus: int = 0) -> str:
@@ -200,6 +205,14 @@ def test_what_is_done_differently_here_is_told() -> None:
         "M3Router shared: there is no Secret vault here; it takes a key made by `m3 up`",
         "M3Router shared: runs once here, not 3 times",
     )
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.name)
+def test_every_packaged_example_runs_here_and_is_listed_among_the_manifests(example: Path) -> None:
+    found = planned(example.read_text())
+
+    assert of_kind(found, Kind.WORKER)
+    assert f"(../../operator/m3_operator/examples/{example.name})" in EXAMPLES_README.read_text()
 
 
 def test_every_worker_and_every_admin_port_is_counted() -> None:
