@@ -132,7 +132,7 @@ OPERATIONS = st.lists(
 
 
 @given(OPERATIONS, st.integers(0, 4))
-def test_bounds_hold_and_every_ticket_ends_exactly_once(
+def test_bounds_hold_and_every_ticket_ends_exactly_once(  # noqa: C901 - one branch for each operation
     operations: list[tuple[str, int, float]], queue_requests: int
 ) -> None:
     lanes = lanes_of(queue=queue_requests, wait=10)
@@ -162,8 +162,8 @@ def test_bounds_hold_and_every_ticket_ends_exactly_once(
         else:
             try:
                 ticket = lanes.offer(name, amount, now)
-            except QueueFullError as full:
-                assert 1 <= full.retry_after_seconds <= MAX_RETRY_AFTER_SECONDS
+            except QueueFullError:
+                assert lanes.waiting(name) == queue_requests
             else:
                 (held if ticket.state == "admitted" else waiting).append(ticket)
         lanes.check()

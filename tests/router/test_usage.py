@@ -1,5 +1,6 @@
 """Reading usage out of answers, and the one event that is taken out of a stream."""
 
+import itertools
 import json
 
 import pytest
@@ -41,7 +42,7 @@ def test_wherever_a_stream_is_cut_the_usage_event_alone_is_missing(cut: int) -> 
 @given(st.lists(st.integers(0, len(STREAM)), max_size=12))
 def test_cut_into_any_pieces_the_bytes_are_the_same(cuts: list[int]) -> None:
     edges = [0, *sorted(cuts), len(STREAM)]
-    pieces = [STREAM[a:b] for a, b in zip(edges, edges[1:], strict=False)]
+    pieces = [STREAM[a:b] for a, b in itertools.pairwise(edges)]
     assert relay(pieces, added=True)[0] == CLIENT
     assert relay(pieces, added=False)[0] == STREAM
 

@@ -129,9 +129,6 @@ class ClientConnection(asyncio.Protocol):
             self._head_bytes += len(data)
         try:
             self._parser.feed_data(data)
-        except httptools.HttpParserUpgrade:
-            self._stop_reading(malformed("Upgrading the connection is not supported; send plain HTTP/1.1."))
-            return
         except httptools.HttpParserCallbackError as error:
             refusal = error.__context__
             if not isinstance(refusal, Refusal):
@@ -185,6 +182,8 @@ class ClientConnection(asyncio.Protocol):
             _check_old_version(version, known)
         elif b"host" not in known:
             raise malformed("The Host header is missing.")
+        if parser.should_upgrade():  # the parser stops here, and would take what follows for no body of this request
+            raise malformed("Upgrading the connection is not supported; send plain HTTP/1.1 without Upgrade.")
         if b"transfer-encoding" in known and known[b"transfer-encoding"].lower() != b"chunked":
             raise malformed("The only Transfer-Encoding that is supported is chunked.")
         if not target.startswith(b"/"):
