@@ -205,6 +205,8 @@ class Reconciler:
         left = await self._writer.delete("Pod", namespace, name, uid=uid, grace_seconds=action.grace_seconds)
         if left is not None:
             self._store.put("Pod", left)
+        else:
+            self._store.remove("Pod", {"metadata": {"namespace": namespace, "name": name, "uid": uid}})
 
     async def _offer_keys(self, decision: RouterDecision, happenings: list[Happening]) -> Problem | None:
         """Create the Secret with a random key, unless there is one. Not more often than once a minute."""

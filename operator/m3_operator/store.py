@@ -8,6 +8,7 @@ many of them.
 `put`, `remove` and `replace` answer with the owners whose snapshot changed: those are worth another look.
 """
 
+from collections import OrderedDict
 from collections.abc import Iterable
 from typing import Any
 
@@ -26,6 +27,7 @@ from m3_operator.observed import (
 from m3_operator.resources import OWN_KINDS, WATCHED_KINDS
 
 _Identity = tuple[str, str, str]  # kind, namespace, name
+_BURIED = 10_000  # more than are deleted between an event and a late answer
 
 
 class Store:
@@ -37,6 +39,7 @@ class Store:
         self._versions: dict[_Identity, tuple[str, int]] = {}  # uid, resource version
         self._children: dict[Key, set[_Identity]] = {}  # by the owner that their labels name
         self._served_by: dict[tuple[str, str], set[str]] = {}  # (namespace, deployment) -> routers that list it
+        self._buried: OrderedDict[str, None] = OrderedDict()  # uids of the last that were forgotten
 
     def __repr__(self) -> str:
         return f"Store({len(self._objects)} objects, {len(self._pods)} pods)"
@@ -54,9 +57,14 @@ class Store:
         return _identity(manifest["kind"], manifest) in self._versions
 
     def put(self, kind: str, manifest: Manifest) -> set[Key]:
-        """Remember an object as it is now."""
+        """Remember an object as it is now, unless it was forgotten: a late word of it would make it a ghost.
+
+        (The answer to our own DELETE describes the object, and often comes after the event that it is gone.)
+        """
         identity = _identity(kind, manifest)
         version = (uid(manifest), resource_version(manifest))
+        if version[0] in self._buried:
+            return set()
         known = self._versions.get(identity)
         if known is not None and known[0] == version[0] and known[1] >= version[1]:
             return set()
@@ -146,7 +154,10 @@ class Store:
         return {owner}
 
     def _forget(self, identity: _Identity) -> set[Key]:
-        del self._versions[identity]
+        dead, _ = self._versions.pop(identity)
+        self._buried[dead] = None
+        if len(self._buried) > _BURIED:
+            self._buried.popitem(last=False)
         pod = self._pods.pop(identity, None)
         if pod is not None:
             return self._disown(Key(names.DEPLOYMENT_KIND, identity[1], pod.deployment), identity)

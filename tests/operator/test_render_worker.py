@@ -119,7 +119,7 @@ def test_flags_of_the_user_come_last() -> None:
 def test_a_tiny_model_is_written_by_an_init_container_and_mounted_read_only() -> None:
     (pod,) = pods(deployment("tiny"))
     (init,) = pod["spec"]["initContainers"]
-    assert init["command"] == ["python", "-m", "m3_worker.tiny"]
+    assert init["command"] == ["python3", "-m", "m3_worker.tiny"]
     assert TinySettings.parse_arguments(init["args"]) == TinySettings(directory=Path("/model"), seed=3)
     mounts = {mount["name"]: mount for mount in pod["spec"]["containers"][0]["volumeMounts"]}
     assert mounts["model"] == {"name": "model", "mountPath": "/model", "readOnly": True}

@@ -76,6 +76,16 @@ def test_a_late_deletion_does_not_take_the_namesake_that_came_after() -> None:
     assert store.remove("Pod", worker(9, uid="new")) == {M3}
 
 
+def test_the_late_answer_to_a_deletion_does_not_bring_a_pod_back() -> None:
+    store = Store()
+    store.put(M3.kind, deployment())
+    store.put("Pod", worker())
+    assert store.remove("Pod", worker(version=2)) == {M3}
+    assert store.put("Pod", worker(version=2)) == set()
+    assert store.deployment_snapshot(M3).pods == ()  # type: ignore[union-attr]
+    assert store.put("Pod", worker(version=3, uid="pod-2")) == {M3}
+
+
 def test_children_of_an_earlier_owner_are_not_ours_and_stand_in_the_way() -> None:
     store = Store()
     store.put("M3Deployment", deployment())
@@ -142,14 +152,15 @@ def test_a_full_list_of_what_is_known_wakes_nobody() -> None:
         assert store.replace(kind, [found], store.identities(kind)) == set()
 
 
-def test_after_everything_is_deleted_nothing_is_kept() -> None:
+def test_after_everything_is_deleted_nothing_is_kept_but_a_bounded_number_of_uids() -> None:
     store = Store()
     everything = [deployment(), router("m3"), worker(), service()]
     for found in everything:
         store.put(found["kind"], found)
     for found in everything:
         store.remove(found["kind"], found)
-    assert all(not kept for kept in vars(store).values())
+    assert all(not kept for name, kept in vars(store).items() if name != "_buried")
+    assert len(vars(store)["_buried"]) == len(everything)
 
 
 def test_managed_fields_are_not_kept() -> None:
