@@ -51,9 +51,9 @@ def partial_rope(x: Tensor, angles: RotaryAngles) -> Tensor:
     """
     half = angles.cos.shape[-1]
     cos, sin = angles.cos[:, None], angles.sin[:, None]
-    first, second, rest = x[..., :half].float(), x[..., half : 2 * half].float(), x[..., 2 * half :]
-    rotated = torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
-    return torch.cat((rotated.to(x.dtype), rest), dim=-1)
+    wide = x.float()
+    first, second, rest = wide[..., :half], wide[..., half : 2 * half], wide[..., 2 * half :]
+    return torch.cat((first * cos - second * sin, second * cos + first * sin, rest), dim=-1).to(x.dtype)
 
 
 def qk_norm_rope_insert(
@@ -197,18 +197,16 @@ def grouped_experts(
     T, A = experts.shape
     order = experts.flatten().argsort(stable=True)  # (token, choice) pairs, sorted by expert
     counts = torch.bincount(experts.flatten(), minlength=gate_up.shape[0]).tolist()
-    sorted_x = x[order // A]
-    sorted_out = torch.empty_like(sorted_x)
-    start = 0
-    for expert, count in enumerate(counts):
-        if count:
-            rows = slice(start, start + count)
-            hidden = swiglu_clamped(sorted_x[rows] @ gate_up[expert].T, alpha, limit)
-            sorted_out[rows] = hidden @ down[expert].T
-            start += count
-    out = torch.empty_like(sorted_out)
-    out[order] = sorted_out
+    hidden = swiglu_clamped(_matmul_by_expert(x[order // A], gate_up, counts), alpha, limit)
+    out = torch.empty((T * A, x.shape[1]), dtype=x.dtype, device=x.device)
+    out[order] = _matmul_by_expert(hidden, down, counts)
     return (out.view(T, A, -1).float() * weights[..., None]).sum(1).to(x.dtype)
+
+
+def _matmul_by_expert(x: Tensor, weights: Tensor, counts: list[int]) -> Tensor:
+    """Rows of x, sorted by expert, each times its expert's weights: x [sum(counts), N], weights [E, M, N]."""
+    parts = torch.split(x, counts)
+    return torch.cat([part @ weights[expert].T for expert, part in enumerate(parts) if counts[expert]])
 
 
 def _attend(q: Tensor, pages: LayerPages, heads: Tensor, visible: Tensor) -> Tensor:
