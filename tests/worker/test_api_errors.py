@@ -9,7 +9,8 @@ import httpx
 import openai
 import pytest
 
-from m3_fakes.worker import FakeWorker, fake_model, running_worker
+from m3_fakes.http import wait_until
+from m3_fakes.worker import FakeWorker, running_worker
 
 COMPLETIONS = "/v1/completions"
 CHAT = "/v1/chat/completions"
@@ -199,7 +200,7 @@ def test_bytes_that_are_no_http_end_the_connection_only(worker: FakeWorker, conn
 
 def test_a_full_queue_is_429_with_retry_after() -> None:
     with (
-        running_worker(make_model=lambda: fake_model(max_concurrent=1, max_waiting=0)) as worker,
+        running_worker(max_concurrent=1, max_waiting=0) as worker,
         httpx.Client(base_url=worker.url, timeout=30) as client,
     ):
         worker.hold_steps()
@@ -212,6 +213,7 @@ def test_a_full_queue_is_429_with_retry_after() -> None:
                     model="fake", prompt="x"
                 )
             worker.reset()
+        wait_until(lambda: worker.engine.in_flight_count == 0)
         assert client.post(COMPLETIONS, json=completion()).status_code == 200
 
 

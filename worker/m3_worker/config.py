@@ -114,7 +114,9 @@ class WorkerSettings(CommandLineSettings):
     )
     max_body_bytes: int = Field(64 * 2**20, ge=1024, le=2**31, description="largest request body; more gets 413")
     drain_seconds: float = Field(30.0, ge=0, le=86400, description="time that running requests get after SIGTERM")
-    threads: int | None = Field(None, ge=1, le=1024, description="CPU threads of torch (default: torch's choice)")
+    threads: int | None = Field(
+        None, ge=1, le=1024, description="CPU threads of torch (default: one for a tiny model, else torch's choice)"
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least severe line logged")
 
     @field_validator("model")

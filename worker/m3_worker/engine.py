@@ -109,11 +109,14 @@ class Engine:
         self._loop = loop
         self._thread.start()
 
-    def stop(self, timeout_seconds: float = 5.0) -> None:
-        """End the thread after the step it is in; whatever is unfinished fails."""
-        self._commands.put(_Stop())
-        self._thread.join(timeout_seconds)
+    def stop(self) -> None:
+        """Fail whatever is unfinished, and end the thread after the step it is in."""
         self._fail_streams("the engine was stopped")
+        self._commands.put(_Stop())
+
+    def join(self, timeout_seconds: float = 5.0) -> None:
+        """Wait for the thread to end; it may be in a long step. Not to be called on the event loop while it serves."""
+        self._thread.join(timeout_seconds)
 
     @property
     def in_flight_count(self) -> int:

@@ -28,6 +28,8 @@ from m3_worker.tokenizer import Tokenizer
 log = logging.getLogger(__name__)
 
 _CPU_WARM_UP_TOKENS = 8
+_TINY_BYTES = 64 * 2**20
+"""Below this, waking a second thread costs more than it computes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +51,6 @@ def load_served_model(settings: WorkerSettings, progress: Callable[[int, int], N
     Raises CheckpointError or CacheSizeError, each with one line to show.
     """
     directory = settings.model
-    if settings.threads is not None:
-        torch.set_num_threads(settings.threads)
     if not directory.is_dir():
         raise CheckpointError(f"{directory}: no such directory; --model must be a checkpoint directory")
     config = ModelConfig.load(directory)
@@ -58,6 +58,9 @@ def load_served_model(settings: WorkerSettings, progress: Callable[[int, int], N
     template = ChatTemplate.load(directory)
     defaults = GenerationDefaults.load(directory)
     place = _place(settings, config)
+    threads = _threads(settings, sum(path.stat().st_size for path in directory.glob("*.safetensors")))
+    if threads is not None:
+        torch.set_num_threads(threads)
     bytes_per_token = PagedCache.bytes_per_token(config, place.dtype)
     if place.free_bytes is None:  # what does not depend on the weights is refused before they are read
         choose_cache_size(settings, config, bytes_per_token, None)
@@ -99,6 +102,13 @@ def _place(settings: WorkerSettings, config: ModelConfig) -> _Place:
     device = torch.device("cuda" if settings.device == "cuda" or (settings.device == "auto" and has_cuda) else "cpu")
     dtype: torch.dtype = getattr(torch, config.dtype if settings.dtype == "auto" else settings.dtype)
     return _Place(device, dtype)
+
+
+def _threads(settings: WorkerSettings, weight_bytes: int) -> int | None:
+    """CPU threads of torch: what is asked for, else one for a tiny model, else torch's choice (None)."""
+    if settings.threads is None and weight_bytes < _TINY_BYTES:
+        return 1
+    return settings.threads
 
 
 def _warm_up_tokens(settings: WorkerSettings, place: _Place, cache_tokens: int) -> int:

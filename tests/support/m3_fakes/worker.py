@@ -5,7 +5,7 @@ Its tokens are the 256 bytes, then an end of turn and the two thinking tags. It 
 
 import asyncio
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -25,6 +25,7 @@ from m3_worker.tokenizer import Tokenizer, byte_characters
 
 PAGE_TOKENS = 4
 CONTEXT_TOKENS = 256
+MAX_BODY_BYTES = 65536
 END_OF_TURN = 256
 OPENING = 257
 CLOSING = 258
@@ -53,7 +54,7 @@ class FakeWorker:
     state: WorkerState
     model: ServedModel
     runner: FakeRunner
-    port: int = 0
+    port: int
     gates: list[threading.Semaphore] = field(default_factory=list)
 
     @property
@@ -100,34 +101,38 @@ def fake_model(
 
 
 @contextmanager
-def running_worker(
-    *,
-    max_body_bytes: int = 65536,
-    is_loaded: bool = True,
-    make_model: Callable[[], tuple[ServedModel, FakeRunner]] = fake_model,
-) -> Iterator[FakeWorker]:
-    """Serve until the block is left."""
-    model, runner = make_model()
-    state = WorkerState(max_body_bytes, model if is_loaded else None)
-    worker = FakeWorker(state, model, runner)
-    started: Future[tuple[asyncio.AbstractEventLoop, EmbeddedServer]] = Future()
+def running_worker(*, is_loaded: bool = True, max_concurrent: int = 8, max_waiting: int = 8) -> Iterator[FakeWorker]:
+    """Serve until the block is left. If it is not loaded yet, its health check says so."""
+    model, runner = fake_model(max_concurrent=max_concurrent, max_waiting=max_waiting)
+    state = WorkerState(MAX_BODY_BYTES, model if is_loaded else None)
+    with serving(state, model.engine) as port:
+        worker = FakeWorker(state, model, runner, port)
+        try:
+            yield worker
+        finally:
+            worker.reset()
+
+
+@contextmanager
+def serving(state: WorkerState, engine: Engine) -> Iterator[int]:
+    """The real server on a thread of its own, until the block is left: gives its port."""
+    started: Future[tuple[asyncio.AbstractEventLoop, EmbeddedServer, int]] = Future()
 
     async def serve() -> None:
         listener = listen("127.0.0.1", 0)
-        worker.port = listener.getsockname()[1]
         loop = asyncio.get_running_loop()
-        model.engine.start(loop)
+        engine.start(loop)
         server = EmbeddedServer(build_app(state))
-        started.set_result((loop, server))
+        started.set_result((loop, server, listener.getsockname()[1]))
         await server.serve([listener])
-        model.engine.stop()
+        engine.stop()
+        engine.join()
 
     thread = threading.Thread(target=asyncio.run, args=(serve(),), name="fake-worker")
     thread.start()
-    loop, server = started.result(10)
+    loop, server, port = started.result(10)
     try:
-        yield worker
+        yield port
     finally:
-        worker.reset()
         loop.call_soon_threadsafe(server.request_exit)
         thread.join(15)
