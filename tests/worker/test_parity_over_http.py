@@ -1,8 +1,8 @@
 """Greedy tokens over HTTP are those of two independent implementations, on the same random checkpoints.
 
 Requests of different lengths run at once, prompts are fed in odd chunks, the cache is too small for all of them, and
-every configuration goes beyond block x top-k, where attention is sparse. The engine, its API and its server are the real
-ones; only the process is the test's.
+every configuration goes beyond block x top-k, where attention is sparse. The engine, its API and its server are real;
+only the process is the test's.
 """
 
 from collections.abc import Iterator

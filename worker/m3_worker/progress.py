@@ -27,9 +27,9 @@ class LoadReport(Protocol):
     ) -> None: ...
 
 
-def load_report(console: Console, title: str) -> LoadReport:
+def load_report(console: Console, title: str, clock: Callable[[], float] = time.monotonic) -> LoadReport:
     """The form that suits where `console` writes to."""
-    return _Bar(console, title) if console.is_terminal else _Lines(title)
+    return _Bar(console, title) if console.is_terminal else _Lines(title, clock)
 
 
 class _Bar:
@@ -54,7 +54,7 @@ class _Bar:
 class _Lines:
     """A line at most every LINE_SECONDS, so that a load of an hour is told of and one of a second is not."""
 
-    def __init__(self, title: str, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, title: str, clock: Callable[[], float]) -> None:
         self._title = title
         self._clock = clock
         self._last_line = clock()

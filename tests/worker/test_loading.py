@@ -1,0 +1,69 @@
+"""Loading: what a checkpoint and the settings make together, and what is refused before a weight is read."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from m3_worker.cache_size import CacheSizeError
+from m3_worker.config import TinySettings, WorkerSettings
+from m3_worker.loading import load_served_model
+from m3_worker.model_config import CheckpointError
+from m3_worker.serving import ServedModel
+from m3_worker.tiny import write_checkpoint
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory: Path = tmp_path_factory.mktemp("models") / "tiny-m3"
+    write_checkpoint(TinySettings(directory=directory, layers=2, experts=4, context=512))
+    return directory
+
+
+def load(directory: Path, **settings: Any) -> tuple[ServedModel, list[tuple[int, int]]]:
+    told: list[tuple[int, int]] = []
+    model = load_served_model(
+        WorkerSettings(model=directory, device="cpu", **settings), lambda read, needed: told.append((read, needed))
+    )
+    return model, told
+
+
+def test_a_checkpoint_is_served_with_its_own_name_context_and_defaults(checkpoint: Path) -> None:
+    model, told = load(checkpoint)
+    assert (model.name, model.max_context_tokens, model.vocab_size) == ("tiny-m3", 512, 270)
+    assert (model.defaults.temperature, model.defaults.top_p, model.defaults.top_k) == (1.0, 0.95, 40)
+    assert model.eos_token_ids == {model.tokenizer.id_of("[e~[")}
+    assert model.template is not None
+    assert told[0][0] == 0
+    assert told[-1][0] == told[-1][1] > 0
+
+
+def test_a_tiny_model_gets_one_thread_unless_more_are_asked_for(checkpoint: Path) -> None:
+    before = torch.get_num_threads()
+    try:
+        load(checkpoint, threads=2)
+        assert torch.get_num_threads() == 2
+        load(checkpoint)
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_a_context_that_the_cache_cannot_hold_is_refused_before_the_weights_are_read(checkpoint: Path) -> None:
+    told: list[tuple[int, int]] = []
+    settings = WorkerSettings(model=checkpoint, device="cpu", max_context_tokens=512, cache_tokens=256)
+    with pytest.raises(CacheSizeError, match="one sequence of 512 tokens needs 32 pages of 16 tokens"):
+        load_served_model(settings, lambda read, needed: told.append((read, needed)))
+    assert told == []
+
+
+def test_a_directory_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="nowhere: no such directory"):
+        load(tmp_path / "nowhere")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device here")
+def test_cuda_where_there_is_none_is_refused(checkpoint: Path) -> None:
+    with pytest.raises(CheckpointError, match="--device cuda: torch sees no CUDA device here"):
+        load_served_model(WorkerSettings(model=checkpoint, device="cuda"), lambda read, needed: None)
