@@ -146,8 +146,8 @@ class Reconciler:
         after = self._store.router_snapshot(key)
         if after is None:
             return refusal, None
-        decision_after = decide_router(after, self._images)
-        status = router_status(after, decision_after, refusal or decision_after.problem, self._clock())
+        # What stands in the way does not change by our own writes; what runs does, and `after` has it.
+        status = router_status(after, decision, refusal or decision.problem, self._clock())
         await self._tell(key, after.manifest, status, happenings)
         return refusal, None
 
@@ -169,7 +169,10 @@ class Reconciler:
             except (RefusedError, NameTakenError) as error:
                 return _problem(kind, error)
             verb = "Applied" if isinstance(action, ApplyObject) else "Deleted"
-            happenings.append(Happening(verb, f"{verb} {kind} {metadata['name']}: {action.reason}"))
+            note = f"{verb} {kind} {metadata['name']}: {action.reason}"
+            logger.info("%s: %s", owner, note)
+            if isinstance(action, ApplyObject) and action.is_repair:
+                happenings.append(Happening("Repaired", note, is_warning=True))
         return None
 
     async def _perform_pods(self, decision: DeploymentDecision, happenings: list[Happening]) -> Problem | None:

@@ -1,4 +1,4 @@
-"""What a plan asks for: data, each with its reason in words, which becomes the event that people read."""
+"""What a plan asks for: data, each with its reason in words, for the log and for events."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -33,6 +33,7 @@ class ApplyObject:
 
     manifest: Mapping[str, Any]
     reason: str
+    is_repair: bool = False  # somebody else changed it
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,7 @@ def differences(
         elif applied_hash(found) != applied_hash(stamped):
             actions.append(ApplyObject(stamped, "its desired form has changed"))
         elif (path := first_difference(stamped, found)) is not None:
-            actions.append(ApplyObject(stamped, f"{path} was changed by somebody else"))
+            actions.append(ApplyObject(stamped, f"{path} was changed by somebody else", is_repair=True))
     for identity, found in live.items():
         if identity not in wanted and owner_uid(found) == uid(owner) and not _is_terminating(found):
             actions.append(DeleteObject(found, "it is no longer wanted"))
