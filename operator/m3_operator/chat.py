@@ -5,6 +5,7 @@ of failing reads in one line. It knows nothing of clusters: a URL and a key are 
 """
 
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     import httpx
 
 ERROR_BODY_CHARACTERS = 500
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 class ChatError(OperatorError):
@@ -55,6 +57,11 @@ def stream_chat(request: ChatRequest) -> Iterator[str]:
                 yield from stream_text(response.iter_lines())
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         raise ChatError(f"no answer from {base}: {error or type(error).__name__}") from error
+
+
+def for_terminal(text: str) -> str:
+    """A model's text without the control characters by which it could steer a terminal; line ends and tabs stay."""
+    return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
 def first_model(client: "httpx.Client") -> str:

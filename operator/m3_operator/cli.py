@@ -87,11 +87,11 @@ def chat(
     timeout: Annotated[float, typer.Option(min=0.1, help="seconds without a byte after which it gives up")] = 120.0,
 ) -> None:
     """Send one message to an endpoint and print the answer as it comes."""
-    from m3_operator.chat import ChatRequest, stream_chat
+    from m3_operator.chat import ChatRequest, for_terminal, stream_chat
 
     request = ChatRequest(url=url, text=text, key=key, model=model, max_tokens=max_tokens, timeout_seconds=timeout)
     for piece in stream_chat(request):
-        print(piece, end="", flush=True)
+        print(for_terminal(piece) if sys.stdout.isatty() else piece, end="", flush=True)
     print()
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import httpx
 import pytest
 
-from m3_operator.chat import ChatError, ChatRequest, first_model, refusal, stream_chat, stream_text
+from m3_operator.chat import ChatError, ChatRequest, first_model, for_terminal, refusal, stream_chat, stream_text
 
 
 def chunk(content: str | None) -> str:
@@ -34,6 +34,10 @@ def test_the_text_of_a_stream_is_that_of_its_deltas() -> None:
 def test_a_stream_that_does_not_end_well_is_an_error(lines: list[str], message: str) -> None:
     with pytest.raises(ChatError, match=message):
         list(stream_text(iter(lines)))
+
+
+def test_a_models_text_cannot_steer_a_terminal() -> None:
+    assert for_terminal("a\x1b[2J\x07b\tc\r\nd é\x9b") == "a\ufffd[2J\ufffdb\tc\ufffd\nd é\ufffd"
 
 
 def test_a_refusal_is_one_line_with_status_and_reason_and_says_what_a_missing_key_needs() -> None:
