@@ -96,6 +96,10 @@ class EndpointWatch:
                 _log.warning("cannot follow the endpoints of %s, next try in %g s: %s", name, retry_seconds, reason)
                 self._is_stopped.wait(retry_seconds)
                 retry_seconds = min(retry_seconds * 2, MAX_RETRY_SECONDS)
+            except Exception:  # noqa: BLE001 - it is logged with its trace
+                # A defect; but a thread that ends here would leave the router with a world that no longer changes.
+                _log.exception("following the endpoints of %s failed", self._service.service)
+                self._is_stopped.wait(MAX_RETRY_SECONDS)
 
     def _follow(self) -> None:
         """List once, then watch until the server ends it."""
@@ -118,12 +122,12 @@ class EndpointWatch:
                 timeout_seconds=WATCH_SECONDS,
                 _request_timeout=(5, READ_SECONDS),
             ):
-                item = event["object"]
-                version = item.metadata.resource_version
+                metadata = event["raw_object"]["metadata"]  # a bookmark has no typed object
+                version = metadata["resourceVersion"]
                 if event["type"] == "DELETED":
-                    self._slices.pop(item.metadata.name, None)
+                    self._slices.pop(metadata["name"], None)
                 elif event["type"] in ("ADDED", "MODIFIED"):
-                    self._slices[item.metadata.name] = item
+                    self._slices[metadata["name"]] = event["object"]
                 self._tell()
 
     def _tell(self) -> None:
