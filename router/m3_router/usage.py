@@ -16,7 +16,7 @@ MAX_EVENT_BYTES = 2**20  # an event longer than this passes unread, in pieces
 _TAIL_BYTES = 4096  # where the usage of a body that was too large to hold is looked for
 
 _Count = Annotated[int, msgspec.Meta(ge=0)]
-_EVENT_END = re.compile(rb"\r?\n\r?\n")
+_EVENT_END = re.compile(rb"\n\r?\n")
 _USAGE_OBJECT = re.compile(rb'"usage"\s*:\s*(\{(?:[^{}"]|"[^"\\]*"|\{[^{}]*\})*\})')
 
 
@@ -98,10 +98,10 @@ class EventStream:
             if b'"usage"' not in data and b"[DONE]" not in data:
                 self.events += data.count(b"\n\n")
                 return data
-        elif self._pending:
-            data = self._pending + data
-            self._pending = b""
-        return self._relay_events(data)
+        if not self._pending:
+            return self._relay_events(data, 0)
+        searched = max(len(self._pending) - 2, 0)  # an event end may be cut in two, but not be found again
+        return self._relay_events(self._pending + data, searched)
 
     def finish(self) -> bytes:
         """The worker's stream has ended; returns what was held of an event that never ended."""
@@ -112,10 +112,11 @@ class EventStream:
         """What has to come before an event of our own, in place of what is still held."""
         return b"\n\n" if self._is_oversized else b""
 
-    def _relay_events(self, data: bytes) -> bytes:
+    def _relay_events(self, data: bytes, searched: int) -> bytes:
+        """What the client gets of `data`, of which the first `searched` bytes hold no end of an event."""
         relayed = []
         at = 0
-        for end in _EVENT_END.finditer(data):
+        for end in _EVENT_END.finditer(data, searched):
             event = data[at : end.end()]
             at = end.end()
             if self._is_oversized:
