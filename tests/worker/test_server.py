@@ -135,6 +135,36 @@ async def test_what_does_not_finish_within_the_drain_gets_an_error_and_the_proce
         assert await process == 0
 
 
+async def test_a_second_signal_ends_the_drain() -> None:
+    model, runner = fake_model()
+    runner.gate = threading.Semaphore(0)
+    async with serving(lambda progress: model) as (server, process, client):
+        await until_found(client, "/health", '"ok"')
+        async with client.stream("POST", COMPLETIONS, json={"model": "fake", "prompt": "x", "stream": True}):
+            server.request_stop()
+            await until_found(client, "/health", '"draining"')
+            server.request_stop()
+            runner.gate.release(1000)
+            async with asyncio.timeout(10):
+                assert await process == 0
+
+
+async def test_a_failed_engine_tells_why_and_ends_the_process_with_1(caplog: pytest.LogCaptureFixture) -> None:
+    def fail(batch: object) -> None:
+        raise RuntimeError("the device is gone")
+
+    model, runner = fake_model()
+    runner.before_step = fail
+    async with serving(lambda progress: model) as (_, process, client):
+        await until_found(client, "/health", '"ok"')
+        answer = await client.post(COMPLETIONS, json={"model": "fake", "prompt": "x", "max_tokens": 2})
+        assert answer.status_code == 500
+        await until_found(client, "/health", '{"status":"failed","reason":"RuntimeError: the device is gone"}')
+        async with asyncio.timeout(10):
+            assert await process == 1
+    assert "the engine failed (RuntimeError: the device is gone)" in caplog.text
+
+
 def test_a_port_that_is_taken_is_named() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]

@@ -97,6 +97,7 @@ class Engine:
         self._clock = clock
         self._commands: queue.SimpleQueue[Request | _Abort | _Stop] = queue.SimpleQueue()
         self._streams: dict[str, TokenStream] = {}  # of the event loop; every request that is not finished
+        self._has_failed = asyncio.Event()
         self._is_idle = asyncio.Event()
         self._is_idle.set()
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -162,6 +163,11 @@ class Engine:
         """Return when no request is in flight."""
         await self._is_idle.wait()
 
+    async def wait_until_failed(self) -> str:
+        """Return why the engine failed, when it has."""
+        await self._has_failed.wait()
+        return self.failure or ""
+
     def _forget(self, request_id: str) -> bool:
         known = self._streams.pop(request_id, None) is not None
         if not self._streams:
@@ -179,6 +185,7 @@ class Engine:
 
     def _fail_streams(self, reason: str) -> None:
         self.failure = self.failure or reason
+        self._has_failed.set()
         streams, self._streams = self._streams, {}
         for stream in streams.values():
             stream.fail(reason)

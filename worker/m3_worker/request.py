@@ -71,6 +71,9 @@ class Sequence:
 
     request: Request
     token_ids: "array[int]" = field(init=False)
+    prompt_tokens: int = field(init=False)
+    final_tokens: int = field(init=False)
+    """The most tokens it can come to hold."""
     computed_tokens: int = field(init=False, default=0)
     preemptions: int = field(init=False, default=0)
     first_scheduled_seconds: float | None = field(init=False, default=None)
@@ -80,6 +83,8 @@ class Sequence:
 
     def __post_init__(self) -> None:
         self.token_ids = array("q", self.request.prompt_token_ids)
+        self.prompt_tokens = len(self.token_ids)
+        self.final_tokens = self.prompt_tokens + self.request.sampling.max_tokens
         self.generator = Random(self.request.sampling.seed)  # noqa: S311 # sampling, not secrets
         self.check()
 
@@ -93,22 +98,13 @@ class Sequence:
         return len(self.token_ids)
 
     @property
-    def prompt_tokens(self) -> int:
-        return len(self.request.prompt_token_ids)
-
-    @property
     def generated_tokens(self) -> int:
-        return len(self.token_ids) - len(self.request.prompt_token_ids)
+        return len(self.token_ids) - self.prompt_tokens
 
     @property
     def remaining_tokens(self) -> int:
         """Tokens known and not computed."""
         return len(self.token_ids) - self.computed_tokens
-
-    @property
-    def final_tokens(self) -> int:
-        """The most tokens it can come to hold."""
-        return self.prompt_tokens + self.request.sampling.max_tokens
 
     @property
     def is_decoding(self) -> bool:

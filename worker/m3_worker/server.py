@@ -1,6 +1,7 @@
 """The worker's process: it listens at once, loads beside that, serves, drains, and ends with a telling exit code.
 
-Owns start and end: the socket, signals, the phases of WorkerState, exit codes (0 drained, 1 cannot serve, 2 bad flag).
+Owns start and end: the socket, signals, the phases of WorkerState, exit codes (0 drained, 1 cannot serve or the engine
+failed, 2 bad flag).
 The routes are api's, the loop that computes is engine's.
 """
 
@@ -14,6 +15,7 @@ import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
@@ -38,6 +40,8 @@ Load = Callable[[Callable[[int, int], None]], ServedModel]
 """Loads the model, on a thread; is given where to report (bytes read, bytes needed)."""
 
 _FLUSH_SECONDS = 5
+_TELL_SECONDS = 1.0
+"""How long a worker whose engine failed still answers, so that its clients and health checks learn why."""
 _BACKLOG = 2048
 
 
@@ -116,9 +120,12 @@ class WorkerServer:
         self._settings = settings
         self._load = load
         self._stop_requested = asyncio.Event()
+        self._hurry_requested = asyncio.Event()
 
     def request_stop(self) -> None:
-        """Drain and end."""
+        """Drain and end; asked a second time, end without draining any longer."""
+        if self._stop_requested.is_set():
+            self._hurry_requested.set()
         self._stop_requested.set()
 
     async def run(self, listener: socket.socket) -> int:
@@ -155,8 +162,15 @@ class WorkerServer:
         gc.collect()
         gc.freeze()  # what is loaded by now lives as long as the process: collections need not walk it
         log.info("ready: serving %s", model.name)
-        await stopped
-        return 0
+        failed = asyncio.ensure_future(model.engine.wait_until_failed())
+        await _first_of(stopped, failed)
+        if failed.cancelled():
+            return 0
+        log.critical(
+            "the engine failed (%s): ending, so that whoever started this worker starts another", failed.result()
+        )
+        await asyncio.sleep(_TELL_SECONDS)
+        return 1
 
     def _start_loading(self, loop: asyncio.AbstractEventLoop) -> "asyncio.Future[ServedModel]":
         """Load on a daemon thread, so that a signal ends the process while it loads."""
@@ -190,10 +204,21 @@ class WorkerServer:
         log.info("draining: %d requests in flight", model.engine.in_flight_count)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self._settings.drain_seconds):
-                await model.engine.wait_until_idle()
+                idle = asyncio.ensure_future(model.engine.wait_until_idle())
+                await _first_of(idle, asyncio.ensure_future(self._hurry_requested.wait()))
         if model.engine.in_flight_count:
             log.warning("%d requests did not finish in time", model.engine.in_flight_count)
         model.engine.stop()
+
+
+async def _first_of(*waits: "asyncio.Future[Any]") -> None:
+    """Wait until one is done, and cancel the others."""
+    try:
+        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for wait in waits:
+            wait.cancel()
+        await asyncio.gather(*waits, return_exceptions=True)
 
 
 class EmbeddedServer(uvicorn.Server):

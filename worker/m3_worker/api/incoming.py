@@ -4,6 +4,7 @@ Owns the refusals that are the same everywhere: 503 while not ready, 413, malfor
 """
 
 import asyncio
+import logging
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from m3_worker.api.errors import ApiError, not_ready, shown
 from m3_worker.serving import Phase, ServedModel, WorkerState
+
+log = logging.getLogger(__name__)
 
 MAX_PRIORITY = 100
 INLINE_BYTES = 32768
@@ -40,6 +43,7 @@ async def receive_request(request: Request, state: WorkerState) -> Incoming:
     The body is read in any case, so that the connection stays in step.
     """
     raw = await _read_body(request, state.max_body_bytes)
+    log.debug("%s of %d bytes for tenant %s", request.url.path, len(raw), request.headers.get("x-m3-tenant", "-"))
     if state.phase is not Phase.READY or state.model is None:
         raise not_ready(state)
     priority = _priority(request.headers)
