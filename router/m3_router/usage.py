@@ -78,10 +78,10 @@ class EventStream:
     """One stream of server-sent events on its way from worker to client.
 
     is_usage_added: the usage event was asked for by the router, so it is taken out. usage: the last that was reported;
-    events: data events with content that were relayed; is_done: `[DONE]` has passed.
+    events: data events that were relayed, without `[DONE]`.
     """
 
-    __slots__ = ("_is_oversized", "_is_usage_added", "_pending", "events", "is_done", "usage")
+    __slots__ = ("_is_oversized", "_is_usage_added", "_pending", "events", "usage")
 
     def __init__(self, is_usage_added: bool) -> None:
         self._is_usage_added = is_usage_added
@@ -89,15 +89,14 @@ class EventStream:
         self._is_oversized = False  # inside an event too long to hold
         self.usage: Usage | None = None
         self.events = 0
-        self.is_done = False
 
     def feed(self, data: bytes) -> bytes:
         """Take what the worker sent; returns what the client gets now."""
-        if not self._pending and not self._is_oversized and data.endswith(b"\n\n"):
-            # The usual case, whole events: nothing to cut, and nothing to read unless a name we look for is in it.
-            if b'"usage"' not in data and b"[DONE]" not in data:
-                self.events += data.count(b"\n\n")
-                return data
+        if (
+            not self._pending and data.endswith(b"\n\n") and b'"usage"' not in data and b"[DONE]" not in data
+        ):  # the usual case: whole events, nothing to cut and nothing to read
+            self.events += data.count(b"\n\n")
+            return data
         if not self._pending:
             return self._relay_events(data, 0)
         searched = max(len(self._pending) - 2, 0)  # an event end may be cut in two, but not be found again
@@ -136,7 +135,6 @@ class EventStream:
     def _is_for_client(self, event: bytes) -> bool:
         """Read one whole event. False: it is the usage event that only the router asked for."""
         if b"[DONE]" in event and event.partition(b":")[2].strip() == b"[DONE]":
-            self.is_done = True
             return True
         if b'"usage"' in event:
             data = b"\n".join(
