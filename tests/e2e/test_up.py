@@ -261,6 +261,7 @@ def test_a_taken_port_is_named_together_with_the_flag(tmp_path: Path) -> None:
         (ONE_WORKER.replace("gpusPerNode: 0", "gpusPerNode: 8, tensor: 3"), "parallelism.tensor must divide"),
         (ONE_WORKER.replace("gpusPerNode: 0", "gpusPerNode: 8"), "are 8 ranks, and `m3 up` runs one"),
     ],
+    ids=["not YAML", "another kind", "a rule of the resource", "more than one machine"],
 )
 def test_a_bad_file_is_one_line_and_nothing_starts(tmp_path: Path, text: str, message: str) -> None:
     file = tmp_path / "bad.yaml"
