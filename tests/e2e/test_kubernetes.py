@@ -1,0 +1,239 @@
+"""From `helm install` to `helm uninstall` on two real nodes: what a user does, in the order in which it is done.
+
+The tests of this file are one story: each takes the world as the one before left it. The model is tiny and its weights
+random; everything else is what runs in production: the chart, the operator under its own rights, pods from images, the
+router, Services and DNS.
+"""
+
+import base64
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+import yaml
+
+from m3_load import steady_load
+from m3_testcluster.cluster import KubectlError
+from m3_testcluster.environment import PYTHONPATH, environment_mount, environment_volume
+from m3_testcluster.real import RealCluster
+
+ROOT = Path(__file__).parents[2]
+HELM = Path(sys.executable).with_name("helm")
+RELEASE = "m3serve"
+NAME = "tiny"
+MODEL = "MiniMax-M3"
+# What other controllers make and take away at times of their own.
+CHANGING_BY_ITSELF = {"events", "events.events.k8s.io", "leases.coordination.k8s.io"}
+
+
+@dataclass(frozen=True)
+class Installation:
+    """The chart, installed in a namespace of its own."""
+
+    cluster: RealCluster
+    namespace: str
+
+    def helm(self, *arguments: str) -> str:
+        done = subprocess.run(
+            [HELM, f"--kubeconfig={self.cluster.kubeconfig}", f"--namespace={self.namespace}", *arguments],
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+        assert done.returncode == 0, f"helm {arguments}: {done.stdout}\n{done.stderr}"
+        return done.stdout
+
+    def kubectl(self, *arguments: str, stdin: str | None = None) -> str:
+        return self.cluster.kubectl(*arguments, f"--namespace={self.namespace}", stdin=stdin, timeout_seconds=300)
+
+    def get(self, *arguments: str) -> dict[str, Any]:
+        return self.cluster.get(*arguments, f"--namespace={self.namespace}")
+
+    def status(self) -> dict[str, Any]:
+        return self.get("m3deployment", NAME)["status"]
+
+    def await_ready(self, replicas: int) -> None:
+        self.kubectl("wait", "--for=condition=Ready", f"m3d/{NAME}", "--timeout=180s")
+        self.kubectl("wait", f"--for=jsonpath={{.status.readyReplicas}}={replicas}", f"m3d/{NAME}", "--timeout=180s")
+        self.kubectl("wait", "--for=condition=Ready", f"m3r/{NAME}", "--timeout=180s")
+
+    def client(self) -> openai.OpenAI:
+        secret = self.get("secret", f"{NAME}-keys")
+        key = base64.b64decode(secret["data"]["api-key"]).decode()
+        url = self.cluster.service_url(self.namespace, f"{NAME}-router")
+        return openai.OpenAI(base_url=f"{url}/v1", api_key=key, max_retries=0, timeout=60)
+
+    def objects(self) -> set[str]:
+        """`resource/name` of everything in the namespace."""
+        listed = self.cluster.kubectl("api-resources", "--namespaced", "--verbs=list", "--output=name").split()
+        resources = ",".join(sorted(set(listed) - CHANGING_BY_ITSELF))
+        return set(self.kubectl("get", resources, "--output=name", "--ignore-not-found").split())
+
+
+@pytest.fixture(scope="module")
+def installation(real_cluster: RealCluster, project_images: dict[str, str]) -> Iterator[Installation]:
+    namespace = "m3-e2e"
+    real_cluster.create_namespace(namespace)
+    installed = Installation(real_cluster, namespace)
+    images = [
+        argument
+        for part, image in project_images.items()
+        for repository, tag in [image.rsplit(":", 1)]
+        for argument in ("--set", f"{part}.image.repository={repository}", "--set", f"{part}.image.tag={tag}")
+    ]
+    installed.helm(
+        "install",
+        RELEASE,
+        str(ROOT / "charts/m3serve"),
+        "--wait",
+        "--timeout=180s",
+        f"--set=test.deployment={NAME}",
+        *images,
+    )
+    yield installed
+    real_cluster.kubectl("delete", "namespace", namespace, "--ignore-not-found", "--wait=false")
+
+
+@pytest.fixture(scope="module")
+def empty(installation: Installation) -> set[str]:
+    """What is in the namespace before anything is deployed."""
+    return installation.objects()
+
+
+@pytest.fixture(scope="module")
+def deployed(installation: Installation, empty: set[str]) -> Installation:
+    """The packaged example with one group. torch is too large for a test's image: pods mount this environment's."""
+    assert f"m3deployment.serving.m3.dev/{NAME}" not in empty
+    example = yaml.safe_load(files("m3_operator").joinpath("examples/tiny.yaml").read_text())
+    example["spec"]["replicas"] = 1
+    example["spec"]["engine"]["env"] = [PYTHONPATH]
+    example["spec"]["template"] = {"volumes": [environment_volume()], "volumeMounts": [environment_mount()]}
+    installation.kubectl("apply", "--filename=-", stdin=yaml.safe_dump(example))
+    installation.await_ready(replicas=1)
+    return installation
+
+
+def test_a_chat_is_answered_through_the_router(deployed: Installation) -> None:
+    answer = deployed.client().chat.completions.with_raw_response.create(
+        model=MODEL, messages=[{"role": "user", "content": "Hello"}], max_tokens=8, extra_body={"ignore_eos": True}
+    )
+    chat = answer.parse()
+    assert chat.usage is not None
+    assert chat.usage.completion_tokens == 8
+    assert chat.usage.total_tokens == chat.usage.prompt_tokens + 8
+    assert answer.headers["x-m3-context-tier"] == "standard"
+    assert answer.headers["x-m3-service-tier"] == "standard"
+    # 0.30 USD per million input tokens and 1.20 per million output tokens
+    assert float(answer.headers["x-m3-cost-usd"]) == pytest.approx((0.30 * chat.usage.prompt_tokens + 1.20 * 8) / 1e6)
+
+
+def test_a_streamed_chat_says_the_same(deployed: Installation) -> None:
+    def ask(*, stream: bool) -> Any:
+        return deployed.client().chat.completions.create(
+            model=MODEL,
+            messages=[{"role": "user", "content": "Hello"}],
+            max_tokens=24,
+            temperature=0,
+            stream=stream,
+            extra_body={"ignore_eos": True},
+        )
+
+    whole = ask(stream=False).choices[0].message
+    deltas = [chunk.choices[0].delta for chunk in ask(stream=True)]
+    assert "".join(delta.content or "" for delta in deltas) == (whole.content or "")
+    assert len(deltas) > 2
+
+
+def test_a_wrong_key_is_refused(deployed: Installation) -> None:
+    client = deployed.client().with_options(api_key="wrong")
+    with pytest.raises(openai.AuthenticationError):
+        client.models.list()
+
+
+def test_the_operator_can_read_no_secret(deployed: Installation) -> None:
+    account = deployed.get("deployment", "--selector=app.kubernetes.io/component=operator")["items"][0]
+    user = f"system:serviceaccount:{deployed.namespace}:{account['spec']['template']['spec']['serviceAccountName']}"
+    with pytest.raises(KubectlError):
+        deployed.kubectl("auth", "can-i", "get", "secrets", f"--as={user}")
+
+
+def test_scaling_up_brings_traffic_to_both_groups(deployed: Installation) -> None:
+    deployed.kubectl("scale", f"m3d/{NAME}", "--replicas=2")
+    deployed.await_ready(replicas=2)
+    with steady_load(deployed.client(), MODEL, streams=4, max_tokens=8) as load:
+        load.await_count(lambda: len(load.answered_since(0)) == 2, 60, "an answer by each of two workers")
+    assert [outcome.error for outcome in load.outcomes if outcome.error] == []
+
+
+def test_a_killed_worker_is_replaced_while_requests_go_on(deployed: Installation) -> None:
+    victim = f"{NAME}-g1-r0"
+    before = deployed.get("pod", victim)["metadata"]["uid"]
+    with steady_load(deployed.client(), MODEL, streams=6, max_tokens=32) as load:
+        load.await_count(lambda: victim in load.answered_since(0), 60, "an answer by the victim")
+        killed = time.monotonic()
+        deployed.cluster.kill_container_process(deployed.namespace, victim)
+        deployed.kubectl("wait", "--for=condition=Ready=false", f"m3d/{NAME}", "--timeout=30s")
+        deployed.await_ready(replicas=2)
+        assert deployed.get("pod", victim)["metadata"]["uid"] != before
+        ready = time.monotonic()
+        load.await_count(lambda: victim in load.answered_since(ready), 60, "an answer by the new one")
+    failed = [outcome for outcome in load.outcomes if outcome.error]
+    assert len(failed) <= 6, failed
+    for outcome in failed:
+        assert outcome.started < killed, f"a request that began after the kill failed: {outcome}"
+        assert outcome.worker in (None, victim)
+        assert isinstance(outcome.error, openai.APIError)
+        assert outcome.error.body is not None, f"a failure without an error object: {outcome.error!r}"
+
+
+def test_every_request_was_settled_once(deployed: Installation) -> None:
+    pods = deployed.get("pods", "--selector=app.kubernetes.io/component=router")["items"]
+    ledger = json.loads(
+        deployed.cluster.exec(deployed.namespace, pods[0]["metadata"]["name"], *_fetch("/ledger?limit=10000"))
+    )
+    ids = [entry["request_id"] for entry in ledger]
+    assert len(ids) > 10
+    assert len(set(ids)) == len(ids)
+    assert all(entry["cost_nanousd"] > 0 for entry in ledger if entry["outcome"] == "ok" and entry["output_tokens"])
+
+
+def _fetch(path: str) -> list[str]:
+    code = f"import urllib.request as u; print(u.urlopen('http://127.0.0.1:9090{path}').read().decode())"
+    return ["python3", "-c", code]
+
+
+def test_helm_test_chats(deployed: Installation) -> None:
+    assert "Phase:          Succeeded" in deployed.helm("test", RELEASE, "--timeout=180s")
+
+
+def test_scaling_down_drops_no_request(deployed: Installation) -> None:
+    with steady_load(deployed.client(), MODEL, streams=4, max_tokens=16) as load:
+        load.await_count(lambda: len(load.answered_since(0)) == 2, 60, "an answer by each of two workers")
+        deployed.kubectl("scale", f"m3d/{NAME}", "--replicas=1")
+        deployed.kubectl("wait", "--for=delete", f"pod/{NAME}-g1-r0", "--timeout=180s")
+    assert [outcome.error for outcome in load.outcomes if outcome.error] == []
+    deployed.await_ready(replicas=1)
+    assert deployed.status()["replicas"] == 1
+
+
+def test_deleting_it_leaves_nothing_behind(deployed: Installation, empty: set[str]) -> None:
+    deployed.kubectl("delete", "m3d", NAME, "--timeout=60s")
+    deadline = time.monotonic() + 120
+    while (left := deployed.objects() - empty) and time.monotonic() < deadline:
+        time.sleep(1)
+    assert left == set()
+
+
+def test_helm_uninstall_takes_the_operator_with_it(installation: Installation) -> None:
+    installation.helm("uninstall", RELEASE, "--wait", "--timeout=180s")
+    left = {name for name in installation.objects() if RELEASE in name}
+    assert left == set()
