@@ -6,7 +6,7 @@ where attention is really sparse; each way of getting an answer wrong that we kn
 
 import dataclasses
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +70,15 @@ def write(directory: Path, name: str) -> Path:
     (directory / "config.json").write_text(json.dumps(config))
     write_weights(directory, ModelConfig.load(directory), settings["seed"])
     return directory
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Tensors this small gain nothing from threads, which wait for each other actively where tests run in parallel."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module", params=CONFIGURATIONS)

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import random
 import subprocess
 import sys
@@ -18,7 +17,7 @@ from m3_worker.chat.messages import ChatError
 from m3_worker.chat.template import ChatTemplate
 from m3_worker.config import TinySettings
 from m3_worker.model_config import ModelConfig
-from m3_worker.tiny import write_checkpoint
+from m3_worker.tiny import main, write_checkpoint
 
 NS = "]<]minimax[>["
 WEATHER = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object", "city": "Zürich"}}}
@@ -281,22 +280,21 @@ def test_what_the_format_cannot_say_is_refused(
 # --- the command ------------------------------------------------------------------------------------------------------
 
 
-def run_tiny(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "m3_worker.tiny", *arguments], capture_output=True, text=True, check=False
-    )
-
-
 def test_the_command_writes_what_the_function_writes(directory: Path, tmp_path: Path) -> None:
     target = tmp_path / "deep" / "m3"
-    done = run_tiny(str(target), "--layers=3", "--hidden=16", "--experts=2", "--intermediate=8")
+    command = [sys.executable, "-m", "m3_worker.tiny", str(target)]
+    sizes = ["--layers=3", "--hidden=16", "--experts=2", "--intermediate=8"]
+    done = subprocess.run([*command, *sizes], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith(f"{target}: ")
     assert hashes(target) == hashes(directory)
 
 
-def test_a_directory_that_cannot_be_written_is_one_line_and_exit_1(tmp_path: Path) -> None:
+def test_a_directory_that_cannot_be_written_ends_the_command_with_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "file").write_text("")
-    done = run_tiny(os.fspath(tmp_path / "file"))
-    assert done.returncode == 1
-    assert done.stderr == f"m3 tiny: cannot write to {tmp_path / 'file'}: File exists\n"
+    monkeypatch.setattr(sys, "argv", ["m3 tiny", str(tmp_path / "file")])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == f"m3 tiny: cannot write to {tmp_path / 'file'}: File exists"
