@@ -13,6 +13,7 @@ import kopf
 from kubernetes.client import ApiClient
 
 from m3_operator.resources import CHILD_SELECTORS, RESOURCES, WATCHED_KINDS
+from m3_operator.stateless import NoDiffBase, NoProgress
 from m3_operator.store import Store
 from m3_operator.workqueue import WorkQueue
 
@@ -58,6 +59,8 @@ def build_settings() -> kopf.OperatorSettings:
     settings.posting.enabled = False
     settings.peering.standalone = True
     settings.scanning.disabled = True
+    settings.persistence.diffbase_storage = NoDiffBase()
+    settings.persistence.progress_storage = NoProgress()
     settings.watching.server_timeout = _WATCH_SECONDS
     settings.networking.request_timeout = _REQUEST_TIMEOUT_SECONDS
     for kind, selector in CHILD_SELECTORS.items():
