@@ -36,9 +36,9 @@ def up(
     state_dir: Annotated[Path, typer.Option(help="where checkpoints, keys and logs are kept")] = Path(".m3"),
 ) -> None:
     """Run what FILE describes as local processes, until Ctrl-C."""
-    from m3_operator.console import Display
-    from m3_operator.up import UpOptions
-    from m3_operator.up import up as run
+    from m3_operator.local.console import Display
+    from m3_operator.local.up import UpOptions
+    from m3_operator.local.up import up as run
 
     run(UpOptions(file=file, port=port, check=check, state=state_dir), Display())
 

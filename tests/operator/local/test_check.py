@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from openai.types import CompletionUsage
 
-from m3_operator.check import CheckError, Settled, check_headers, compare_ledger, cost_nanousd
+from m3_operator.local.check import CheckError, Settled, check_headers, compare_ledger, cost_nanousd
 from m3_router.config import PriceSettings
 
 HEADERS = {

@@ -5,9 +5,9 @@ import shlex
 
 import pytest
 
-from m3_operator.console import curl_line, describe
-from m3_operator.local import Endpoint, Kind
-from m3_operator.supervisor import State, Status
+from m3_operator.local.console import curl_line, describe
+from m3_operator.local.processes import Endpoint, Kind
+from m3_operator.local.supervisor import State, Status
 from m3_router.config import RouterConfig
 
 CONFIG = RouterConfig.model_validate(

@@ -6,8 +6,19 @@ from pathlib import Path
 import pytest
 import yaml
 
-from m3_operator.documents import parse_documents
-from m3_operator.local import Kind, LocalPlan, PlanError, Process, Served, Site, plan, serve, spare_port_count, staging
+from m3_operator.local.documents import parse_documents
+from m3_operator.local.processes import (
+    Kind,
+    LocalPlan,
+    PlanError,
+    Process,
+    Served,
+    Site,
+    plan,
+    serve,
+    spare_port_count,
+    staging,
+)
 from m3_router.config import AuthSettings, RouterConfig, keys_from_yaml
 from m3_worker.config import TinySettings, WorkerSettings
 
@@ -24,7 +35,7 @@ SITE = Site(
 
 
 EXAMPLES = sorted(Path(str(files("m3_operator.examples"))).glob("*.yaml"))
-EXAMPLES_README = Path(__file__).parents[2] / "manifests" / "examples" / "README.md"
+EXAMPLES_README = Path(__file__).parents[3] / "manifests" / "examples" / "README.md"
 
 
 def deployment(name: str, spec: str = "", *, model: str = "M", source: str = "tiny: {seed: 1}", gpus: int = 0) -> str:

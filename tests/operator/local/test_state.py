@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from m3_operator.state import StateDirectory, StateError
+from m3_operator.local.state import StateDirectory, StateError
 
 
 def test_a_key_is_made_once_and_only_its_owner_may_read_it(tmp_path: Path) -> None:

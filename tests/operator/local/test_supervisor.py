@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from m3_operator import launcher
-from m3_operator.local import Kind, Process, staging
-from m3_operator.ports import Ports
-from m3_operator.supervisor import StartError, State, Status, Supervisor, how_it_ended, pause_seconds
+from m3_operator.local import launcher
+from m3_operator.local.ports import Ports
+from m3_operator.local.processes import Kind, Process, staging
+from m3_operator.local.supervisor import StartError, State, Status, Supervisor, how_it_ended, pause_seconds
 
 SERVER = """
 import http.server, pathlib, signal, sys

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from m3_operator.documents import DocumentError, parse_documents, read_documents
+from m3_operator.local.documents import DocumentError, parse_documents, read_documents
 
 DEPLOYMENT = """
 apiVersion: serving.m3.dev/v1alpha1

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from m3_operator.machine import usable_cpus, visible_gpus
+from m3_operator.local.machine import usable_cpus, visible_gpus
 
 
 @pytest.mark.parametrize(("text", "at_most"), [("100000 100000", 1), ("150000 100000", 2), ("1000 100000", 1)])

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from m3_operator.ports import Ports, PortTakenError
+from m3_operator.local.ports import Ports, PortTakenError
 
 
 def listen(port: int) -> socket.socket:
