@@ -103,6 +103,7 @@ def test_greedy_tokens_over_http_are_those_of_the_oracles(settings: TinySettings
             assert chosen.tolist() == answer, f"{oracle.__name__}, a prompt of {len(prompt)} tokens"
 
 
+@pytest.mark.parametrize("settings", ["one_group", "odd_block"], indirect=True)
 def test_the_oracles_own_greedy_loops_give_the_same_tokens(settings: TinySettings, client: httpx.Client) -> None:
     prompt = prompts_of(settings)[1]
     answer = generate(client, prompt)
