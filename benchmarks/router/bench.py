@@ -236,6 +236,23 @@ def run(seconds: float, repetitions: int, names: list[str]) -> dict[tuple[str, s
     return {key: best(several) for key, several in rows.items()}
 
 
+def compare(
+    scenario: Scenario, direct: dict[str, float], nginx: dict[str, float], ours: dict[str, float]
+) -> tuple[str, list[str]]:
+    """What counts in one scenario: the ratio of the router to nginx, and a cell for each target."""
+    if scenario.name == "one":
+        added = [target["p50_us"] - direct["p50_us"] for target in (nginx, ours)]
+        ratio = f"{added[1] / added[0]:.2f} x added latency" if added[0] > 0 else "-"
+        return ratio, [f"{direct['p50_us']:.0f} us", *(f"+{one:.0f} us p50" for one in added)]
+    what, unit = ("event", "events") if scenario.engines == "slow" else ("request", "requests")
+    cells = [f"{direct[f'{unit}_per_second']:,.0f} {unit}/s"]
+    for one in (nginx, ours):
+        cells.append(f"{one[f'{unit}_per_second']:,.0f} {unit}/s, {one[f'cpu_us_per_{what}']:.0f} us CPU")
+    if scenario.name == "many":
+        return f"**{ours['requests_per_second'] / nginx['requests_per_second']:.2f} x requests/s**", cells
+    return f"{ours[f'cpu_us_per_{what}'] / nginx[f'cpu_us_per_{what}']:.2f} x CPU per {what}", cells
+
+
 def report(results: dict[tuple[str, str], dict[str, float]], command: str, load: str) -> str:
     """The table as Markdown: ratios first."""
     lines = [
@@ -251,28 +268,7 @@ def report(results: dict[tuple[str, str], dict[str, float]], command: str, load:
         if (scenario.name, "m3-router") not in results:
             continue
         direct, nginx, ours = (results[scenario.name, target] for target in TARGETS)
-        if scenario.name == "one":
-            added = [target["p50_us"] - direct["p50_us"] for target in (nginx, ours)]
-            ratio = f"{added[1] / added[0]:.2f} x added latency" if added[0] > 0 else "-"
-            cells = [f"{direct['p50_us']:.0f} us", *(f"+{one:.0f} us p50" for one in added)]
-        elif scenario.engines == "slow":
-            ratio = f"{ours['cpu_us_per_event'] / nginx['cpu_us_per_event']:.2f} x CPU per event"
-            cells = [f"{direct['events_per_second']:,.0f} events/s"]
-            cells += [
-                f"{one['events_per_second']:,.0f} events/s, {one['cpu_us_per_event']:.1f} us" for one in (nginx, ours)
-            ]
-        elif scenario.name == "many":
-            ratio = f"**{ours['requests_per_second'] / nginx['requests_per_second']:.2f} x requests/s**"
-            cells = [f"{direct['requests_per_second']:,.0f}/s"]
-            cells += [
-                f"{one['requests_per_second']:,.0f}/s, {one['cpu_us_per_request']:.0f} us CPU" for one in (nginx, ours)
-            ]
-        else:
-            ratio = f"{ours['cpu_us_per_request'] / nginx['cpu_us_per_request']:.2f} x CPU per request"
-            cells = [f"{direct['requests_per_second']:,.0f}/s"]
-            cells += [
-                f"{one['requests_per_second']:,.0f}/s, {one['cpu_us_per_request']:.0f} us CPU" for one in (nginx, ours)
-            ]
+        ratio, cells = compare(scenario, direct, nginx, ours)
         lines.append(f"| {scenario.title} | {ratio} | {' | '.join(cells)} |")
     nginx_version = subprocess.run(
         [find("nginx", "nginx-light"), "-v"], capture_output=True, text=True, check=True
@@ -282,13 +278,15 @@ def report(results: dict[tuple[str, str], dict[str, float]], command: str, load:
         "",
         f"- Date: {datetime.datetime.now(tz=datetime.UTC).date()}. Command: `{command}`.",
         f"- Machine: {os.cpu_count()} CPUs ({cpu_model()}), Linux {platform.release()}; load average {load}.",
-        f"- Versions: {nginx_version.strip().removeprefix('nginx version: ')}, Python {platform.python_version()}, {libraries}.",
-        f"- The target alone on CPU {TARGET_CPU}; two mock engines and the load driver on CPU {LOAD_CPU}. Best of all repetitions.",
-        "- What bounds it: the interpreter. Of the router's time per short request about a third is in the kernel (two reads,",
-        "  two writes), as in nginx; the rest is Python that parses, prices, places and accounts for it. Long prompts cost",
-        "  copies: read in pieces, joined, written. On two CPUs, engines and driver bound the direct rows.",
-        "- What it does not show: real engines, TLS, many tenants, other machines. Times are of this machine; ratios carry",
-        "  over better, and less so from a machine that is busy: Python loses more to cold caches than nginx does.",
+        f"- Versions: {nginx_version.strip().removeprefix('nginx version: ')}, "
+        f"Python {platform.python_version()}, {libraries}.",
+        f"- The target alone on CPU {TARGET_CPU}; two mock engines and the load driver on CPU {LOAD_CPU}.",
+        "  Of each figure the best of all repetitions.",
+        "- What bounds it: the interpreter. Of the router's time per short request about a third is in the kernel",
+        "  (two reads, two writes), as in nginx; the rest is Python that parses, prices, places and accounts for it.",
+        "  Long prompts cost copies: read in pieces, joined, written.",
+        "- What it does not show: real engines, TLS, many tenants, other machines. Ratios carry over better than times,",
+        "  and less so from a machine that is busy: Python loses more to cold caches than nginx does.",
         "",
     ]
     return "\n".join(lines)

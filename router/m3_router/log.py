@@ -1,31 +1,26 @@
 """Where lines go: one JSON line per request on stdout, everything else the process says as JSON lines on stderr.
 
-Owns the buffer between the event loop and stdout. The loop never waits for whoever reads the log: lines are gathered
-for FLUSH_SECONDS and written by a thread; if the reader falls MAX_PENDING_BYTES behind, lines are dropped and counted.
+Owns the way from the event loop to stdout. The loop never waits for whoever reads the log: a thread writes; if the
+reader falls MAX_PENDING_BYTES behind, lines are dropped and counted.
 """
 
-import asyncio
 import logging
 import queue
 import threading
+from collections.abc import Sequence
 from typing import BinaryIO
 
 import msgspec
 
-FLUSH_SECONDS = 0.02
-FLUSH_LINES = 256
 MAX_PENDING_BYTES = 16 * 2**20
 
 
 class LineWriter:
     """Writes objects to a stream as JSON lines, in order, from a thread of its own."""
 
-    def __init__(self, stream: BinaryIO, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, stream: BinaryIO) -> None:
         self._stream = stream
-        self._loop = loop
-        self._objects: list[object] = []
         self._encode_lines = msgspec.json.Encoder().encode_lines
-        self._is_scheduled = False
         # Only the loop adds to `_handed_bytes` and only the thread to `_written_bytes`.
         self._handed_bytes = 0
         self._written_bytes = 0
@@ -34,36 +29,19 @@ class LineWriter:
         self._thread = threading.Thread(target=self._write_batches, name="request-log", daemon=True)
         self._thread.start()
 
-    def write(self, item: object) -> None:
-        """Take one object, which must not change any more."""
-        self._objects.append(item)
-        if len(self._objects) >= FLUSH_LINES:
-            self.flush()
-        elif not self._is_scheduled:
-            self._is_scheduled = True
-            self._loop.call_later(FLUSH_SECONDS, self._flush_scheduled)
-
-    def flush(self) -> None:
-        """Hand what was gathered to the thread."""
-        objects, self._objects = self._objects, []
-        if not objects:
-            return
+    def write(self, items: Sequence[object]) -> None:
+        """Hand objects to the thread, each one line."""
         if self._handed_bytes - self._written_bytes > MAX_PENDING_BYTES:
-            self.dropped += len(objects)
+            self.dropped += len(items)
             return
-        batch = self._encode_lines(objects)
+        batch = self._encode_lines(items)
         self._handed_bytes += len(batch)
         self._batches.put(batch)
 
     def close(self, timeout_seconds: float = 5.0) -> None:
         """Write what is left, and end the thread."""
-        self.flush()
         self._batches.put(None)
         self._thread.join(timeout_seconds)
-
-    def _flush_scheduled(self) -> None:
-        self._is_scheduled = False
-        self.flush()
 
     def _write_batches(self) -> None:
         while (batch := self._batches.get()) is not None:

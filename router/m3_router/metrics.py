@@ -10,16 +10,13 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.registry import Collector
 
 from m3_router.config import NANOUSD_PER_USD, ServiceTier
-from m3_router.http.client_end import Connections
+from m3_router.http.connections import Connections
 from m3_router.lanes import LANES
-from m3_router.ledger import Bill, Outcome
+from m3_router.ledger import Bill, Ledger, Outcome
 from m3_router.pools import Pools
 from m3_router.prices import ContextTier
 
 _BUCKETS_MS = (1, 2, 5, 10, 25, 50, 100, 250, 500, 1_000, 2_500, 5_000, 10_000, 30_000, 60_000, 300_000, 1_800_000)
-
-
-_BATCH_BILLS = 256
 
 
 class _Histogram:
@@ -72,19 +69,11 @@ class Metrics:
     """What has happened since the process began."""
 
     def __init__(self) -> None:
-        self._unread: list[Bill] = []
         self.totals: dict[_Key, _Total] = {}
 
-    def settled(self, bill: Bill) -> None:
-        """Take one settled bill. It is counted with others: a batch takes half the time of as many single ones."""
-        self._unread.append(bill)
-        if len(self._unread) >= _BATCH_BILLS:
-            self.fold()
-
-    def fold(self) -> None:
-        """Count what was taken."""
-        unread, self._unread = self._unread, []
-        for bill in unread:
+    def count(self, bills: list[Bill]) -> None:
+        """Count settled bills."""
+        for bill in bills:
             self._count(bill)
 
     def _count(self, bill: Bill) -> None:
@@ -108,9 +97,15 @@ class MetricsCollector(Collector):
     """Renders everything that is counted, for one scrape."""
 
     def __init__(
-        self, metrics: Metrics, pools: Pools, connections: Connections, log_lines_dropped: Callable[[], int]
+        self,
+        metrics: Metrics,
+        ledger: Ledger,
+        pools: Pools,
+        connections: Connections,
+        log_lines_dropped: Callable[[], int],
     ) -> None:
         self._metrics = metrics
+        self._ledger = ledger
         self._pools = pools
         self._connections = connections
         self._log_lines_dropped = log_lines_dropped
@@ -118,7 +113,7 @@ class MetricsCollector(Collector):
     def collect(self) -> Iterator[Metric]:
         """All families."""
         metrics = self._metrics
-        metrics.fold()
+        self._ledger.publish()
         labels = ("model", "service_tier", "context_tier", "outcome", "status")
         requests = _counter("requests", "Requests that have ended.", labels)
         retries = _counter("retries", "Times a request was tried on another connection or worker.", labels)

@@ -10,7 +10,7 @@ from collections.abc import Collection, Sequence
 from m3_router.workers import Worker
 
 
-def choose(ready: Sequence[Worker], tried: Collection[Worker] = ()) -> Worker | None:
+def choose(ready: Sequence[Worker], tried: Collection[Worker | None] = ()) -> Worker | None:
     """The worker with the fewest tokens in flight that has not been tried; None if there is none."""
     best = None
     for worker in ready:

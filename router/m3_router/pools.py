@@ -14,6 +14,7 @@ class Pool:
     """One pool of the configuration, with what is waiting and running in it."""
 
     settings: PoolSettings
+    max_context_tokens: int
     lanes: Lanes
     workers: Workers
 
@@ -31,6 +32,7 @@ class Pools:
         return cls(
             Pool(
                 settings,
+                settings.max_context_tokens,
                 Lanes(
                     tokens_in_flight=settings.tokens_in_flight,
                     standard_share_tokens=standard_share_tokens(

@@ -33,7 +33,13 @@ MAX_HELD_BYTES = 8 * 2**20  # of an answer whose cost goes into its head; a long
 FREE = frozenset({b"/tokenize"})
 RELAYED = frozenset({b"/v1/chat/completions", b"/v1/completions"}) | FREE
 _PRIORITY = {"priority": b"0", "standard": b"10"}  # x-m3-priority: the lower goes first
+_TIERS = {
+    (context, service): f"x-m3-context-tier: {context}\r\nx-m3-service-tier: {service}\r\n".encode()
+    for context in ("standard", "long")
+    for service in ("standard", "priority")
+}
 _NEVER = float("inf")
+_Scanner = EventStream | BodyTail
 
 
 def _new_ids() -> Iterator[str]:
@@ -89,6 +95,7 @@ class Exchange:
         "_answer",
         "_arrived_at",
         "_bill",
+        "_charged_tokens",
         "_connection",
         "_deadline",
         "_dial",
@@ -120,6 +127,7 @@ class Exchange:
         # held, and given back by _finish
         self._ticket: Ticket | None = None
         self._worker: Worker | None = None
+        self._charged_tokens = 0  # to the worker, and by the ticket
         self._upstream: WorkerConnection | None = None
         self._dial: asyncio.Task[None] | None = None
         # set on the way
@@ -127,7 +135,7 @@ class Exchange:
         self._pool: Pool | None = None
         self._tried: tuple[Worker, ...] = ()
         self._answer: Answer | None = None
-        self._scanner: EventStream | BodyTail | None = None  # the head is out, the body passes through it
+        self._scanner: _Scanner | None = None  # the head is out, the body passes through it
         self._held: list[bytes] = []
         self._held_bytes = 0
         self._is_sent = False  # the client has got a first byte
@@ -142,9 +150,9 @@ class Exchange:
             bill.model = view.model
             bill.stream = view.is_stream
             pool = self._pool = services.pools.of_model(view.model)
-            view.check_fits(pool.settings.max_context_tokens)
+            view.check_fits(pool.max_context_tokens)
             tenant = self._request.context
-            assert isinstance(tenant, Tenant)  # noqa: S101 - accept_head put it there
+            assert isinstance(tenant, Tenant)  # noqa: S101 - Routes.accept put it there
             tier = tenant.entitled_tier(view.service_tier)
             if not pool.workers.ready:
                 raise no_worker(view.model)
@@ -153,26 +161,26 @@ class Exchange:
                 return
             bill.service_tier = tier
             bill.context_tier = services.prices.context_tier(view.input_tokens)
-            charge_tokens = min(view.charge_tokens, pool.settings.max_context_tokens)
-            self._ticket = pool.lanes.offer(tier, charge_tokens, self._arrived_at, self)
+            self._charged_tokens = min(view.charge_tokens, pool.max_context_tokens)
+            ticket = self._ticket = pool.lanes.offer(tier, self._charged_tokens, self._arrived_at, self)
         except Refusal as refusal:
             self._refuse(refusal)
             return
         except QueueFullError as full:
             self._refuse(at_capacity(str(full), full.retry_after_seconds))
             return
-        if self._ticket.state == "admitted":
+        if ticket.state == "admitted":
             self._dispatch()
 
     def admitted(self) -> None:
         """The wait in the lane is over."""
         if not self._is_finished:
-            self._bill.queue_ms = self._elapsed_ms(self._services.clock())
+            self._bill.queue_ms = self._elapsed_ms()
             self._dispatch()
 
     def expired(self, retry_after_seconds: int) -> None:
         """The wait in the lane was too long."""
-        self._bill.queue_ms = self._elapsed_ms(self._services.clock())
+        self._bill.queue_ms = self._elapsed_ms()
         self._refuse(at_capacity("no place became free in time", retry_after_seconds))
 
     # ---- 2. send it to a worker
@@ -186,7 +194,7 @@ class Exchange:
             return
         self._worker = worker
         self._bill.worker = worker.name
-        pool.workers.charge(worker, self._charge_tokens())
+        pool.workers.charge(worker, self._charged_tokens)
         self._connect(worker)
 
     def _connect(self, worker: Worker) -> None:
@@ -236,7 +244,7 @@ class Exchange:
         """Nothing was sent to the client, and this worker has failed: the next one, while there is one."""
         pool, view, worker = self._pool, self._view, self._worker
         assert pool is not None and view is not None and worker is not None  # noqa: S101, PT018
-        pool.workers.discharge(worker, self._charge_tokens())
+        pool.workers.discharge(worker, self._charged_tokens)
         self._worker = None
         self._tried = (*self._tried, worker)
         if placement.choose(pool.workers.ready, self._tried) is not None:
@@ -250,72 +258,79 @@ class Exchange:
 
     def worker_answered(self, answer: Answer | None, body: bytes, is_complete: bool) -> None:
         """One read from the worker, at most one write to the client."""
-        connection = self._upstream
-        if is_complete:
-            self._upstream = None
         now = self._services.clock()
-        self._deadline = now + self._services.limits.idle_seconds
         if answer is not None:
-            if answer.status == 503 and self._pool is not None and len(self._pool.workers.ready) > len(self._tried) + 1:
-                # Loading or draining: it has begun nothing, and another worker may take it.
-                if connection is not None and not is_complete:
-                    connection.abort()
-                self._upstream = None
-                self._try_another("it answered 503")
+            if answer.status == 503 and self._pass_over(is_complete):
                 return
             self._take_head(answer, now)
-        if self._scanner is None:
-            self._held.append(body)
-            self._held_bytes += len(body)
-            if is_complete:
-                self._answer_whole()
-            elif self._held_bytes > MAX_HELD_BYTES:
-                self._pass_through(BodyTail(), b"".join(self._held))
+        if is_complete:
+            self._upstream = None
         else:
+            self._deadline = now + self._services.limits.idle_seconds
+        if self._scanner is not None:
             self._relay_part(self._scanner, body, is_complete)
+        elif is_complete:
+            self._answer_whole(b"".join((*self._held, body)) if self._held else body)
+        else:
+            self._hold(body)
+
+    def _pass_over(self, is_complete: bool) -> bool:
+        """A worker that is loading or draining has begun nothing: another one may take the request, if there is one."""
+        pool = self._pool
+        if pool is None or placement.choose(pool.workers.ready, (*self._tried, self._worker)) is None:
+            return False
+        if self._upstream is not None and not is_complete:
+            self._upstream.abort()
+        self._upstream = None
+        self._try_another("it answered 503")
+        return True
 
     def _take_head(self, answer: Answer, now: float) -> None:
         bill, view, known = self._bill, self._view, answer.head.known
         assert view is not None  # noqa: S101 - _send has sent its body
         self._answer = answer
         bill.status = answer.status
-        bill.first_byte_ms = self._elapsed_ms(now)
+        bill.first_byte_ms = int((now - self._arrived_at) * 1e6) / 1e3
         if b"x-m3-input-tokens" in known and known[b"x-m3-input-tokens"].isdigit() and not self._is_free:
             bill.input_tokens = int(known[b"x-m3-input-tokens"])
             bill.context_tier = self._services.prices.context_tier(bill.input_tokens)
         else:
             bill.input_tokens = view.input_tokens
-        if known.get(b"content-type", b"").startswith(b"text/event-stream"):
-            self._pass_through(EventStream(view.is_usage_added), b"")
+        if b"content-type" in known and known[b"content-type"].startswith(b"text/event-stream"):
+            self._pass_through(EventStream(view.is_usage_added))
 
-    def _answer_whole(self) -> None:
-        """The whole answer is here: its cost can go into its head."""
-        held = self._held
-        body = held[0] if len(held) == 1 else b"".join(held)
-        usage = usage_of_body(body) if self._bill.status == 200 and not self._is_free else None
+    def _hold(self, body: bytes) -> None:
+        """Wait for the rest of the answer, whose usage goes into its head, unless it grows too long for that."""
+        self._held.append(body)
+        self._held_bytes += len(body)
+        if self._held_bytes > MAX_HELD_BYTES:
+            held, self._held = b"".join(self._held), []
+            self._relay_part(self._pass_through(BodyTail()), held, is_complete=False)
+
+    def _answer_whole(self, body: bytes) -> None:
+        bill = self._bill
+        usage = usage_of_body(body) if bill.status == 200 and not self._is_free else None
         self._finish(self._outcome_of_status(), usage)
         head = self._head()
         if usage is not None:
-            head += b"x-m3-cost-usd: %b\r\n" % format_usd(self._bill.cost_nanousd)
-        self._connection.start_response(head, body, is_whole=True)
+            head += b"x-m3-cost-usd: %b\r\n" % format_usd(bill.cost_nanousd)
+        self._connection.respond(head, body)
 
-    def _pass_through(self, scanner: EventStream | BodyTail, held: bytes) -> None:
+    def _pass_through(self, scanner: _Scanner) -> _Scanner:
         """From here on the client gets what comes as it comes."""
         self._connection.release_body()
         self._view = None
         self._scanner = scanner
-        self._held = []
-        if held:
-            self._relay_part(scanner, held, is_complete=False)
+        return scanner
 
-    def _relay_part(self, scanner: EventStream | BodyTail, body: bytes, is_complete: bool) -> None:
+    def _relay_part(self, scanner: _Scanner, body: bytes, is_complete: bool) -> None:
         connection = self._connection
         data = scanner.feed(body) if body else b""
         if is_complete and isinstance(scanner, EventStream):
             data += scanner.finish()
         if not self._is_sent and (data or is_complete):
             self._is_sent = True
-            connection.start_response(self._head(), data, is_whole=False)
+            connection.start_response(self._head(), data)
             data = b""
         if is_complete:
             self._finish(self._outcome_of_status(), scanner.usage)
@@ -327,21 +342,15 @@ class Exchange:
         """Status and headers of the answer, without its framing."""
         answer, bill = self._answer, self._bill
         assert answer is not None  # noqa: S101 - there is a head to relay
-        content_type = answer.head.known.get(b"content-type", b"application/json")
-        tiers = b""
-        if bill.service_tier is not None:
-            tiers = b"x-m3-context-tier: %b\r\nx-m3-service-tier: %b\r\n" % (
-                (bill.context_tier or "").encode(),
-                bill.service_tier.encode(),
-            )
+        context_tier, service_tier = bill.context_tier, bill.service_tier
         return b"%bcontent-type: %b\r\n%bx-request-id: %b\r\nx-m3-worker: %b\r\nx-m3-queue-ms: %d\r\n%b" % (
             wire.status_line(answer.status),
-            content_type,
+            answer.head.known.get(b"content-type", b"application/json"),
             answer.head.forward,
             bill.request_id.encode(),
             bill.worker.encode(),
             bill.queue_ms,
-            tiers,
+            b"" if context_tier is None or service_tier is None else _TIERS[context_tier, service_tier],
         )
 
     # ---- what may happen at any time
@@ -418,31 +427,30 @@ class Exchange:
         bill.status, bill.error = refusal.status, refusal.message
         bill.input_tokens = 0
         self._finish(outcome, None)
-        self._connection.respond(refusal, b"x-request-id: %b\r\n" % bill.request_id.encode())
+        self._connection.refuse(refusal, b"x-request-id: %b\r\n" % bill.request_id.encode())
 
     def _finish(self, outcome: Outcome, usage: Usage | None) -> None:
         """The only way out: give back all that is held, settle the bill once."""
         self._is_finished = True
         now = self._services.clock()
+        bill, pool, worker, ticket = self._bill, self._pool, self._worker, self._ticket
         if self._upstream is not None:
             self._upstream.abort()
             self._upstream = None
         if self._dial is not None:
             self._dial.cancel()
             self._dial = None
-        if self._worker is not None and self._pool is not None:
-            self._pool.workers.discharge(self._worker, self._charge_tokens())
+        if worker is not None and pool is not None:
+            pool.workers.discharge(worker, self._charged_tokens)
             self._worker = None
-        ticket = self._ticket
         if ticket is not None:
             ticket.holder = None
-            if ticket.state == "admitted" and self._pool is not None:
-                woken = self._pool.lanes.release(ticket, now)
+            if ticket.state == "admitted" and pool is not None:
+                woken = pool.lanes.release(ticket, now)
                 if woken:
                     self._services.wake(woken)
-        bill = self._bill
-        bill.duration_ms = self._elapsed_ms(now)
-        if usage is None and outcome == "ok" and bill.service_tier is not None:
+        bill.duration_ms = int((now - self._arrived_at) * 1e6) / 1e3
+        if usage is None and outcome == "ok" and not self._is_free:
             usage = self._estimate()
         self._services.ledger.settle(bill, outcome, usage)
 
@@ -458,8 +466,5 @@ class Exchange:
             return "ok"
         return "rejected" if status < 500 else "worker_error"
 
-    def _charge_tokens(self) -> int:
-        return self._ticket.tokens if self._ticket is not None else 0
-
-    def _elapsed_ms(self, now: float) -> float:
-        return int((now - self._arrived_at) * 1e6) / 1e3
+    def _elapsed_ms(self) -> float:
+        return int((self._services.clock() - self._arrived_at) * 1e6) / 1e3

@@ -7,11 +7,11 @@ from urllib.parse import unquote_to_bytes
 
 from m3_router.errors import Refusal, bad_request, no_worker
 from m3_router.http.client_end import ClientConnection
-from m3_router.http.messages import Request
+from m3_router.http.messages import Request, Start
 from m3_router.lanes import Ticket
 from m3_router.models import ModelList
 from m3_router.relay import FREE, RELAYED, Exchange, Services, is_request_id, open_bill
-from m3_router.tenants import Tenants
+from m3_router.tenants import Tenant, Tenants
 
 _LOCAL = frozenset({b"/health", b"/v1/models"})
 _MODELS_PREFIX = b"/v1/models/"
@@ -25,9 +25,9 @@ class Routes:
         self._tenants = tenants
         self._models = models
 
-    def accept_head(self, request: Request) -> None:
-        """Path, method, request id and key. Raises Refusal (400, 401, 404, 405)."""
-        path, method = request.path, request.method
+    def accept(self, start: Start) -> Tenant | None:
+        """Path, method, request id and key; returns the tenant. Raises Refusal (400, 401, 404, 405)."""
+        path, method = start.path, start.method
         if path in RELAYED:
             if method != b"POST":
                 raise _not_allowed(path, "POST")
@@ -36,11 +36,10 @@ class Routes:
                 raise _not_allowed(path, "GET")
         else:
             raise Refusal(404, f"There is no {path.decode('latin-1')} here.", code="not_found")
-        known = request.head.known
+        known = start.head.known
         if b"x-request-id" in known and not is_request_id(known[b"x-request-id"]):
             raise bad_request("x-request-id: expected 1 to 128 visible ASCII characters.", param="x-request-id")
-        if path != b"/health":
-            request.context = self._tenants.identify(known.get(b"authorization"))
+        return None if path == b"/health" else self._tenants.identify(known.get(b"authorization"))
 
     def serve(self, request: Request, connection: ClientConnection) -> None:
         """Answer a request whose head was accepted."""
@@ -52,7 +51,7 @@ class Routes:
             if self._services.pools.has_ready_worker():
                 connection.respond_json(b'{"status":"ok"}')
             else:
-                connection.respond(no_worker(", ".join(self._services.pools.models)))
+                connection.refuse(no_worker(", ".join(self._services.pools.models)))
         elif request.path == b"/v1/models":
             connection.respond_json(self._models.all)
         else:
@@ -78,7 +77,7 @@ class Routes:
         try:
             self._services.pools.of_model(name)
         except Refusal as refusal:
-            connection.respond(refusal)
+            connection.refuse(refusal)
         else:
             connection.respond_json(self._models.one(name))
 

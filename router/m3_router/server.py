@@ -25,7 +25,8 @@ from m3_router import log
 from m3_router.admin import admin_app
 from m3_router.config import ConfigError, RouterConfig, ServiceWorkers, load, load_keys, split_address
 from m3_router.endpoints import EndpointWatch
-from m3_router.http.client_end import ClientConnection, Connections
+from m3_router.http.client_end import ClientConnection
+from m3_router.http.connections import Connections
 from m3_router.http.worker_end import WorkerConnections
 from m3_router.ledger import Ledger
 from m3_router.metrics import Metrics, MetricsCollector
@@ -51,7 +52,7 @@ class Router:
         """Raises ConfigError if the keys file cannot be used. Must be made in the running loop."""
         self._config = config
         self._loop = asyncio.get_running_loop()
-        self._lines = log.LineWriter(log_stream, self._loop)
+        self._lines = log.LineWriter(log_stream)
         clock = time.monotonic
         prices = PriceTable(config.prices, config.context_tier)
         self._connections = Connections(config.limits, clock)
@@ -59,7 +60,7 @@ class Router:
         self._worker_connections = WorkerConnections(self._loop)
         self._probe_connections = WorkerConnections(self._loop)
         self._metrics = Metrics()
-        self._ledger = Ledger(prices, (self._lines.write, self._metrics.settled))
+        self._ledger = Ledger(prices, (self._lines.write, self._metrics.count), self._loop.call_later)
         self._routes = Routes(
             Services(
                 pools=self._pools,
@@ -91,7 +92,9 @@ class Router:
                 admin_app(
                     self._ledger,
                     self._pools,
-                    MetricsCollector(self._metrics, self._pools, self._connections, lambda: self._lines.dropped),
+                    MetricsCollector(
+                        self._metrics, self._ledger, self._pools, self._connections, lambda: self._lines.dropped
+                    ),
                     lambda: self._connections.is_draining,
                 ),
                 log_config=None,
@@ -137,6 +140,7 @@ class Router:
         self._worker_connections.close()
         self._probe_connections.close()
         await asyncio.sleep(0)  # connections that were aborted are told so in the next round of the loop
+        self._ledger.publish()
         self._lines.close()
 
     def _prober(self, pool: Pool) -> Prober:

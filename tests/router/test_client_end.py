@@ -10,8 +10,9 @@ import pytest
 
 from m3_router.config import LimitSettings
 from m3_router.errors import Refusal
-from m3_router.http.client_end import LINGER_SECONDS, ClientConnection, Connections
-from m3_router.http.messages import Request
+from m3_router.http.client_end import LINGER_SECONDS, ClientConnection
+from m3_router.http.connections import Connections
+from m3_router.http.messages import Request, Start
 
 LIMITS = LimitSettings(
     body_bytes=1024,
@@ -96,14 +97,17 @@ class FakeApplication:
 
     holds: bool = False
     refusal: Refusal | None = None
+    accepted: int = 0
     served: list[Request] = field(default_factory=list)
     refused_with: list[int] = field(default_factory=list)
     exchange: FakeExchange = field(default_factory=FakeExchange)
     bodies: list[bytes] = field(default_factory=list)
 
-    def accept_head(self, request: Request) -> None:
+    def accept(self, start: Start) -> object:
+        self.accepted += 1
         if self.refusal is not None:
             raise self.refusal
+        return "context"
 
     def serve(self, request: Request, connection: ClientConnection) -> None:
         self.served.append(request)
@@ -171,7 +175,8 @@ def test_a_request_is_sorted_into_what_is_read_and_what_goes_on() -> None:
     (request,) = one.application.served
     assert (request.method, request.path, request.query) == (b"POST", b"/a", b"q=1")
     assert request.head.forward == b"X-Thing: v\r\n"
-    assert request.head.known == {b"host": b"r", b"content-length": b"5"}
+    assert request.head.known == {b"host": b"r"}
+    assert request.context == "context"
 
 
 def test_an_answer_is_one_write() -> None:
@@ -342,7 +347,7 @@ def test_connection_close_is_obeyed_and_what_follows_it_is_ignored() -> None:
 def test_http_1_0_gets_no_chunks_and_stays_only_if_it_asks() -> None:
     one = bench(FakeApplication(holds=True))
     one.feed(b"GET /a HTTP/1.0\r\nConnection: keep-alive\r\n\r\n")
-    one.connection.start_response(b"HTTP/1.1 200 OK\r\n", b"a", is_whole=False)
+    one.connection.start_response(b"HTTP/1.1 200 OK\r\n", b"a")
     one.connection.write(b"b")
     one.connection.end(b"c")
     assert one.transport.written == b"HTTP/1.1 200 OK\r\nconnection: close\r\n\r\nabc"
@@ -358,7 +363,7 @@ def test_http_1_0_gets_no_chunks_and_stays_only_if_it_asks() -> None:
 def test_an_answer_of_unknown_length_is_chunked() -> None:
     one = bench(FakeApplication(holds=True))
     one.feed(GET)
-    one.connection.start_response(b"HTTP/1.1 200 OK\r\n", b"a" * 17, is_whole=False)
+    one.connection.start_response(b"HTTP/1.1 200 OK\r\n", b"a" * 17)
     one.connection.write(b"")
     one.connection.end()
     assert one.transport.written == (
@@ -369,7 +374,7 @@ def test_an_answer_of_unknown_length_is_chunked() -> None:
 def test_an_answer_that_is_cut_has_no_last_chunk_and_closes() -> None:
     one = bench(FakeApplication(holds=True))
     one.feed(GET)
-    one.connection.start_response(b"HTTP/1.1 200 OK\r\n", b"", is_whole=False)
+    one.connection.start_response(b"HTTP/1.1 200 OK\r\n", b"")
     one.connection.cut(b"oh")
     assert one.transport.written.endswith(b"2\r\noh\r\n")
     assert one.transport.is_closed
@@ -481,3 +486,40 @@ def test_one_connection_too_many_is_told_so() -> None:
     other.connection_made(transport)
     assert statuses(transport.written) == [503]
     assert json.loads(transport.written.split(b"\r\n\r\n")[1])["error"]["message"].startswith("The router serves 1")
+
+
+def test_a_start_like_the_last_one_is_not_judged_again_and_another_one_is() -> None:
+    one = bench()
+    one.feed(POST, POST.replace(b"Content-Length: 5", b"Content-Length: 2").replace(b"hello", b"no"), POST)
+    assert one.application.accepted == 1
+    assert one.application.bodies == [b"hello", b"no", b"hello"]
+    for other in (
+        POST.replace(b"X-Thing: v", b"X-Thing: w"),
+        POST.replace(b"/a?", b"/b?"),
+        POST.replace(b"POST", b"PUT"),
+        POST.replace(b"X-Thing: v", b"X-Thing: v\r\nConnection: keep-alive"),
+    ):
+        before = one.application.accepted
+        one.feed(other)
+        assert one.application.accepted == before + 1
+    assert [request.method for request in one.application.served[-2:]] == [b"PUT", b"POST"]
+
+
+def test_what_was_refused_is_judged_again() -> None:
+    one = bench(FakeApplication(refusal=Refusal(401, "no")))
+    one.feed(POST, POST)
+    assert one.application.accepted == 2
+
+
+def test_a_length_over_the_limit_is_seen_also_behind_an_accepted_start() -> None:
+    one = bench()
+    large = POST.replace(b"Content-Length: 5", b"Content-Length: 2000").replace(b"hello", b"x" * 2000)
+    assert statuses(one.feed(POST, large, POST)) == [200, 413, 200]
+
+
+def test_the_same_headers_in_http_1_0_are_another_start() -> None:
+    one = bench(FakeApplication(holds=True))
+    one.feed(GET)
+    one.connection.respond_json(b"{}")
+    one.feed(GET.replace(b"HTTP/1.1", b"HTTP/1.0"))
+    assert one.application.served[1].is_http_1_0

@@ -10,59 +10,19 @@ Called by the event loop (`asyncio.Protocol`), by the exchange (`start_response`
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
 from typing import cast
 
 import httptools
 
-from m3_router.config import LimitSettings
 from m3_router.errors import Refusal, malformed
 from m3_router.http import wire
-from m3_router.http.messages import Application, Exchange, Request
+from m3_router.http.connections import Connections
+from m3_router.http.messages import Application, Exchange, Request, Start
 
 # A body over the limit is read and dropped up to this many times the limit, so that the connection stays usable.
 DRAIN_FACTOR = 4
+_JSON_OK = wire.status_line(200) + b"content-type: application/json\r\n"
 LINGER_SECONDS = 2.0  # how long a refused client may go on sending before the connection is closed under it
-
-
-class Connections:
-    """All connections of a server, and what they hold together. `clock` is monotonic, in seconds."""
-
-    def __init__(self, limits: LimitSettings, clock: Callable[[], float]) -> None:
-        self.limits = limits
-        self.clock = clock
-        self.all: set[ClientConnection] = set()
-        self.buffered_bytes = 0  # request bodies in memory
-        self.is_draining = False
-        self._emptied = asyncio.Event()
-
-    def discard(self, connection: "ClientConnection") -> None:
-        """A connection is lost."""
-        self.all.discard(connection)
-        if not self.all:
-            self._emptied.set()
-
-    async def wait_until_empty(self) -> None:
-        """Until no connection is open."""
-        while self.all:
-            self._emptied.clear()
-            await self._emptied.wait()
-
-    def tick(self, now: float) -> None:
-        """Enforce every time-out that has passed."""
-        for connection in list(self.all):
-            connection.tick(now)
-
-    def drain(self) -> None:
-        """Close what is idle now, and the rest after the answer it waits for."""
-        self.is_draining = True
-        for connection in list(self.all):
-            connection.close_if_idle()
-
-    def interrupt(self) -> None:
-        """End every connection now; clients that wait for an answer are told why."""
-        for connection in list(self.all):
-            connection.interrupt()
 
 
 class ClientConnection(asyncio.Protocol):
@@ -86,6 +46,8 @@ class ClientConnection(asyncio.Protocol):
         self._target = b""
         self._headers: wire.Headers = []
         self._head_bytes = 0
+        self._body_bytes = 0  # as announced
+        self._accepted: Start | None = None  # the last request's, if one that is equal may be taken for it
         self._request: Request | None = None  # its head is complete
         # the request being answered, and those that came before it was
         self.exchange: Exchange | None = None
@@ -162,43 +124,32 @@ class ClientConnection(asyncio.Protocol):
         self._target += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        self._headers.append((name, value))
+        if len(name) == 14 and name.lower() == b"content-length":
+            self._body_bytes = int(value)  # the parser has refused all but one decimal number
+        else:
+            self._headers.append((name, value))
 
     def on_headers_complete(self) -> None:
         if self._head_bytes > self._limits.head_bytes:  # which also counts what came with the head in one read
             head_bytes = len(self._target) + sum(len(name) + len(value) + 4 for name, value in self._headers)
             if head_bytes > self._limits.head_bytes:
                 raise self._head_too_large()
-        self._head_bytes = 0
-        headers, target = self._headers, self._target
+        headers, target, body_bytes = self._headers, self._target, self._body_bytes
         self._headers, self._target = [], b""
-        parser = self._parser
-        head = wire.Head(headers, wire.REQUEST_ENDS_HERE)
-        known = head.known
-        keep_alive = parser.should_keep_alive()
-        # To go on without a word in `Connection` is the mark of HTTP/1.1; asking for the version makes a string.
-        version = "1.1" if keep_alive and b"connection" not in known else parser.get_http_version()
-        if version != "1.1":
-            _check_old_version(version, known)
-        elif b"host" not in known:
-            raise malformed("The Host header is missing.")
-        if parser.should_upgrade():  # the parser stops here, and would take what follows for no body of this request
-            raise malformed("Upgrading the connection is not supported; send plain HTTP/1.1 without Upgrade.")
-        if b"transfer-encoding" in known and known[b"transfer-encoding"].lower() != b"chunked":
-            raise malformed("The only Transfer-Encoding that is supported is chunked.")
-        if not target.startswith(b"/"):
-            target = _origin_form(target)
-
-        request = Request(parser.get_method(), target, head, version == "1.0", keep_alive)
-        self._request = request
-        try:
-            self._application.accept_head(request)
-            if b"content-length" in known and int(known[b"content-length"]) > self._limits.body_bytes:
-                raise self._body_too_large()
-        except Refusal as refusal:
-            request.refusal = refusal
-        if b"expect" in known:
-            self._answer_expectation(request)
+        self._head_bytes = self._body_bytes = 0
+        known = self._accepted
+        if (
+            known is not None
+            and headers == known.headers
+            and target == known.target
+            and self._parser.should_keep_alive()
+            and self._parser.get_method() == known.method
+        ):
+            request = self._request = Request(known)
+        else:
+            request = self._read_start(headers, target)
+        if body_bytes > self._limits.body_bytes and request.refusal is None:
+            request.refusal = self._body_too_large()
 
     def on_body(self, data: bytes) -> None:
         request = self._request
@@ -206,20 +157,16 @@ class ClientConnection(asyncio.Protocol):
             return
         size = len(data)
         request.size += size
-        if request.refusal is None:
-            if request.size > self._limits.body_bytes:
-                self._drop_body(request)
-                request.refusal = self._body_too_large()
-            elif self._connections.buffered_bytes + size > self._limits.buffered_bytes:
-                self._drop_body(request)
-                message = f"The router holds {self._limits.buffered_bytes} bytes of requests already."
-                request.refusal = Refusal(503, message, kind="server_error", retry_after_seconds=1)
-            else:
-                request.chunks.append(data)
-                self._connections.buffered_bytes += size
-        elif request.size > DRAIN_FACTOR * self._limits.body_bytes:
-            request.refusal.closes = True
-            raise request.refusal
+        connections = self._connections
+        if (
+            request.refusal is None
+            and request.size <= self._limits.body_bytes
+            and connections.buffered_bytes + size <= self._limits.buffered_bytes
+        ):
+            request.chunks.append(data)
+            connections.buffered_bytes += size
+        else:
+            self._refuse_body(request)
 
     def on_message_complete(self) -> None:
         request = self._request
@@ -227,8 +174,9 @@ class ClientConnection(asyncio.Protocol):
             return
         self._request = None
         chunks = request.chunks
-        request.body = chunks[0] if len(chunks) == 1 else b"".join(chunks)
-        request.chunks = chunks[:0]
+        if chunks:
+            request.body = chunks[0] if len(chunks) == 1 else b"".join(chunks)
+            request.chunks = []
         if self._answering is None:
             self._serve(request)
         else:
@@ -241,29 +189,31 @@ class ClientConnection(asyncio.Protocol):
         """Whether the client reads more slowly than we write."""
         return self._is_write_paused
 
-    def start_response(self, head: bytes, body: bytes = b"", *, is_whole: bool) -> None:
-        """Write status and header lines (no framing among them) and body. Not whole: `write` and `end` follow."""
+    def respond(self, head: bytes, body: bytes) -> None:
+        """Write a whole answer: status and header lines (none of them about framing), and the body."""
         request = self._answering
         if request is None or self._is_lost:
             return
         closes = self._is_last_answer(request)
-        if is_whole:
-            framing = b"content-length: %d\r\n" % len(body)
-        elif request.is_http_1_0:
-            framing, request.keep_alive, closes = b"", False, True
+        self._transport.write(
+            b"%bcontent-length: %d\r\n%b\r\n%b"
+            % (head, len(body), _connection_header(request, closes), body if request.method != b"HEAD" else b"")
+        )
+        self._next(closes)
+
+    def start_response(self, head: bytes, body: bytes = b"") -> None:
+        """Write status and header lines, and the beginning of a body; `write` and `end` follow."""
+        request = self._answering
+        if request is None or self._is_lost:
+            return
+        if request.is_http_1_0:
+            request.keep_alive = False  # the end of the connection is the end of the body
         else:
-            framing = b"transfer-encoding: chunked\r\n"
+            head += b"transfer-encoding: chunked\r\n"
             self._is_chunked = True
             body = wire.chunk(body)
-        if closes:
-            framing += b"connection: close\r\n"
-        elif request.is_http_1_0:
-            framing += b"connection: keep-alive\r\n"
-        if request.method == b"HEAD":
-            body = b""
-        self._transport.write(head + framing + b"\r\n" + body)
-        if is_whole:
-            self._next(closes)
+        closes = self._is_last_answer(request)
+        self._transport.write(head + _connection_header(request, closes) + b"\r\n" + body)
 
     def write(self, data: bytes) -> None:
         """More of a body that was begun without its length."""
@@ -294,13 +244,15 @@ class ClientConnection(asyncio.Protocol):
         """The request's body will not be needed again."""
         self._drop_body(self._answering)
 
-    def respond(self, refusal: Refusal, headers: bytes = b"") -> None:
+    def refuse(self, refusal: Refusal, headers: bytes = b"") -> None:
         """Answer with a refusal. `headers` are whole lines."""
-        self._send_json(refusal.status, refusal.body(), headers + _refusal_headers(refusal), refusal.closes)
+        if refusal.closes and self._answering is not None:
+            self._answering.keep_alive = False
+        self.respond(_refusal_head(refusal) + headers, refusal.body())
 
-    def respond_json(self, body: bytes, headers: bytes = b"", status: int = 200) -> None:
-        """Answer with a JSON body of our own."""
-        self._send_json(status, body, headers, closes=False)
+    def respond_json(self, body: bytes) -> None:
+        """Answer 200 with a JSON body of our own."""
+        self.respond(_JSON_OK, body)
 
     # ---- time
 
@@ -336,7 +288,7 @@ class ClientConnection(asyncio.Protocol):
         if request.refusal is None:
             self._application.serve(request, self)
         else:
-            self.respond(request.refusal, self._application.refused(request, request.refusal))
+            self.refuse(request.refusal, self._application.refused(request, request.refusal))
 
     def _next(self, closes: bool) -> None:
         """The answer is out: close, or take the next request."""
@@ -352,7 +304,10 @@ class ClientConnection(asyncio.Protocol):
         if self._is_read_paused and not self._is_closing:
             self._is_read_paused = False
             self._transport.resume_reading()
-        self._touch()
+        if self._head_bytes or self._request is not None:
+            self._touch()
+        else:
+            self._deadline = self._connections.clock() + self._limits.keep_alive_seconds
 
     def _serve_ahead(self) -> None:
         if self._ahead and self._answering is None and not self._is_lost:
@@ -394,6 +349,58 @@ class ClientConnection(asyncio.Protocol):
             seconds = limits.keep_alive_seconds
         self._deadline = self._connections.clock() + seconds
 
+    def _read_start(self, headers: wire.Headers, target: bytes) -> Request:
+        """A request whose like was not the last on this connection. Raises Refusal where it cannot be read on."""
+        parser = self._parser
+        head = wire.Head(headers, wire.REQUEST_ENDS_HERE)
+        known = head.known
+        version = parser.get_http_version()
+        if version == "1.1":
+            if b"host" not in known:
+                raise malformed("The Host header is missing.")
+        elif version != "1.0":
+            raise Refusal(505, f"HTTP/{version} is not supported; send HTTP/1.1.", closes=True)
+        elif b"transfer-encoding" in known:
+            raise malformed("HTTP/1.0 has no Transfer-Encoding.")
+        if parser.should_upgrade():  # the parser stops here, and would take what follows for no body of this request
+            raise malformed("Upgrading the connection is not supported; send plain HTTP/1.1 without Upgrade.")
+        if known.get(b"transfer-encoding", b"chunked").lower() != b"chunked":
+            raise malformed("The only Transfer-Encoding that is supported is chunked.")
+        start = Start(
+            parser.get_method(),
+            target if target.startswith(b"/") else _origin_form(target),
+            headers,
+            head,
+            is_http_1_0=version == "1.0",
+            keep_alive=parser.should_keep_alive(),
+        )
+        self._accepted = None
+        try:
+            start.context = self._application.accept(start)
+        except Refusal as refusal:
+            request = self._request = Request(start)
+            request.refusal = refusal
+        else:
+            request = self._request = Request(start)
+            # To keep alive without a word in `Connection` is HTTP/1.1; only then do equal headers mean an equal start.
+            if start.keep_alive and not known.keys() & {b"connection", b"expect"} and start.target == target:
+                self._accepted = start
+        if b"expect" in known:
+            self._answer_expectation(request)
+        return request
+
+    def _refuse_body(self, request: Request) -> None:
+        """Drop a body that is not kept; close where it goes on for too long."""
+        self._drop_body(request)
+        if request.refusal is None and request.size > self._limits.body_bytes:
+            request.refusal = self._body_too_large()
+        elif request.refusal is None:
+            message = f"The router holds {self._limits.buffered_bytes} bytes of requests already."
+            request.refusal = Refusal(503, message, kind="server_error", retry_after_seconds=1)
+        if request.size > DRAIN_FACTOR * self._limits.body_bytes:
+            request.refusal.closes = True
+            raise request.refusal
+
     def _answer_expectation(self, request: Request) -> None:
         if request.refusal is not None:
             request.refusal.closes = True  # whether the body still comes cannot be known
@@ -414,23 +421,11 @@ class ClientConnection(asyncio.Protocol):
 
     def _refuse(self, refusal: Refusal, request: Request | None = None) -> None:
         """Answer outside of any request's turn, and close."""
-        headers = self._application.refused(request, refusal) + _refusal_headers(refusal)
+        head = _refusal_head(refusal) + self._application.refused(request, refusal)
+        body = refusal.body()
         self._request = None
-        self._transport.write(_json_answer(refusal.status, refusal.body(), headers, closes=True))
+        self._transport.write(b"%bcontent-length: %d\r\nconnection: close\r\n\r\n%b" % (head, len(body), body))
         self._linger()
-
-    def _send_json(self, status: int, body: bytes, headers: bytes, closes: bool) -> None:
-        request = self._answering
-        if request is None or self._is_lost:
-            return
-        closes = closes or self._is_last_answer(request)
-        answer = _json_answer(status, body, headers, closes)
-        if request.method == b"HEAD":
-            answer = answer[: -len(body)] if body else answer
-        elif request.is_http_1_0 and not closes:
-            answer = answer.replace(b"\r\n", b"\r\nconnection: keep-alive\r\n", 1)
-        self._transport.write(answer)
-        self._next(closes)
 
     def _close(self) -> None:
         self._is_closing = True
@@ -465,25 +460,14 @@ def _origin_form(target: bytes) -> bytes:
     return path + b"?" + url.query if url.query is not None else path
 
 
-def _check_old_version(version: str, known: dict[bytes, bytes]) -> None:
-    """Raise Refusal unless this is HTTP/1.0 as it is still spoken."""
-    if version != "1.0":
-        raise Refusal(505, f"HTTP/{version} is not supported; send HTTP/1.1.", closes=True)
-    if b"transfer-encoding" in known:
-        raise malformed("HTTP/1.0 has no Transfer-Encoding.")
+def _connection_header(request: Request, closes: bool) -> bytes:
+    if closes:
+        return b"connection: close\r\n"
+    return b"connection: keep-alive\r\n" if request.is_http_1_0 else b""
 
 
-def _refusal_headers(refusal: Refusal) -> bytes:
-    if refusal.retry_after_seconds is None:
-        return b""
-    return b"retry-after: %d\r\n" % refusal.retry_after_seconds
-
-
-def _json_answer(status: int, body: bytes, headers: bytes, closes: bool) -> bytes:
-    return b"%bcontent-type: application/json\r\ncontent-length: %d\r\n%b%b\r\n%b" % (
-        wire.status_line(status),
-        len(body),
-        b"connection: close\r\n" if closes else b"",
-        headers,
-        body,
-    )
+def _refusal_head(refusal: Refusal) -> bytes:
+    head = wire.status_line(refusal.status) + b"content-type: application/json\r\n"
+    if refusal.retry_after_seconds is not None:
+        head += b"retry-after: %d\r\n" % refusal.retry_after_seconds
+    return head

@@ -3,10 +3,31 @@
 from typing import TYPE_CHECKING, Protocol
 
 from m3_router.errors import Refusal
-from m3_router.http.wire import Head
+from m3_router.http.wire import Head, Headers
 
 if TYPE_CHECKING:
     from m3_router.http.client_end import ClientConnection
+
+
+class Start:
+    """All of a request that comes before its body, but for the body's length.
+
+    Clients that keep a connection send the same again and again; what was read and accepted once holds for equal bytes.
+    """
+
+    __slots__ = ("context", "head", "headers", "is_http_1_0", "keep_alive", "method", "path", "query", "target")
+
+    def __init__(
+        self, method: bytes, target: bytes, headers: Headers, head: Head, *, is_http_1_0: bool, keep_alive: bool
+    ) -> None:
+        self.method = method
+        self.target = target
+        self.headers = headers
+        self.head = head
+        self.is_http_1_0 = is_http_1_0
+        self.keep_alive = keep_alive
+        self.path, _, self.query = target.partition(b"?")
+        self.context: object = None  # what the application has made of it
 
 
 class Request:
@@ -26,17 +47,18 @@ class Request:
         "size",
     )
 
-    def __init__(self, method: bytes, target: bytes, head: Head, is_http_1_0: bool, keep_alive: bool) -> None:
-        self.method = method
-        self.path, _, self.query = target.partition(b"?")
-        self.head = head
-        self.is_http_1_0 = is_http_1_0
-        self.keep_alive = keep_alive
+    def __init__(self, start: "Start") -> None:
+        self.method = start.method
+        self.path = start.path
+        self.query = start.query
+        self.head = start.head
+        self.is_http_1_0 = start.is_http_1_0
+        self.keep_alive = start.keep_alive
+        self.context: object = start.context  # the application's, from accept_head to serve
+        self.refusal: Refusal | None = None  # decided before its end: the body is dropped, this is the answer
         self.chunks: list[bytes] = []
         self.size = 0
         self.body = b""
-        self.refusal: Refusal | None = None  # decided before its end: the body is dropped, this is the answer
-        self.context: object = None  # the application's, from accept_head to serve
 
 
 class Exchange(Protocol):
@@ -61,8 +83,11 @@ class Exchange(Protocol):
 class Application(Protocol):
     """What the bytes are for."""
 
-    def accept_head(self, request: Request) -> None:
-        """Look at method, path and headers. Raises Refusal: then the body is dropped and that is the answer."""
+    def accept(self, start: Start) -> object:
+        """Look at method, path and headers; returns the request's `context`, the same for an equal start.
+
+        Raises Refusal: then the body is dropped, and that is the answer.
+        """
 
     def serve(self, request: Request, connection: "ClientConnection") -> None:
         """Answer a complete request, now or later."""
