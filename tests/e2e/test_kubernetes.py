@@ -179,8 +179,8 @@ def test_a_killed_worker_is_replaced_while_requests_go_on(deployed: Installation
     before = deployed.get("pod", victim)["metadata"]["uid"]
     with steady_load(deployed.client(), MODEL, streams=6, max_tokens=32) as load:
         load.await_count(lambda: victim in load.answered_since(0), 60, "an answer by the victim")
-        killed = time.monotonic()
         deployed.cluster.kill_container_process(deployed.namespace, victim)
+        killed = time.monotonic()
         deployed.kubectl("wait", "--for=condition=Ready=false", f"m3d/{NAME}", "--timeout=30s")
         deployed.await_ready(replicas=2)
         assert deployed.get("pod", victim)["metadata"]["uid"] != before

@@ -180,6 +180,8 @@ def _kwok_flags(kubeconfig: Path) -> list[str]:
     return [
         f"--kubeconfig={kubeconfig}",
         "--manage-nodes-with-annotation-selector=kwok.x-k8s.io/node=fake",
+        # Its default is to write no Lease at all: the node controller then gives every simulated node up after 40 s.
+        "--node-lease-duration-seconds=40",
         "--node-ip=198.51.100.1",  # of the range for documentation: nothing listens on a simulated node
         f"--config={STAGES}",
     ]
