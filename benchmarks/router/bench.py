@@ -230,7 +230,8 @@ def run(seconds: float, repetitions: int, names: list[str]) -> dict[tuple[str, s
                             rows.setdefault((scenario.name, target), []).append(row)
                             say(
                                 f"{repetition}/{repetitions} {scenario.name:9} {target:9} "
-                                f"{row['requests_per_second']:9.0f} requests/s {row['events_per_second']:9.0f} events/s "
+                                f"{row['requests_per_second']:8.0f} requests/s "
+                                f"{row['events_per_second']:8.0f} events/s "
                                 f"p50 {row['latency_us']['p50']} us, CPU {row['cpu_us_per_request']:.1f} us/request"
                             )
     return {key: best(several) for key, several in rows.items()}
@@ -246,8 +247,9 @@ def compare(
         return ratio, [f"{direct['p50_us']:.0f} us", *(f"+{one:.0f} us p50" for one in added)]
     what, unit = ("event", "events") if scenario.engines == "slow" else ("request", "requests")
     cells = [f"{direct[f'{unit}_per_second']:,.0f} {unit}/s"]
-    for one in (nginx, ours):
-        cells.append(f"{one[f'{unit}_per_second']:,.0f} {unit}/s, {one[f'cpu_us_per_{what}']:.0f} us CPU")
+    cells += [
+        f"{one[f'{unit}_per_second']:,.0f} {unit}/s, {one[f'cpu_us_per_{what}']:.0f} us CPU" for one in (nginx, ours)
+    ]
     if scenario.name == "many":
         return f"**{ours['requests_per_second'] / nginx['requests_per_second']:.2f} x requests/s**", cells
     return f"{ours[f'cpu_us_per_{what}'] / nginx[f'cpu_us_per_{what}']:.2f} x CPU per {what}", cells
@@ -258,7 +260,7 @@ def report(results: dict[tuple[str, str], dict[str, float]], command: str, load:
     lines = [
         "# m3-router against nginx, on one core",
         "",
-        "Question: what does a request cost in the router, with keys, prices, lanes, ledger, log and metrics, compared with",
+        "Question: what does a request cost in the router, with prices, lanes, ledger, log and metrics, compared with",
         "nginx that only relays it? Same client, same mock engines, same run.",
         "",
         "| load | of nginx | direct | nginx | m3-router |",
@@ -285,8 +287,8 @@ def report(results: dict[tuple[str, str], dict[str, float]], command: str, load:
         "- What bounds it: the interpreter. Of the router's time per short request about a third is in the kernel",
         "  (two reads, two writes), as in nginx; the rest is Python that parses, prices, places and accounts for it.",
         "  Long prompts cost copies: read in pieces, joined, written.",
-        "- What it does not show: real engines, TLS, many tenants, other machines. Ratios carry over better than times,",
-        "  and less so from a machine that is busy: Python loses more to cold caches than nginx does.",
+        "- What it does not show: real engines, TLS, many tenants, other machines. Ratios carry over better than",
+        "  times, and less so from a busy machine: Python loses more to cold caches than nginx does.",
         "",
     ]
     return "\n".join(lines)
