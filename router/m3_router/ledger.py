@@ -26,7 +26,7 @@ PUBLISH_BILLS = 256
 _BILLED: frozenset[Outcome] = frozenset({"ok", "client_gone"})
 
 
-class Bill(msgspec.Struct):
+class Bill(msgspec.Struct, gc=False):
     """One request. Token counts of the answer and the cost are what was settled."""
 
     time: float  # when it came, seconds since the epoch

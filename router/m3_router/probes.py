@@ -9,7 +9,8 @@ import asyncio
 import logging
 from collections.abc import Callable
 
-from m3_router.http.worker_end import Answer, WorkerConnection, WorkerConnections
+from m3_router.http.messages import Answer
+from m3_router.http.worker_end import WorkerConnection, WorkerConnections
 from m3_router.pools import Pool
 from m3_router.workers import Worker, WorkerAddress
 

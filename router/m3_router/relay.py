@@ -17,9 +17,8 @@ from m3_router import placement
 from m3_router.config import LimitSettings
 from m3_router.errors import Refusal, at_capacity, no_worker, timed_out, worker_failed
 from m3_router.http import wire
-from m3_router.http.client_end import ClientConnection
-from m3_router.http.messages import Request
-from m3_router.http.worker_end import Answer, WorkerConnection, WorkerConnections
+from m3_router.http.messages import Answer, Client, Request
+from m3_router.http.worker_end import WorkerConnection, WorkerConnections
 from m3_router.lanes import QueueFullError, Ticket
 from m3_router.ledger import Bill, Ledger, Outcome
 from m3_router.pools import Pool, Pools
@@ -115,7 +114,7 @@ class Exchange:
         "_worker",
     )
 
-    def __init__(self, services: Services, request: Request, connection: ClientConnection, *, is_free: bool) -> None:
+    def __init__(self, services: Services, request: Request, connection: Client, *, is_free: bool) -> None:
         self._services = services
         self._request = request
         self._connection = connection

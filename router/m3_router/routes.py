@@ -6,8 +6,7 @@ Owns no exchange: all that goes to a worker is handed to `relay.Exchange`.
 from urllib.parse import unquote_to_bytes
 
 from m3_router.errors import Refusal, bad_request, no_worker
-from m3_router.http.client_end import ClientConnection
-from m3_router.http.messages import Request, Start
+from m3_router.http.messages import Client, Request, Start
 from m3_router.lanes import Ticket
 from m3_router.models import ModelList
 from m3_router.relay import FREE, RELAYED, Exchange, Services, is_request_id, open_bill
@@ -41,7 +40,7 @@ class Routes:
             raise bad_request("x-request-id: expected 1 to 128 visible ASCII characters.", param="x-request-id")
         return None if path == b"/health" else self._tenants.identify(known.get(b"authorization"))
 
-    def serve(self, request: Request, connection: ClientConnection) -> None:
+    def serve(self, request: Request, connection: Client) -> None:
         """Answer a request whose head was accepted."""
         if request.path in RELAYED:
             exchange = Exchange(self._services, request, connection, is_free=request.path in FREE)
@@ -72,7 +71,7 @@ class Routes:
                 _exchange(ticket).expired(pool.lanes.retry_after_seconds(ticket.lane, now))
             self._services.wake(admitted)
 
-    def _answer_model(self, request: Request, connection: ClientConnection) -> None:
+    def _answer_model(self, request: Request, connection: Client) -> None:
         name = unquote_to_bytes(request.path[len(_MODELS_PREFIX) :]).decode("utf-8", "replace")
         try:
             self._services.pools.of_model(name)

@@ -198,6 +198,27 @@ def test_pipelined_requests_are_served_one_at_a_time_and_in_order() -> None:
     assert [part[:7] for part in one.transport.written.split(b"\r\n\r\n")[1:]] == [b'{"n":1}', b'{"n":2}', b'{"n":3}']
 
 
+def test_a_request_does_not_overtake_one_that_has_its_turn_next() -> None:
+    one = bench(FakeApplication(holds=True))
+    one.feed(POST, POST.replace(b"hello", b"later"))
+    one.connection.respond_json(b"1")  # the second request's turn comes with the next round of the loop
+    one.connection.data_received(POST.replace(b"hello", b"third"))
+    one.loop.run()
+    one.connection.respond_json(b"2")
+    one.loop.run()
+    assert one.application.bodies == [b"hello", b"later", b"third"]
+
+
+@pytest.mark.parametrize("message", [POST, GET, CHUNKED])
+def test_a_request_like_the_last_may_be_cut_anywhere_and_followed_by_anything(message: bytes) -> None:
+    for cut in range(1, len(message)):
+        one = bench()
+        one.feed(POST, POST, message[:cut], message[cut:], POST, message + POST, POST)
+        body = b"" if message is GET else b"hello"
+        assert one.application.bodies == [b"hello", b"hello", body, b"hello", body, b"hello", b"hello"]
+        assert one.connections.buffered_bytes == 0
+
+
 def test_a_client_that_sends_far_ahead_has_to_wait() -> None:
     one = bench(FakeApplication(holds=True))
     one.feed(POST)

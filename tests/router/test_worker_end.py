@@ -81,6 +81,24 @@ def test_an_answer_may_be_cut_anywhere(message: bytes) -> None:
         assert one.connections.take(ADDRESS) is one.connection
 
 
+@pytest.mark.parametrize("message", [JSON, CHUNKED])
+def test_an_answer_like_one_before_may_be_cut_anywhere(message: bytes) -> None:
+    for cut in range(1, len(message)):
+        one = Bench()
+        for pieces in ((JSON,), (JSON,), (message[:cut], message[cut:]), (JSON,)):
+            sink = one.ask(*pieces)
+            assert (len(sink.answers), sink.body, sink.completed, sink.lost) == (1, b"hello", 1, [])
+            assert one.connections.take(ADDRESS) is one.connection
+
+
+def test_bytes_after_an_answer_like_one_before_end_the_connection() -> None:
+    one = Bench()
+    one.ask(JSON)
+    sink = one.ask(JSON + b"HTTP/1.1 200 OK\r\n")
+    assert (sink.completed, sink.body) == (1, b"hello")
+    assert one.transport.is_closed or one.ask(JSON).lost
+
+
 def test_a_whole_answer_in_one_read_is_one_call() -> None:
     sink = Bench().ask(JSON)
     assert sink.calls == 1

@@ -16,6 +16,7 @@ import httptools
 
 from m3_router.errors import Refusal, malformed
 from m3_router.http import wire
+from m3_router.http.alike import RequestsAlike
 from m3_router.http.connections import Connections
 from m3_router.http.messages import Application, Exchange, Request, Start
 
@@ -49,6 +50,8 @@ class ClientConnection(asyncio.Protocol):
         self._body_bytes = 0  # as announced
         self._accepted: Start | None = None  # the last request's, if one that is equal may be taken for it
         self._request: Request | None = None  # its head is complete
+        self._alike: RequestsAlike | None = None  # requests like this need no parser, unless it is in the middle of one
+        self._is_parsing = False
         # the request being answered, and those that came before it was
         self.exchange: Exchange | None = None
         self._answering: Request | None = None
@@ -87,6 +90,11 @@ class ClientConnection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         if self._is_closing:
             return
+        was_parsing = self._is_parsing
+        if self._alike is not None and not was_parsing and self._answering is None and not self._ahead:
+            body = self._alike.body(data)
+            if body is not None and self._serve_alike(self._alike.start, body):
+                return
         if self._request is None:
             self._head_bytes += len(data)
         try:
@@ -103,7 +111,10 @@ class ClientConnection(asyncio.Protocol):
             return
         if self._request is None and self._head_bytes > self._limits.head_bytes:
             self._stop_reading(self._head_too_large())
-        elif self._answering is None:
+            return
+        if not was_parsing and not self._is_parsing and self._accepted is not None:
+            self._alike = RequestsAlike.learn(data, self._accepted)
+        if self._answering is None:
             self._touch()
         elif self._ahead or self._request is not None:
             self._hold_ahead(len(data))
@@ -119,6 +130,9 @@ class ClientConnection(asyncio.Protocol):
             self.exchange.client_resumed()
 
     # ---- parser
+
+    def on_message_begin(self) -> None:
+        self._is_parsing = True
 
     def on_url(self, url: bytes) -> None:
         self._target += url
@@ -169,6 +183,7 @@ class ClientConnection(asyncio.Protocol):
             self._refuse_body(request)
 
     def on_message_complete(self) -> None:
+        self._is_parsing = False
         request = self._request
         if request is None or self._is_closing:
             return
@@ -177,7 +192,7 @@ class ClientConnection(asyncio.Protocol):
         if chunks:
             request.body = chunks[0] if len(chunks) == 1 else b"".join(chunks)
             request.chunks = []
-        if self._answering is None:
+        if self._answering is None and not self._ahead:
             self._serve(request)
         else:
             self._ahead.append(request)
@@ -289,6 +304,19 @@ class ClientConnection(asyncio.Protocol):
             self._application.serve(request, self)
         else:
             self.refuse(request.refusal, self._application.refused(request, request.refusal))
+
+    def _serve_alike(self, start: Start, body: bytes) -> bool:
+        """Serve a request that starts as one before it. False, and nothing done, if a limit has to be explained."""
+        connections, size = self._connections, len(body)
+        buffered_bytes = connections.buffered_bytes + size
+        if size > self._limits.body_bytes or buffered_bytes > self._limits.buffered_bytes:
+            return False
+        connections.buffered_bytes = buffered_bytes
+        self._head_bytes = 0
+        request = Request(start)
+        request.body = body
+        self._serve(request)
+        return True
 
     def _next(self, closes: bool) -> None:
         """The answer is out: close, or take the next request."""

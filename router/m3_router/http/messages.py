@@ -1,12 +1,9 @@
-"""A client's request, and what connection, application and exchange promise each other."""
+"""A client's request, a worker's answer, and what connection, application and exchange promise each other."""
 
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from m3_router.errors import Refusal
 from m3_router.http.wire import Head, Headers
-
-if TYPE_CHECKING:
-    from m3_router.http.client_end import ClientConnection
 
 
 class Start:
@@ -61,6 +58,16 @@ class Request:
         self.body = b""
 
 
+class Answer:
+    """The head of a worker's answer."""
+
+    __slots__ = ("head", "status")
+
+    def __init__(self, status: int, head: Head) -> None:
+        self.status = status
+        self.head = head
+
+
 class Exchange(Protocol):
     """One request being answered. After `client_lost` it must not touch the connection again."""
 
@@ -80,6 +87,27 @@ class Exchange(Protocol):
         """End now: the server stops."""
 
 
+class Client(Protocol):
+    """Who asked, as application and exchange see the connection. Each answer goes one of two ways:
+
+    `respond` (or `refuse`, `respond_json`) at once, or `start_response`, any number of `write`, then `end` or `cut`.
+    """
+
+    exchange: Exchange | None  # to be told what happens, set by the application
+
+    @property
+    def is_write_paused(self) -> bool: ...
+    def respond(self, head: bytes, body: bytes) -> None: ...
+    def respond_json(self, body: bytes) -> None: ...
+    def refuse(self, refusal: Refusal, headers: bytes = b"") -> None: ...
+    def start_response(self, head: bytes, body: bytes = b"") -> None: ...
+    def write(self, data: bytes) -> None: ...
+    def end(self, data: bytes = b"") -> None: ...
+    def cut(self, data: bytes = b"") -> None: ...
+    def abort(self) -> None: ...
+    def release_body(self) -> None: ...
+
+
 class Application(Protocol):
     """What the bytes are for."""
 
@@ -89,7 +117,7 @@ class Application(Protocol):
         Raises Refusal: then the body is dropped, and that is the answer.
         """
 
-    def serve(self, request: Request, connection: "ClientConnection") -> None:
+    def serve(self, request: Request, connection: Client) -> None:
         """Answer a complete request, now or later."""
 
     def refused(self, request: Request | None, refusal: Refusal) -> bytes:

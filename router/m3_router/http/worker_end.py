@@ -15,21 +15,14 @@ from typing import Protocol, cast
 import httptools
 
 from m3_router.http import wire
+from m3_router.http.alike import AnswersAlike
+from m3_router.http.messages import Answer
 from m3_router.workers import WorkerAddress
 
 MAX_IDLE_PER_WORKER = 256
 MAX_HEAD_BYTES = 2**16
+MAX_LEARNINGS = 4  # in a connection's life: a worker whose heads differ every time is left to the parser
 _COPY_BYTES = 2**16  # above this, head and body are handed over separately rather than copied together
-
-
-class Answer:
-    """The head of a worker's answer."""
-
-    __slots__ = ("head", "status")
-
-    def __init__(self, status: int, head: wire.Head) -> None:
-        self.status = status
-        self.head = head
 
 
 class AnswerSink(Protocol):
@@ -61,6 +54,11 @@ class WorkerConnection(asyncio.Protocol):
         self._ends_with_connection = False
         self._body: list[bytes] = []
         self._is_complete = False
+        # Answers like one before need no parser, unless it is in the middle of one.
+        self._alike: AnswersAlike | None = None
+        self._learnings_left = MAX_LEARNINGS
+        self._is_parsing = False
+        self._parsed_headers: wire.Headers = []  # of the last head
 
     # ---- event loop
 
@@ -72,6 +70,13 @@ class WorkerConnection(asyncio.Protocol):
         if sink is None:  # an answer to nothing: whatever this is, it must not reach the next client
             self.abort()
             return
+        was_parsing = self._is_parsing
+        if self._alike is not None and not was_parsing:
+            read = self._alike.read(data)
+            if read is not None:
+                self._release()
+                sink.worker_answered(read[0], read[1], True)
+                return
         if not self._has_head:
             self._head_bytes += len(data)
         try:
@@ -85,14 +90,15 @@ class WorkerConnection(asyncio.Protocol):
             self._fail(f"the head of its answer exceeds {MAX_HEAD_BYTES} bytes")
             return
         answer, self._answer = self._answer, None
-        body = self._body
-        data = body[0] if len(body) == 1 else b"".join(body)
-        self._body = []
+        parts, self._body = self._body, []
+        body = parts[0] if len(parts) == 1 else b"".join(parts)
         is_complete = self._is_complete
         if is_complete:
+            if answer is not None and not was_parsing and self._learnings_left:
+                self._learn(data, answer, len(body))
             self._release()
-        if answer is not None or data or is_complete:
-            sink.worker_answered(answer, data, is_complete)
+        if answer is not None or body or is_complete:
+            sink.worker_answered(answer, body, is_complete)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.is_lost = True
@@ -110,6 +116,9 @@ class WorkerConnection(asyncio.Protocol):
 
     # ---- parser
 
+    def on_message_begin(self) -> None:
+        self._is_parsing = True
+
     def on_header(self, name: bytes, value: bytes) -> None:
         self._headers.append((name, value))
 
@@ -119,6 +128,7 @@ class WorkerConnection(asyncio.Protocol):
         if status < 200:  # an interim answer; the one that counts follows
             return
         head = wire.Head(headers, wire.RESPONSE_ENDS_HERE)
+        self._parsed_headers = headers
         self._answer = Answer(status, head)
         self._has_head = True
         known = head.known
@@ -129,6 +139,7 @@ class WorkerConnection(asyncio.Protocol):
         self._body.append(data)
 
     def on_message_complete(self) -> None:
+        self._is_parsing = False
         if self._has_head:
             self._is_complete = True
             if not self._parser.should_keep_alive():  # known here alone: the parser forgets it after this
@@ -166,6 +177,13 @@ class WorkerConnection(asyncio.Protocol):
             self._transport.abort()
 
     # ---- inside
+
+    def _learn(self, data: bytes, answer: Answer, body_bytes: int) -> None:
+        """From an answer that began and ended with one read."""
+        head_bytes = data.find(b"\r\n\r\n") + 4
+        if head_bytes + body_bytes == len(data) and not self._is_parsing and not self._ends_with_connection:
+            self._learnings_left -= 1
+            self._alike = AnswersAlike.learn(data[:head_bytes], self._parsed_headers, answer)
 
     def _release(self) -> None:
         self._sink = None
