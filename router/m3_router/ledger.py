@@ -82,16 +82,18 @@ class Ledger:
             bill.input_tokens = usage.input_tokens
             bill.cached_tokens = usage.cached_tokens
             bill.output_tokens = usage.output_tokens
-            bill.context_tier = context_tier = self._prices.context_tier(usage.input_tokens)
             if service_tier is not None and outcome in _BILLED:
-                bill.cost_nanousd = self._prices.rates(context_tier, service_tier).cost_nanousd(usage)
+                bill.context_tier, bill.cost_nanousd = self._prices.price(usage, service_tier)
+            else:
+                bill.context_tier = self._prices.context_tier(usage.input_tokens)
         if service_tier is not None:  # it was understood and priced; refusals before that are lines in the log only
             self._ring.append(bill)
         unpublished = self._unpublished
         unpublished.append(bill)
-        if len(unpublished) == 1:
+        count = len(unpublished)
+        if count == 1:
             self._call_later(PUBLISH_SECONDS, self.publish)
-        elif len(unpublished) >= PUBLISH_BILLS:
+        elif count >= PUBLISH_BILLS:
             self.publish()
 
     def publish(self) -> None:

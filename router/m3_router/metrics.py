@@ -28,9 +28,11 @@ class _Histogram:
         self.counts = [0] * (len(_BUCKETS_MS) + 1)
         self.sum_ms = 0.0
 
-    def observe(self, value_ms: float) -> None:
-        self.counts[bisect_left(_BUCKETS_MS, value_ms)] += 1
-        self.sum_ms += value_ms
+    def observe(self, values_ms: list[float]) -> None:
+        counts = self.counts
+        for value_ms in values_ms:
+            counts[bisect_left(_BUCKETS_MS, value_ms)] += 1
+        self.sum_ms += sum(values_ms)
 
     def seconds(self) -> tuple[list[tuple[str, float]], float]:
         buckets, total = [], 0
@@ -64,6 +66,17 @@ class _Total:
         self.cost_nanousd = 0
         self.queue, self.first_byte, self.duration = _Histogram(), _Histogram(), _Histogram()
 
+    def count(self, bills: list[Bill]) -> None:
+        self.requests += len(bills)
+        self.input_tokens += sum([bill.input_tokens for bill in bills])
+        self.cached_tokens += sum([bill.cached_tokens for bill in bills])
+        self.output_tokens += sum([bill.output_tokens for bill in bills])
+        self.cost_nanousd += sum([bill.cost_nanousd for bill in bills])
+        self.retries += sum([bill.attempts - 1 for bill in bills if bill.attempts > 1])
+        self.queue.observe([bill.queue_ms for bill in bills])
+        self.duration.observe([bill.duration_ms for bill in bills])
+        self.first_byte.observe([bill.first_byte_ms for bill in bills if bill.first_byte_ms is not None])
+
 
 class Metrics:
     """What has happened since the process began."""
@@ -73,24 +86,18 @@ class Metrics:
 
     def count(self, bills: list[Bill]) -> None:
         """Count settled bills."""
+        alike: dict[_Key, list[Bill]] = {}
         for bill in bills:
-            self._count(bill)
-
-    def _count(self, bill: Bill) -> None:
-        key = (bill.model, bill.service_tier, bill.context_tier, bill.outcome, bill.status)
-        total = self.totals.get(key)
-        if total is None:
-            total = self.totals[key] = _Total()
-        total.requests += 1
-        total.input_tokens += bill.input_tokens
-        total.cached_tokens += bill.cached_tokens
-        total.output_tokens += bill.output_tokens
-        total.cost_nanousd += bill.cost_nanousd
-        total.retries += bill.attempts - 1 if bill.attempts else 0
-        total.queue.observe(bill.queue_ms)
-        total.duration.observe(bill.duration_ms)
-        if bill.first_byte_ms is not None:
-            total.first_byte.observe(bill.first_byte_ms)
+            key = (bill.model, bill.service_tier, bill.context_tier, bill.outcome, bill.status)
+            if key in alike:
+                alike[key].append(bill)
+            else:
+                alike[key] = [bill]
+        for key, group in alike.items():
+            total = self.totals.get(key)
+            if total is None:
+                total = self.totals[key] = _Total()
+            total.count(group)
 
 
 class MetricsCollector(Collector):

@@ -67,13 +67,10 @@ class PriceTable:
         """The tier of a whole request with this many input tokens."""
         return "standard" if input_tokens <= self.standard_up_to_tokens else "long"
 
-    def rates(self, context_tier: ContextTier, service_tier: ServiceTier) -> Rates:
-        """The rates of one pair of tiers."""
-        return self._rates[context_tier, service_tier]
-
-    def cost_nanousd(self, usage: Usage, service_tier: ServiceTier) -> int:
-        """What a request cost. Its context tier follows from its input tokens."""
-        return self._rates[self.context_tier(usage.input_tokens), service_tier].cost_nanousd(usage)
+    def price(self, usage: Usage, service_tier: ServiceTier) -> tuple[ContextTier, int]:
+        """The context tier of a request, which follows from its input tokens, and what it cost in nano-dollars."""
+        context_tier = self.context_tier(usage.input_tokens)
+        return context_tier, self._rates[context_tier, service_tier].cost_nanousd(usage)
 
 
 def format_usd(nanousd: int) -> bytes:

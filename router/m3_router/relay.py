@@ -235,8 +235,9 @@ class Exchange:
             _PRIORITY[bill.service_tier or "standard"],
             request.head.forward,
         )
+        services = self._services
         self._upstream = connection
-        self._deadline = self._services.clock() + self._services.limits.first_byte_seconds
+        self._deadline = services.clock() + services.limits.first_byte_seconds
         connection.send(head, view.body, self)
 
     def _try_another(self, reason: str) -> None:
@@ -290,12 +291,13 @@ class Exchange:
         self._answer = answer
         bill.status = answer.status
         bill.first_byte_ms = int((now - self._arrived_at) * 1e6) / 1e3
-        if b"x-m3-input-tokens" in known and known[b"x-m3-input-tokens"].isdigit() and not self._is_free:
-            bill.input_tokens = int(known[b"x-m3-input-tokens"])
+        counted = known.get(b"x-m3-input-tokens")
+        if counted is not None and counted.isdigit() and not self._is_free:
+            bill.input_tokens = int(counted)
             bill.context_tier = self._services.prices.context_tier(bill.input_tokens)
         else:
             bill.input_tokens = view.input_tokens
-        if b"content-type" in known and known[b"content-type"].startswith(b"text/event-stream"):
+        if known.get(b"content-type", b"").startswith(b"text/event-stream"):
             self._pass_through(EventStream(view.is_usage_added))
 
     def _hold(self, body: bytes) -> None:

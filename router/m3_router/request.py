@@ -23,15 +23,18 @@ _STREAM_OPTIONS = re.compile(rb'"stream_options"\s*:\s*')
 _MAX_CANDIDATES = 4  # places that may look like the top-level stream_options before we ask for plainer JSON
 
 
-class _Body(msgspec.Struct):
+_ABSENT = msgspec.Raw()
+
+
+class _Body(msgspec.Struct, gc=False):
     model: str
     stream: bool | None = None
     service_tier: str | None = None
     max_tokens: int | None = None
     max_completion_tokens: int | None = None
     n: int | None = None
-    stream_options: msgspec.Raw = msgspec.Raw()
-    prompt: msgspec.Raw = msgspec.Raw()
+    stream_options: msgspec.Raw = _ABSENT
+    prompt: msgspec.Raw = _ABSENT
 
 
 class _StreamOptions(msgspec.Struct):
@@ -93,13 +96,15 @@ def parse(body: bytes) -> RequestView:
     if fields.n is not None and not 1 <= fields.n <= 128:
         raise bad_request(f"n: {fields.n} is not between 1 and 128.", param="n")
 
-    token_ids = count_token_ids(fields.prompt)
+    token_ids = None if fields.prompt is _ABSENT else count_token_ids(fields.prompt)
     if token_ids is None:  # tools, schemas and names are input too: the whole body is a fair measure of the text
         input_tokens = len(body) // BYTES_PER_TOKEN + 1
         input_bound_tokens = len(body) // MIN_BYTES_PER_TOKEN + 1
     else:
         input_tokens = input_bound_tokens = token_ids
-    output_tokens = MAX_OUTPUT_CHARGE_TOKENS if max_tokens is None else min(max_tokens, MAX_OUTPUT_CHARGE_TOKENS)
+    output_tokens = MAX_OUTPUT_CHARGE_TOKENS
+    if max_tokens is not None and max_tokens < output_tokens:
+        output_tokens = max_tokens
 
     is_usage_added = False
     if fields.stream:

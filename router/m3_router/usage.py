@@ -20,21 +20,26 @@ _EVENT_END = re.compile(rb"\n\r?\n")
 _USAGE_OBJECT = re.compile(rb'"usage"\s*:\s*(\{(?:[^{}"]|"[^"\\]*"|\{[^{}]*\})*\})')
 
 
-class _Details(msgspec.Struct):
+class _Details(msgspec.Struct, gc=False):
     cached_tokens: _Count | None = None
 
 
-class _Usage(msgspec.Struct):
+class _Usage(msgspec.Struct, gc=False):
     prompt_tokens: _Count
     completion_tokens: _Count = 0
     prompt_tokens_details: _Details | None = None
 
 
-class _Answer(msgspec.Struct):
+class _WholeAnswer(msgspec.Struct, gc=False):
+    usage: _Usage | None = None
+
+
+class _Answer(msgspec.Struct, gc=False):
     usage: _Usage | None = None
     choices: msgspec.Raw = msgspec.Raw()
 
 
+_decode_whole_answer = msgspec.json.Decoder(_WholeAnswer).decode
 _decode_answer = msgspec.json.Decoder(_Answer).decode
 _decode_usage = msgspec.json.Decoder(_Usage).decode
 
@@ -42,7 +47,7 @@ _decode_usage = msgspec.json.Decoder(_Usage).decode
 def usage_of_body(body: bytes) -> Usage | None:
     """The usage that a whole JSON answer reports; None if there is none to be read."""
     try:
-        return _read(_decode_answer(body).usage)
+        return _read(_decode_whole_answer(body).usage)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
         return None
 
@@ -159,6 +164,7 @@ class EventStream:
 def _read(usage: _Usage | None) -> Usage | None:
     if usage is None:
         return None
-    details = usage.prompt_tokens_details
-    cached = (details.cached_tokens or 0) if details is not None else 0
-    return Usage(usage.prompt_tokens, min(cached, usage.prompt_tokens), usage.completion_tokens)
+    details, input_tokens = usage.prompt_tokens_details, usage.prompt_tokens
+    cached_tokens = (details.cached_tokens or 0) if details is not None else 0
+    cached_tokens = min(cached_tokens, input_tokens)
+    return Usage(input_tokens, cached_tokens, usage.completion_tokens)

@@ -30,7 +30,7 @@ BY_HAND = [
 
 @pytest.mark.parametrize(("tokens", "tier", "nanousd"), BY_HAND)
 def test_costs_are_those_worked_out_by_hand(tokens: tuple[int, int, int], tier: str, nanousd: int) -> None:
-    assert DEFAULT.cost_nanousd(Usage(*tokens), tier) == nanousd
+    assert DEFAULT.price(Usage(*tokens), tier)[1] == nanousd
 
 
 @pytest.mark.parametrize(
@@ -48,7 +48,7 @@ def test_a_factor_that_gives_whole_nano_dollars_from_fractions_of_a_cent_is_exac
     rates = RateSettings(input=Decimal("0.002"), output=Decimal("0.004"), cache_read=Decimal("0.002"))
     prices = PriceSettings(standard=rates, long=rates, priority_factor=Decimal("2.5"))
     table = PriceTable(prices, ContextTierSettings())
-    assert table.cost_nanousd(Usage(10, 0, 1), "priority") == 10 * 5 + 10
+    assert table.price(Usage(10, 0, 1), "priority")[1] == 10 * 5 + 10
 
 
 @pytest.mark.parametrize(

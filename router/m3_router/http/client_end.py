@@ -210,10 +210,12 @@ class ClientConnection(asyncio.Protocol):
         if request is None or self._is_lost:
             return
         closes = self._is_last_answer(request)
-        self._transport.write(
-            b"%bcontent-length: %d\r\n%b\r\n%b"
-            % (head, len(body), _connection_header(request, closes), body if request.method != b"HEAD" else b"")
-        )
+        length = len(body)
+        if request.method == b"HEAD":
+            body = b""
+        if closes or request.is_http_1_0:
+            head += _connection_header(request, closes)
+        self._transport.write(b"%bcontent-length: %d\r\n\r\n%b" % (head, length, body))
         self._next(closes)
 
     def start_response(self, head: bytes, body: bytes = b"") -> None:
@@ -343,8 +345,9 @@ class ClientConnection(asyncio.Protocol):
 
     def _finish_answer(self) -> None:
         self.exchange = None
-        self._drop_body(self._answering)
-        self._answering = None
+        request, self._answering = self._answering, None
+        if request is not None and (request.body or request.chunks):
+            self._drop_body(request)
 
     def _drop_body(self, request: Request | None) -> None:
         if request is None:
@@ -357,8 +360,9 @@ class ClientConnection(asyncio.Protocol):
             request.chunks = []
 
     def _is_last_answer(self, request: Request) -> bool:
-        is_last_read = self._is_closing and not self._ahead
-        return not request.keep_alive or is_last_read or self._connections.is_draining
+        if not request.keep_alive or self._connections.is_draining:
+            return True
+        return self._is_closing and not self._ahead  # nothing more was read
 
     def _hold_ahead(self, size: int) -> None:
         """Bytes of later requests, while one is answered. Beyond the size of a head, the client has to wait."""

@@ -247,10 +247,9 @@ class WorkerConnections:
 
     def put(self, connection: WorkerConnection) -> None:
         """Keep a connection for the next request."""
-        uid = connection.address.uid
-        idle = self._idle.get(uid)
+        idle = self._idle.get(connection.address.uid)
         if idle is None:
-            idle = self._idle[uid] = deque()
+            idle = self._idle[connection.address.uid] = deque()
         if len(idle) >= MAX_IDLE_PER_WORKER:
             idle.popleft().abort()
         idle.append(connection)
