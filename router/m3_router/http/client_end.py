@@ -265,7 +265,7 @@ class ClientConnection(asyncio.Protocol):
         """Answer with a refusal. `headers` are whole lines."""
         if refusal.closes and self._answering is not None:
             self._answering.keep_alive = False
-        self.respond(_refusal_head(refusal) + headers, refusal.body())
+        self.respond(wire.refusal_head(refusal) + headers, refusal.body())
 
     def respond_json(self, body: bytes) -> None:
         """Answer 200 with a JSON body of our own."""
@@ -453,7 +453,7 @@ class ClientConnection(asyncio.Protocol):
 
     def _refuse(self, refusal: Refusal, request: Request | None = None) -> None:
         """Answer outside of any request's turn, and close."""
-        head = _refusal_head(refusal) + self._application.refused(request, refusal)
+        head = wire.refusal_head(refusal) + self._application.refused(request, refusal)
         body = refusal.body()
         self._request = None
         self._transport.write(b"%bcontent-length: %d\r\nconnection: close\r\n\r\n%b" % (head, len(body), body))
@@ -496,10 +496,3 @@ def _connection_header(request: Request, closes: bool) -> bytes:
     if closes:
         return b"connection: close\r\n"
     return b"connection: keep-alive\r\n" if request.is_http_1_0 else b""
-
-
-def _refusal_head(refusal: Refusal) -> bytes:
-    head = wire.status_line(refusal.status) + b"content-type: application/json\r\n"
-    if refusal.retry_after_seconds is not None:
-        head += b"retry-after: %d\r\n" % refusal.retry_after_seconds
-    return head

@@ -6,7 +6,7 @@ parser (llhttp in its strict mode refuses both lengths at once, repeated lengths
 
 from http import HTTPStatus
 
-from m3_router.errors import malformed
+from m3_router.errors import Refusal, malformed
 
 # Never relayed as they came, in either direction.
 _HOP_BY_HOP = frozenset(
@@ -96,6 +96,14 @@ _ONCE = frozenset({b"host", b"authorization", b"content-type", b"x-request-id"})
 def status_line(status: int) -> bytes:
     """`HTTP/1.1 200 OK` and its line end."""
     return _STATUS_LINES.get(status) or b"HTTP/1.1 %d \r\n" % status
+
+
+def refusal_head(refusal: Refusal) -> bytes:
+    """Status and header lines of a refusal, without its framing."""
+    head = status_line(refusal.status) + b"content-type: application/json\r\n"
+    if refusal.retry_after_seconds is not None:
+        head += b"retry-after: %d\r\n" % refusal.retry_after_seconds
+    return head
 
 
 def chunk(data: bytes) -> bytes:
