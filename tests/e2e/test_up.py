@@ -215,6 +215,7 @@ def test_ctrl_c_in_a_terminal_stops_everything_also_while_it_starts(port: int, s
 
 
 def make_controlling_terminal() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # as a terminal's shell has it; whoever runs the tests may ignore it
     import fcntl
     import termios
 
