@@ -5,6 +5,7 @@ each kind runs in one xdist worker (`--dist loadgroup`), so that one cluster of 
 """
 
 import os
+import logging
 import secrets
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -38,6 +39,15 @@ def keep_logs(cluster: Cluster, kind: str) -> None:
     """Copies the logs of all processes and containers below `$M3_TEST_CLUSTER_LOGS`, where that is set."""
     if target := os.environ.get("M3_TEST_CLUSTER_LOGS"):
         cluster.copy_logs(Path(target) / kind / cluster.directory.name)
+
+
+@pytest.fixture(autouse=True)
+def log_handlers_end_with_their_test() -> Iterator[None]:
+    """A command's main(), called in a test, has the root logger write to a stream that is closed after that test."""
+    yield
+    root = logging.getLogger()
+    for handler in [handler for handler in root.handlers if type(handler) is logging.StreamHandler]:
+        root.removeHandler(handler)
 
 
 @pytest.fixture(scope="session")
