@@ -4,8 +4,8 @@ A test that asks for `control_plane` is marked `cluster`, one that asks for `rea
 each kind runs in one xdist worker (`--dist loadgroup`), so that one cluster of a kind runs at a time.
 """
 
-import os
 import logging
+import os
 import secrets
 from collections.abc import Callable, Iterator
 from pathlib import Path
