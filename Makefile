@@ -43,7 +43,7 @@ crds: setup ## write the CRDs anew from the models
 	$(BIN)/m3 crd --output manifests/crds
 	$(BIN)/m3 crd --output charts/m3serve/crds
 
-cluster-bin: setup ## build Kubernetes for the tests (15 minutes once, then cached outside the repository)
+cluster-bin: setup ## build Kubernetes for the tests (17 minutes once, then cached outside the repository)
 	@PYTHONPATH=tests/support $(BIN)/python -m m3_testcluster build
 
 cluster: cluster-bin ## a real two-node cluster until Ctrl-C; prints the kubeconfig to use (needs root)

@@ -21,6 +21,7 @@ from m3_worker.checkpoint import tensor_places
 from m3_worker.config import TinySettings
 from m3_worker.model import ModelWeights
 from m3_worker.model_config import ModelConfig
+from m3_worker.tokenizer import byte_characters
 
 # M3's special tokens, in the order of their ids in the released tokenizer; here they follow the 256 bytes. Those marked
 # False are ordinary text to a decoder: parsers of thinking and tool calls read them.
@@ -152,19 +153,12 @@ def _tokenizer_config_json(settings: TinySettings) -> dict[str, Any]:
 
 def _tokenizer() -> Tokenizer:
     """One token per byte, with the byte's value as its id, then the added tokens. Any ids decode to valid text."""
-    vocabulary = {character: byte for byte, character in enumerate(_byte_characters())}
+    vocabulary = {character: byte for byte, character in enumerate(byte_characters())}
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_tokens([AddedToken(text, special=special, normalized=False) for text, special in _ADDED_TOKENS])
     return tokenizer
-
-
-def _byte_characters() -> list[str]:
-    """The printable character that stands for each byte in a byte-level vocabulary (the convention of GPT-2)."""
-    printable = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)}
-    substitutes = iter(range(256, 512))
-    return [chr(byte if byte in printable else next(substitutes)) for byte in range(256)]
 
 
 def write_weights(directory: Path, config: ModelConfig, seed: int) -> int:
