@@ -320,10 +320,6 @@ class RouterConfig(_Settings):
         """The text that `from_yaml` reads back as an equal configuration."""
         return yaml.safe_dump(self.model_dump(mode="json", by_alias=True, exclude_none=True), sort_keys=False)
 
-    def pool_of(self, model: str) -> PoolSettings | None:
-        """The pool that serves `model`."""
-        return next((pool for pool in self.pools if model in pool.models), None)
-
 
 def load(path: Path) -> RouterConfig:
     """Read and check a file. Raises ConfigError, its message beginning with the path."""

@@ -148,9 +148,7 @@ class M3Model:
             normed = self._norm(x, layer.attention_norm)
             x = x + self._attention(normed, layer.attention, cache.layer(number), batch, angles)
             normed = self._norm(x, layer.mlp_norm)
-            x = x + (
-                self._experts(normed, layer.mlp) if isinstance(layer.mlp, Experts) else self._mlp(normed, layer.mlp)
-            )
+            x = x + self._mlp(normed, layer.mlp)
         wanted = self._norm(x[step.logit_rows], self.weights.norm)  # [R, C]
         return linear(wanted, self.weights.lm_head).float()
 
