@@ -7,7 +7,6 @@ reader falls MAX_PENDING_BYTES behind, lines are dropped and counted.
 import logging
 import queue
 import threading
-from collections.abc import Sequence
 from typing import BinaryIO
 
 import msgspec
@@ -16,11 +15,10 @@ MAX_PENDING_BYTES = 16 * 2**20
 
 
 class LineWriter:
-    """Writes objects to a stream as JSON lines, in order, from a thread of its own."""
+    """Writes lines to a stream, in order, from a thread of its own."""
 
     def __init__(self, stream: BinaryIO) -> None:
         self._stream = stream
-        self._encode_lines = msgspec.json.Encoder().encode_lines
         # Only the loop adds to `_handed_bytes` and only the thread to `_written_bytes`.
         self._handed_bytes = 0
         self._written_bytes = 0
@@ -29,14 +27,13 @@ class LineWriter:
         self._thread = threading.Thread(target=self._write_batches, name="request-log", daemon=True)
         self._thread.start()
 
-    def write(self, items: Sequence[object]) -> None:
-        """Hand objects to the thread, each one line."""
+    def write(self, lines: bytes, count: int) -> None:
+        """Hand `count` whole lines to the thread."""
         if self._handed_bytes - self._written_bytes > MAX_PENDING_BYTES:
-            self.dropped += len(items)
+            self.dropped += count
             return
-        batch = self._encode_lines(items)
-        self._handed_bytes += len(batch)
-        self._batches.put(batch)
+        self._handed_bytes += len(lines)
+        self._batches.put(lines)
 
     def close(self, timeout_seconds: float = 5.0) -> None:
         """Write what is left, and end the thread."""

@@ -4,12 +4,9 @@ Owns the threshold between the context tiers and the arithmetic. Pure; knows no 
 """
 
 from dataclasses import dataclass
-from typing import Literal
 
-import msgspec
-
+from m3_router.bill import ContextTier, Usage
 from m3_router.config import (
-    NANOUSD_PER_USD,
     ContextTierSettings,
     PriceSettings,
     RateSettings,
@@ -17,15 +14,7 @@ from m3_router.config import (
     nanousd_per_token,
 )
 
-ContextTier = Literal["standard", "long"]
-
-
-class Usage(msgspec.Struct, frozen=True, gc=False):
-    """Tokens of one request, as its worker counted them. `cached_tokens` are part of `input_tokens`."""
-
-    input_tokens: int
-    cached_tokens: int
-    output_tokens: int
+_NANOUSD_DIGITS = 9  # of a dollar, behind the point
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +64,8 @@ class PriceTable:
 
 def format_usd(nanousd: int) -> bytes:
     """Nano-dollars as an exact decimal number of US dollars, such as `0.000123400`."""
-    return b"%d.%09d" % divmod(nanousd, NANOUSD_PER_USD)
+    digits = str(nanousd).zfill(_NANOUSD_DIGITS + 1)
+    return f"{digits[:-_NANOUSD_DIGITS]}.{digits[-_NANOUSD_DIGITS:]}".encode()
 
 
 def _whole_rates(rates: RateSettings) -> Rates:

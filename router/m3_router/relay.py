@@ -8,21 +8,21 @@ Plain callbacks rather than a coroutine: a task and its wake-ups would cost a th
 """
 
 import asyncio
-import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from secrets import token_hex
 
 from m3_router import placement
+from m3_router.bill import Bill, Outcome, Usage
 from m3_router.config import LimitSettings
 from m3_router.errors import Refusal, at_capacity, no_worker, timed_out, worker_failed
 from m3_router.http import wire
 from m3_router.http.messages import Answer, Client, Request
 from m3_router.http.worker_end import WorkerConnection, WorkerConnections
 from m3_router.lanes import QueueFullError, Ticket
-from m3_router.ledger import Bill, Ledger, Outcome
+from m3_router.ledger import Ledger
 from m3_router.pools import Pool, Pools
-from m3_router.prices import PriceTable, Usage, format_usd
+from m3_router.prices import PriceTable, format_usd
 from m3_router.request import RequestView, parse
 from m3_router.tenants import Tenant
 from m3_router.usage import BodyTail, EventStream, usage_of_body
@@ -31,7 +31,7 @@ from m3_router.workers import Worker
 MAX_HELD_BYTES = 8 * 2**20  # of an answer whose cost goes into its head; a longer one goes without
 FREE = frozenset({b"/tokenize"})
 RELAYED = frozenset({b"/v1/chat/completions", b"/v1/completions"}) | FREE
-_PRIORITY = {"priority": b"0", "standard": b"10"}  # x-m3-priority: the lower goes first
+_PRIORITY = {"priority": b"x-m3-priority: 0\r\n", "standard": b"x-m3-priority: 10\r\n"}  # the lower goes first
 _TIERS = {
     (context, service): f"x-m3-context-tier: {context}\r\nx-m3-service-tier: {service}\r\n".encode()
     for context in ("standard", "long")
@@ -41,10 +41,17 @@ _NEVER = float("inf")
 _Scanner = EventStream | BodyTail
 
 
-def _new_ids() -> Iterator[str]:
+class RequestIds:
     """Request ids that no other process gives."""
-    prefix = f"m3-{token_hex(6)}-"
-    return map(prefix.__add__, map(str, itertools.count(1)))
+
+    def __init__(self) -> None:
+        self._prefix = f"m3-{token_hex(6)}-"
+        self._given = 0
+
+    def next(self) -> str:
+        """One that was never given before."""
+        self._given += 1
+        return self._prefix + str(self._given)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +66,7 @@ class Services:
     loop: asyncio.AbstractEventLoop
     clock: Callable[[], float]
     wall_clock: Callable[[], float]
-    request_ids: Iterator[str] = field(default_factory=_new_ids)
+    request_ids: RequestIds = field(default_factory=RequestIds)
 
     def wake(self, admitted: Iterable[Ticket]) -> None:
         """Let the holders of admitted tickets go on. Not from here: each may end at once and admit the next."""
@@ -71,13 +78,13 @@ class Services:
 def open_bill(services: Services, request: Request | None) -> Bill:
     """A bill with what the head of a request says."""
     if request is None:
-        return Bill(services.wall_clock(), next(services.request_ids), "")
+        return Bill(services.wall_clock(), services.request_ids.next(), "")
     given = request.head.known.get(b"x-request-id")
     tenant = request.context
     return Bill(
         services.wall_clock(),
-        given.decode() if given is not None and is_request_id(given) else next(services.request_ids),
-        request.path.decode("latin-1"),
+        given.decode() if given is not None and is_request_id(given) else services.request_ids.next(),
+        request.path_text,
         tenant.name if isinstance(tenant, Tenant) else "",
     )
 
@@ -223,17 +230,21 @@ class Exchange:
     def _send(self, connection: WorkerConnection) -> None:
         request, bill, view, worker = self._request, self._bill, self._view, self._worker
         assert view is not None and worker is not None  # noqa: S101, PT018 - _dispatch has set both
-        head = (
-            b"POST %b HTTP/1.1\r\nhost: %b\r\ncontent-length: %d\r\nx-request-id: %b\r\nx-m3-tenant: %b\r\n"
-            b"x-m3-priority: %b\r\n%b\r\n"
-        ) % (
-            request.path + b"?" + request.query if request.query else request.path,
-            worker.label,
-            len(view.body),
-            bill.request_id.encode(),
-            bill.tenant.encode(),
-            _PRIORITY[bill.service_tier or "standard"],
-            request.head.forward,
+        head = b"".join(
+            (
+                request.post_line,
+                worker.host_line,
+                b"content-length: ",
+                str(len(view.body)).encode(),
+                b"\r\nx-request-id: ",
+                bill.request_id.encode(),
+                b"\r\nx-m3-tenant: ",
+                bill.tenant.encode(),
+                b"\r\n",
+                _PRIORITY[bill.service_tier or "standard"],
+                request.head.forward,
+                b"\r\n",
+            )
         )
         services = self._services
         self._upstream = connection
@@ -314,7 +325,7 @@ class Exchange:
         self._finish(self._outcome_of_status(), usage)
         head = self._head()
         if usage is not None:
-            head += b"x-m3-cost-usd: %b\r\n" % format_usd(bill.cost_nanousd)
+            head += b"x-m3-cost-usd: " + format_usd(bill.cost_nanousd) + b"\r\n"
         self._connection.respond(head, body)
 
     def _pass_through(self, scanner: _Scanner) -> _Scanner:
@@ -344,14 +355,20 @@ class Exchange:
         answer, bill = self._answer, self._bill
         assert answer is not None  # noqa: S101 - there is a head to relay
         context_tier, service_tier = bill.context_tier, bill.service_tier
-        return b"%bcontent-type: %b\r\n%bx-request-id: %b\r\nx-m3-worker: %b\r\nx-m3-queue-ms: %d\r\n%b" % (
-            wire.status_line(answer.status),
-            answer.head.known.get(b"content-type", b"application/json"),
-            answer.head.forward,
-            bill.request_id.encode(),
-            bill.worker.encode(),
-            bill.queue_ms,
-            b"" if context_tier is None or service_tier is None else _TIERS[context_tier, service_tier],
+        return b"".join(
+            (
+                wire.status_line(answer.status),
+                b"content-type: ",
+                answer.head.known.get(b"content-type", b"application/json"),
+                b"\r\n",
+                answer.head.forward,
+                b"x-request-id: ",
+                bill.request_id.encode(),
+                b"\r\nx-m3-worker: ",
+                bill.worker.encode(),
+                b"\r\nx-m3-queue-ms: %d\r\n" % bill.queue_ms if bill.queue_ms else b"\r\nx-m3-queue-ms: 0\r\n",
+                b"" if context_tier is None or service_tier is None else _TIERS[context_tier, service_tier],
+            )
         )
 
     # ---- what may happen at any time

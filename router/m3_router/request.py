@@ -9,6 +9,12 @@ import re
 
 import msgspec
 
+from m3_router.bodies import (
+    ABSENT,
+    decode_only_stream_options,
+    decode_request,
+    decode_stream_options,
+)
 from m3_router.errors import Refusal, bad_request
 
 # Text of M3's 200K vocabulary has about 4 bytes a token in English and code, 3 in Chinese. Two bytes a token is an
@@ -23,44 +29,47 @@ _STREAM_OPTIONS = re.compile(rb'"stream_options"\s*:\s*')
 _MAX_CANDIDATES = 4  # places that may look like the top-level stream_options before we ask for plainer JSON
 
 
-_ABSENT = msgspec.Raw()
-
-
-class _Body(msgspec.Struct, gc=False):
-    model: str
-    stream: bool | None = None
-    service_tier: str | None = None
-    max_tokens: int | None = None
-    max_completion_tokens: int | None = None
-    n: int | None = None
-    stream_options: msgspec.Raw = _ABSENT
-    prompt: msgspec.Raw = _ABSENT
-
-
-class _StreamOptions(msgspec.Struct):
-    include_usage: bool | None = None
-
-
-class _OnlyStreamOptions(msgspec.Struct):
-    stream_options: _StreamOptions | None = None
-
-
-class RequestView(msgspec.Struct, frozen=True, gc=False):  # ten times as fast to make as a frozen dataclass
+class RequestView:
     """The fields of a body that decide where it goes and what it may cost.
 
     input_tokens: exact if is_exact, else an estimate; charge_tokens: what it holds of its lane while it runs.
     body: as it goes to the worker. is_usage_added: the client did not ask for the usage event that will come.
     """
 
-    model: str
-    is_stream: bool
-    service_tier: str | None
-    input_tokens: int
-    is_exact: bool
-    charge_tokens: int
-    max_tokens: int | None
-    body: bytes
-    is_usage_added: bool
+    __slots__ = (
+        "body",
+        "charge_tokens",
+        "input_tokens",
+        "is_exact",
+        "is_stream",
+        "is_usage_added",
+        "max_tokens",
+        "model",
+        "service_tier",
+    )
+
+    def __init__(
+        self,
+        *,
+        model: str,
+        is_stream: bool,
+        service_tier: str | None,
+        input_tokens: int,
+        is_exact: bool,
+        charge_tokens: int,
+        max_tokens: int | None,
+        body: bytes,
+        is_usage_added: bool,
+    ) -> None:
+        self.model = model
+        self.is_stream = is_stream
+        self.service_tier = service_tier
+        self.input_tokens = input_tokens
+        self.is_exact = is_exact
+        self.charge_tokens = charge_tokens
+        self.max_tokens = max_tokens
+        self.body = body
+        self.is_usage_added = is_usage_added
 
     def check_fits(self, max_context_tokens: int) -> None:
         """Raise Refusal (400) if the request cannot fit into the context of its pool, whatever the worker."""
@@ -79,15 +88,10 @@ class RequestView(msgspec.Struct, frozen=True, gc=False):  # ten times as fast t
             )
 
 
-_decode_body = msgspec.json.Decoder(_Body).decode
-_decode_stream_options = msgspec.json.Decoder(_StreamOptions | None).decode
-_decode_only_stream_options = msgspec.json.Decoder(_OnlyStreamOptions).decode
-
-
 def parse(body: bytes) -> RequestView:
     """Read the body of a completion or tokenize request. Raises Refusal (400) that names field and rule."""
     try:
-        fields = _decode_body(body)
+        fields = decode_request(body)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
         raise _explain(error) from error
     max_tokens = fields.max_completion_tokens if fields.max_tokens is None else fields.max_tokens
@@ -96,7 +100,7 @@ def parse(body: bytes) -> RequestView:
     if fields.n is not None and not 1 <= fields.n <= 128:
         raise bad_request(f"n: {fields.n} is not between 1 and 128.", param="n")
 
-    token_ids = None if fields.prompt is _ABSENT else count_token_ids(fields.prompt)
+    token_ids = None if fields.prompt is ABSENT else count_token_ids(fields.prompt)
     if token_ids is None:  # tools, schemas and names are input too: the whole body is a fair measure of the text
         input_tokens = len(body) // BYTES_PER_TOKEN + 1
         input_bound_tokens = len(body) // MIN_BYTES_PER_TOKEN + 1
@@ -112,15 +116,15 @@ def parse(body: bytes) -> RequestView:
         is_usage_added = worker_body is not body
         body = worker_body
     return RequestView(
-        fields.model,
-        bool(fields.stream),
-        fields.service_tier,
-        input_tokens,
-        token_ids is not None,
-        input_bound_tokens + output_tokens * (fields.n or 1),
-        max_tokens,
-        body,
-        is_usage_added,
+        model=fields.model,
+        is_stream=bool(fields.stream),
+        service_tier=fields.service_tier,
+        input_tokens=input_tokens,
+        is_exact=token_ids is not None,
+        charge_tokens=input_bound_tokens + output_tokens * (fields.n or 1),
+        max_tokens=max_tokens,
+        body=body,
+        is_usage_added=is_usage_added,
     )
 
 
@@ -145,7 +149,7 @@ def with_usage(body: bytes, stream_options: msgspec.Raw) -> bytes:
         at = body.index(b"{") + 1
         return body[:at] + b'"stream_options":{"include_usage":true},' + body[at:]
     try:
-        options = _decode_stream_options(raw)
+        options = decode_stream_options(raw)
         if options is not None and options.include_usage:
             return body
         members = msgspec.json.decode(raw, type=dict[str, msgspec.Raw] | None) or {}
@@ -159,7 +163,7 @@ def with_usage(body: bytes, stream_options: msgspec.Raw) -> bytes:
         at = match.end()
         if body.startswith(raw, at):
             spliced = body[:at] + replacement + body[at + len(raw) :]
-            found = _decode_only_stream_options(spliced).stream_options
+            found = decode_only_stream_options(spliced).stream_options
             if found is not None and found.include_usage:
                 return spliced
     raise bad_request("stream_options: write the name of this field plainly, and once.", param="stream_options")

@@ -60,7 +60,7 @@ class Router:
         self._worker_connections = WorkerConnections(self._loop)
         self._probe_connections = WorkerConnections(self._loop)
         self._metrics = Metrics()
-        self._ledger = Ledger(prices, (self._lines.write, self._metrics.count), self._loop.call_later)
+        self._ledger = Ledger(prices, self._lines.write, (self._metrics.count,), self._loop.call_later)
         self._routes = Routes(
             Services(
                 pools=self._pools,

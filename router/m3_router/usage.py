@@ -6,48 +6,23 @@ they came. Pure.
 """
 
 import re
-from typing import Annotated
 
 import msgspec
 
-from m3_router.prices import Usage
+from m3_router.bill import Usage
+from m3_router.bodies import AnswerEvent, ReportedUsage, decode_answer, decode_event, decode_usage
 
 MAX_EVENT_BYTES = 2**20  # an event longer than this passes unread, in pieces
 _TAIL_BYTES = 4096  # where the usage of a body that was too large to hold is looked for
 
-_Count = Annotated[int, msgspec.Meta(ge=0)]
 _EVENT_END = re.compile(rb"\n\r?\n")
 _USAGE_OBJECT = re.compile(rb'"usage"\s*:\s*(\{(?:[^{}"]|"[^"\\]*"|\{[^{}]*\})*\})')
-
-
-class _Details(msgspec.Struct, gc=False):
-    cached_tokens: _Count | None = None
-
-
-class _Usage(msgspec.Struct, gc=False):
-    prompt_tokens: _Count
-    completion_tokens: _Count = 0
-    prompt_tokens_details: _Details | None = None
-
-
-class _WholeAnswer(msgspec.Struct, gc=False):
-    usage: _Usage | None = None
-
-
-class _Answer(msgspec.Struct, gc=False):
-    usage: _Usage | None = None
-    choices: msgspec.Raw = msgspec.Raw()
-
-
-_decode_whole_answer = msgspec.json.Decoder(_WholeAnswer).decode
-_decode_answer = msgspec.json.Decoder(_Answer).decode
-_decode_usage = msgspec.json.Decoder(_Usage).decode
 
 
 def usage_of_body(body: bytes) -> Usage | None:
     """The usage that a whole JSON answer reports; None if there is none to be read."""
     try:
-        return _read(_decode_whole_answer(body).usage)
+        return _read(decode_answer(body).usage)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
         return None
 
@@ -56,7 +31,7 @@ def usage_of_tail(tail: bytes) -> Usage | None:
     """The usage in the last bytes of a JSON answer. Inside a JSON string its quotes would be escaped."""
     for match in reversed(list(_USAGE_OBJECT.finditer(tail))):
         try:
-            return _read(_decode_usage(match[1]))
+            return _read(decode_usage(match[1]))
         except (msgspec.DecodeError, UnicodeDecodeError):
             continue
     return None
@@ -148,9 +123,9 @@ class EventStream:
                 if line.startswith(b"data:")
             )
             try:
-                answer = _decode_answer(data)
+                answer = decode_event(data)
             except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
-                answer = _Answer()
+                answer = AnswerEvent()
             usage = _read(answer.usage)
             if usage is not None:
                 self.usage = usage
@@ -161,7 +136,7 @@ class EventStream:
         return True
 
 
-def _read(usage: _Usage | None) -> Usage | None:
+def _read(usage: ReportedUsage | None) -> Usage | None:
     if usage is None:
         return None
     details, input_tokens = usage.prompt_tokens_details, usage.prompt_tokens

@@ -35,12 +35,12 @@ class WorkerAddress:
 class Worker:
     """One worker. Changed by `Workers` alone."""
 
-    __slots__ = ("address", "label", "name", "reason", "requests", "slow_probes", "state", "tokens")
+    __slots__ = ("address", "host_line", "name", "reason", "requests", "slow_probes", "state", "tokens")
 
     def __init__(self, address: WorkerAddress) -> None:
         self.address = address
         self.name = address.name
-        self.label = address.name.encode()
+        self.host_line = f"host: {address.name}\r\n".encode()
         self.state: WorkerState = "unready"
         self.reason = "not probed yet"
         self.tokens = 0  # in flight, as charged at dispatch

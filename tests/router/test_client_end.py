@@ -22,7 +22,7 @@ def test_a_request_is_sorted_into_what_is_read_and_what_goes_on() -> None:
     one = bench()
     one.feed(POST)
     (request,) = one.application.served
-    assert (request.method, request.path, request.query) == (b"POST", b"/a", b"q=1")
+    assert (request.method, request.path, request.post_line) == (b"POST", b"/a", b"POST /a?q=1 HTTP/1.1\r\n")
     assert request.head.forward == b"X-Thing: v\r\n"
     assert request.head.known == {b"host": b"r"}
     assert request.context == "context"
@@ -130,7 +130,10 @@ def test_another_version_of_http_is_505() -> None:
 def test_a_target_in_absolute_form_is_its_path() -> None:
     one = bench()
     one.feed(b"GET http://other/a/b?c=d HTTP/1.1\r\nHost: r\r\n\r\n")
-    assert (one.application.served[0].path, one.application.served[0].query) == (b"/a/b", b"c=d")
+    assert (one.application.served[0].path, one.application.served[0].post_line) == (
+        b"/a/b",
+        b"POST /a/b?c=d HTTP/1.1\r\n",
+    )
 
 
 def test_a_head_over_the_limit_is_431_with_the_limit() -> None:

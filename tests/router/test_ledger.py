@@ -7,9 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from m3_router.bill import Bill, Usage
 from m3_router.config import ContextTierSettings, PriceSettings
-from m3_router.ledger import PUBLISH_BILLS, AlreadySettledError, Bill, Ledger
-from m3_router.prices import PriceTable, Usage
+from m3_router.ledger import PUBLISH_BILLS, AlreadySettledError, Ledger
+from m3_router.prices import PriceTable
 
 
 class Timer:
@@ -22,10 +23,14 @@ class Timer:
         self.due.append(callback)
 
 
+def ignore(lines: bytes, count: int) -> None:
+    pass
+
+
 def ledger_of(ring_bills: int = 100, timer: Timer | None = None) -> tuple[Ledger, list[Bill]]:
     read: list[Bill] = []
     prices = PriceTable(PriceSettings(), ContextTierSettings())
-    return Ledger(prices, (read.extend,), (timer or Timer()).call_later, ring_bills), read
+    return Ledger(prices, ignore, (read.extend,), (timer or Timer()).call_later, ring_bills), read
 
 
 def bill_of(request_id: str = "r", **fields: Any) -> Bill:

@@ -4,8 +4,9 @@ from decimal import Decimal
 
 import pytest
 
+from m3_router.bill import Usage
 from m3_router.config import ContextTierSettings, PriceSettings, RateSettings
-from m3_router.prices import PriceTable, Usage, format_usd
+from m3_router.prices import PriceTable, format_usd
 
 DEFAULT = PriceTable(PriceSettings(), ContextTierSettings())
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from m3_router.prices import Usage
+from m3_router.bill import Usage
 from m3_router.usage import MAX_EVENT_BYTES, BodyTail, EventStream, usage_of_body, usage_of_tail
 
 

@@ -12,7 +12,18 @@ class Start:
     Clients that keep a connection send the same again and again; what was read and accepted once holds for equal bytes.
     """
 
-    __slots__ = ("context", "head", "headers", "is_http_1_0", "keep_alive", "method", "path", "query", "target")
+    __slots__ = (
+        "context",
+        "head",
+        "headers",
+        "is_http_1_0",
+        "keep_alive",
+        "method",
+        "path",
+        "path_text",
+        "post_line",
+        "target",
+    )
 
     def __init__(
         self, method: bytes, target: bytes, headers: Headers, head: Head, *, is_http_1_0: bool, keep_alive: bool
@@ -23,7 +34,9 @@ class Start:
         self.head = head
         self.is_http_1_0 = is_http_1_0
         self.keep_alive = keep_alive
-        self.path, _, self.query = target.partition(b"?")
+        self.path = target.partition(b"?")[0]
+        self.path_text = self.path.decode("latin-1")
+        self.post_line = b"POST " + target + b" HTTP/1.1\r\n"  # how the request goes on to a worker
         self.context: object = None  # what the application has made of it
 
 
@@ -39,7 +52,8 @@ class Request:
         "keep_alive",
         "method",
         "path",
-        "query",
+        "path_text",
+        "post_line",
         "refusal",
         "size",
     )
@@ -47,7 +61,8 @@ class Request:
     def __init__(self, start: "Start") -> None:
         self.method = start.method
         self.path = start.path
-        self.query = start.query
+        self.path_text = start.path_text
+        self.post_line = start.post_line
         self.head = start.head
         self.is_http_1_0 = start.is_http_1_0
         self.keep_alive = start.keep_alive
