@@ -38,6 +38,22 @@ def test_worker_arguments_parse_to_the_same_settings(settings: WorkerSettings) -
 
 @given(
     st.builds(
+        WorkerSettings,
+        simulate=st.just(True),
+        model=st.none() | names.map(Path),
+        simulate_prefill_tokens_per_second=st.floats(0.001, 1e9),
+        simulate_token_seconds=st.floats(0, 60),
+        simulate_load_factor=st.floats(0, 100),
+        simulate_answer_tokens=counts,
+        simulate_load_seconds=st.floats(0, 3600),
+    )
+)
+def test_arguments_of_a_simulation_parse_to_the_same_settings(settings: WorkerSettings) -> None:
+    assert WorkerSettings.parse_arguments(settings.arguments()) == settings
+
+
+@given(
+    st.builds(
         TinySettings,
         directory=names.map(Path),
         seed=st.integers(0, 2**63 - 1),
@@ -53,6 +69,7 @@ def test_tiny_arguments_parse_to_the_same_settings(settings: TinySettings) -> No
 def test_only_what_differs_from_the_defaults_is_rendered() -> None:
     assert WorkerSettings(model=Path("/m"), port=9101).arguments() == ["--model=/m", "--port=9101"]
     assert TinySettings(directory=Path("/m"), seed=7).arguments() == ["/m", "--seed=7"]
+    assert WorkerSettings(simulate=True).arguments() == ["--simulate"]
 
 
 def test_flags_are_read_in_both_common_forms() -> None:
@@ -63,6 +80,8 @@ def test_flags_are_read_in_both_common_forms() -> None:
 def test_the_served_name_defaults_to_the_name_of_the_directory() -> None:
     assert WorkerSettings(model=Path("/models/MiniMax-M3")).model_name == "MiniMax-M3"
     assert WorkerSettings(model=Path("/models/x"), served_model_name="y").model_name == "y"
+    assert WorkerSettings(model=Path("/models/x"), simulate=True).model_name == "x"
+    assert WorkerSettings(simulate=True).model_name == "simulated"
 
 
 @pytest.mark.parametrize(
@@ -72,7 +91,10 @@ def test_the_served_name_defaults_to_the_name_of_the_directory() -> None:
         (["--model=/m", "--step-tokens=many"], "--step-tokens many: input should be a valid integer"),
         (["--model=/m", "--device=tpu"], "--device tpu: input should be 'auto', 'cpu' or 'cuda'"),
         (["--model=/m", "--drain-seconds=nan"], "--drain-seconds nan: input should be a finite number"),
-        (["--port=1"], "the following arguments are required: --model"),
+        (["--port=1"], "--model is required: the directory of a checkpoint (or --simulate, which needs none)"),
+        (["--simulate=perhaps"], "--simulate perhaps: input should be a valid boolean"),
+        (["--model=/m", "--simulate-token-seconds=0.1"], "--simulate-token-seconds 0.1: needs --simulate"),
+        (["--simulate", "--simulate-load-factor=-1"], "--simulate-load-factor -1: input should be greater than"),
         (["--model=/m", "--prot=1"], "unrecognized arguments: --prot=1"),
     ],
 )

@@ -35,6 +35,8 @@ class CommandLineSettings(BaseModel):
                 continue
             if name == self.positional:
                 words.append(f"./{value}" if str(value).startswith("-") else str(value))
+            elif value is True:
+                words.append(flag(name))
             else:
                 words.append(f"{flag(name)}={value!r}" if isinstance(value, float) else f"{flag(name)}={value}")
         return words
@@ -49,6 +51,7 @@ class CommandLineSettings(BaseModel):
             if name == cls.positional:
                 parser.add_argument(name, metavar=name.upper(), help=about)
             else:
+                bare: dict[str, Any] = {"nargs": "?", "const": True} if field.annotation is bool else {}
                 parser.add_argument(
                     flag(name),
                     dest=name,
@@ -56,6 +59,7 @@ class CommandLineSettings(BaseModel):
                     help=about,
                     required=field.is_required(),
                     default=argparse.SUPPRESS,
+                    **bare,
                 )
         given = vars(parser.parse_args(list(argv)))
         try:
@@ -93,7 +97,7 @@ class WorkerSettings(CommandLineSettings):
     program: ClassVar[str] = "m3-worker"
     summary: ClassVar[str] = "Serve a MiniMax-M3 checkpoint over an OpenAI-compatible HTTP API."
 
-    model: Path = Field(description="directory of the checkpoint")
+    model: Path | None = Field(None, description="directory of the checkpoint; needed unless --simulate is given")
     served_model_name: Text | None = Field(None, description="name that requests use (default: the directory's name)")
     host: Text = Field("127.0.0.1", description="address to listen on")
     port: int = Field(
@@ -118,16 +122,56 @@ class WorkerSettings(CommandLineSettings):
         None, ge=1, le=1024, description="CPU threads of torch (default: one for a tiny model, else torch's choice)"
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least severe line logged")
+    simulate: bool = Field(
+        False, description="compute nothing: the same API and metrics over a latency model; --model then only names it"
+    )
+    simulate_prefill_tokens_per_second: float = Field(
+        10_000.0,
+        gt=0,
+        le=1e9,
+        description="speed of a simulated prefill; what the cache holds costs nothing",
+    )
+    simulate_token_seconds: float = Field(
+        0.02, ge=0, le=60, description="time of a simulated step in which one sequence decodes"
+    )
+    simulate_load_factor: float = Field(
+        0.01, ge=0, le=100, description="what each further decoding sequence adds to a step, as a share of that time"
+    )
+    simulate_answer_tokens: int = Field(
+        64, ge=1, le=2**20, description="length of a simulated answer, unless the request allows less or demands more"
+    )
+    simulate_load_seconds: float = Field(0.0, ge=0, le=3600, description="time that simulated loading takes")
 
     @field_validator("model")
     @classmethod
-    def _model_is_a_path(cls, value: Path) -> Path:
-        return _without_nul(value)
+    def _model_is_a_path(cls, value: Path | None) -> Path | None:
+        return None if value is None else _without_nul(value)
+
+    @model_validator(mode="after")
+    def _simulation_is_whole(self) -> Self:
+        if self.simulate:
+            return self
+        for name, field in type(self).model_fields.items():
+            value = getattr(self, name)
+            if name.startswith("simulate_") and value != field.default:
+                raise ValueError(f"{flag(name)} {value}: needs --simulate, without which nothing is simulated")
+        if self.model is None:
+            raise ValueError("--model is required: the directory of a checkpoint (or --simulate, which needs none)")
+        return self
+
+    @property
+    def checkpoint(self) -> Path:
+        """The directory to load from. Raises ValueError if there is none, as with --simulate."""
+        if self.model is None:
+            raise ValueError("there is no --model to load")
+        return self.model
 
     @property
     def model_name(self) -> str:
         """The name under which the model is served."""
-        return self.served_model_name or self.model.resolve().name or "model"
+        if self.served_model_name is not None:
+            return self.served_model_name
+        return "simulated" if self.model is None else self.model.resolve().name or "model"
 
 
 class TinySettings(CommandLineSettings):

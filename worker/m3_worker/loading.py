@@ -50,7 +50,7 @@ def load_served_model(settings: WorkerSettings, progress: Callable[[int, int], N
 
     Raises CheckpointError or CacheSizeError, each with one line to show.
     """
-    directory = settings.model
+    directory = settings.checkpoint
     if not directory.is_dir():
         raise CheckpointError(f"{directory}: no such directory; --model must be a checkpoint directory")
     config = ModelConfig.load(directory)

@@ -60,6 +60,10 @@ def main() -> None:
         sys.exit(f"m3-worker: {error}")
 
     def load(progress: Callable[[int, int], None]) -> ServedModel:
+        if settings.simulate:
+            from m3_worker.simulate import load_simulated_model
+
+            return load_simulated_model(settings, progress)
         from m3_worker.loading import load_served_model
 
         with load_report(Console(stderr=True), f"loading {settings.model_name}") as report:
@@ -133,9 +137,8 @@ class WorkerServer:
         server = EmbeddedServer(build_app(self.state))
         serving = asyncio.create_task(server.serve([listener]))
         host, port = listener.getsockname()[:2]
-        log.info(
-            "listening on http://%s:%d, loading %s", f"[{host}]" if ":" in host else host, port, self._settings.model
-        )
+        name = self._settings.model or self._settings.model_name
+        log.info("listening on http://%s:%d, loading %s", f"[{host}]" if ":" in host else host, port, name)
         code = await self._load_and_wait(asyncio.get_running_loop())
         if self.state.model is not None:
             await self._drain(self.state.model)

@@ -14,35 +14,16 @@ from typing import Any
 
 import torch
 from safetensors.torch import save
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
 
+from m3_worker.byte_vocabulary import M3_TOKENS, byte_level_tokenizer
 from m3_worker.checkpoint import tensor_places
 from m3_worker.config import TinySettings
 from m3_worker.model import ModelWeights
 from m3_worker.model_config import ModelConfig
-from m3_worker.tokenizer import byte_characters
 
-# M3's special tokens, in the order of their ids in the released tokenizer; here they follow the 256 bytes. Those marked
-# False are ordinary text to a decoder: parsers of thinking and tool calls read them.
-_ADDED_TOKENS = (
-    ("]~b]", True),  # start of a turn
-    ("[e~[", True),  # end of a turn
-    ("]!d~[", True),
-    ("]<]image[>[", True),
-    ("]<]video[>[", True),
-    ("]<]start of image[>[", True),
-    ("]<]end of image[>[", True),
-    ("]<]start of video[>[", True),
-    ("]<]end of video[>[", True),
-    ("]<]vision pad[>[", True),
-    ("]~!b[", True),  # start of a conversation
-    ("<mm:think>", False),
-    ("</mm:think>", False),
-    ("]<]minimax[>[", False),  # before every tag of a tool call
-)
-_TOKEN_IDS = {text: 256 + number for number, (text, _) in enumerate(_ADDED_TOKENS)}
-_VOCAB_SIZE = 256 + len(_ADDED_TOKENS)
+_TOKEN_IDS = {text: 256 + number for number, (text, _) in enumerate(M3_TOKENS)}
+_VOCAB_SIZE = 256 + len(M3_TOKENS)
 _SHARDS = 2
 
 
@@ -67,7 +48,7 @@ def write_checkpoint(settings: TinySettings) -> int:
     _write_json(directory / "config.json", config)
     _write_json(directory / "generation_config.json", _generation_config_json())
     _write_json(directory / "tokenizer_config.json", _tokenizer_config_json(settings))
-    _tokenizer().save(str(directory / "tokenizer.json"))
+    byte_level_tokenizer(M3_TOKENS).save(str(directory / "tokenizer.json"))
     template = resources.files("m3_worker").joinpath("chat_template.jinja").read_text(encoding="utf-8")
     (directory / "chat_template.jinja").write_text(template, encoding="utf-8")
     return write_weights(directory, ModelConfig.from_json(config), settings.seed)
@@ -149,16 +130,6 @@ def _tokenizer_config_json(settings: TinySettings) -> dict[str, Any]:
         "add_bos_token": False,
         "clean_up_tokenization_spaces": False,
     }
-
-
-def _tokenizer() -> Tokenizer:
-    """One token per byte, with the byte's value as its id, then the added tokens. Any ids decode to valid text."""
-    vocabulary = {character: byte for byte, character in enumerate(byte_characters())}
-    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_tokens([AddedToken(text, special=special, normalized=False) for text, special in _ADDED_TOKENS])
-    return tokenizer
 
 
 def write_weights(directory: Path, config: ModelConfig, seed: int) -> int:

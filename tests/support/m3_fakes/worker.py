@@ -15,12 +15,14 @@ from tokenizers import AddedToken, decoders, models, pre_tokenizers
 
 from m3_fakes.runner import FakeRunner
 from m3_worker.chat.template import ChatTemplate
+from m3_worker.config import WorkerSettings
 from m3_worker.engine import Engine
 from m3_worker.generation_defaults import GenerationDefaults
 from m3_worker.pages import Pages
 from m3_worker.scheduler import Scheduler, SchedulerLimits
 from m3_worker.server import EmbeddedServer, build_app, listen
 from m3_worker.serving import ServedModel, WorkerState
+from m3_worker.simulate import load_simulated_model
 from m3_worker.tokenizer import Tokenizer, byte_characters
 
 PAGE_TOKENS = 4
@@ -111,6 +113,14 @@ def running_worker(*, is_loaded: bool = True, max_concurrent: int = 8, max_waiti
             yield worker
         finally:
             worker.reset()
+
+
+@contextmanager
+def running_simulation(settings: WorkerSettings) -> Iterator[tuple[ServedModel, str]]:
+    """A worker as `m3-worker --simulate` serves it, until the block is left: gives its model and its address."""
+    model = load_simulated_model(settings, lambda read_bytes, needed_bytes: None)
+    with serving(WorkerState(settings.max_body_bytes, model), model.engine) as port:
+        yield model, f"http://127.0.0.1:{port}"
 
 
 @contextmanager

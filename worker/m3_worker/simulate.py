@@ -1,0 +1,144 @@
+"""A model that computes nothing: the worker's own engine, scheduler and API over a latency model.
+
+For tests of what stands in front of workers, and for machines without a GPU. Owns how long a step takes, which words an
+answer has, and the built-in vocabulary and template around them. Pages, prefix cache, queues and metrics are the real
+ones. Imports no torch, and is ready in the time that the imports take.
+
+Words are tokens of the vocabulary and every other byte is one, so a simulated prompt has about as many tokens as bytes.
+"""
+
+import struct
+import time
+import zlib
+from collections.abc import Callable
+from collections.abc import Sequence as SequenceOf
+from dataclasses import dataclass
+from importlib import resources
+
+from m3_worker.byte_vocabulary import BYTES, M3_TOKENS, byte_level_tokenizer
+from m3_worker.cache_size import CacheSizeError
+from m3_worker.chat.template import ChatTemplate
+from m3_worker.config import WorkerSettings
+from m3_worker.engine import Engine
+from m3_worker.generation_defaults import GenerationDefaults
+from m3_worker.pages import Pages
+from m3_worker.request import Batch, SampledToken, Sequence
+from m3_worker.scheduler import Scheduler, SchedulerLimits
+from m3_worker.serving import ServedModel
+from m3_worker.tokenizer import Tokenizer
+
+PAGE_TOKENS = 128
+CONTEXT_TOKENS = 1_048_576
+"""M3's own, and the longest that can be asked for."""
+CACHE_TOKENS = 4 * CONTEXT_TOKENS
+
+_VOCABULARY = (
+    "a answer any block cache chosen context each every expert first from group head is key large last layer long "
+    "model new of one page past prompt query router same score short small sparse step that the then to token top "
+    "value where with worker"
+)
+WORDS = tuple(f" {word}" for word in _VOCABULARY.split())
+_ADDED = (*M3_TOKENS, *((word, False) for word in WORDS))
+_IDS = {text: BYTES + number for number, (text, _) in enumerate(_ADDED)}
+_END_OF_TURN = _IDS["[e~["]
+_THINKING = _IDS["<mm:think>"]
+_DONE_THINKING = _IDS["</mm:think>"]
+_FIRST_WORD = _IDS[WORDS[0]]
+_LOGPROB = -0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Latency:
+    """How long a step takes: each prefilled token its share, and decoding sequences one step together."""
+
+    prefill_tokens_per_second: float
+    token_seconds: float
+    load_factor: float
+
+    def step_seconds(self, prefill_tokens: int, decoding: int) -> float:
+        """prefill / speed + token_seconds x (1 + load_factor x (decoding - 1)), each only if there is such work."""
+        seconds = prefill_tokens / self.prefill_tokens_per_second
+        if decoding:
+            seconds += self.token_seconds * (1 + self.load_factor * (decoding - 1))
+        return seconds
+
+
+class SimulatedRunner:
+    """Takes the time of each batch and says words: the same ones for the same tokens before them and the same seed."""
+
+    def __init__(self, latency: Latency, answer_tokens: int, sleep: Callable[[float], None] = time.sleep) -> None:
+        self._latency = latency
+        self._answer_tokens = answer_tokens
+        self._sleep = sleep
+
+    def run(self, batch: Batch) -> SequenceOf[SampledToken]:
+        """One token for each of `batch.sampling`, after the step's time."""
+        decoding = sum(chunk.sequence.is_decoding for chunk in batch.chunks)
+        self._sleep(self._latency.step_seconds(batch.tokens - decoding, decoding))
+        return [self._sample(sequence) for sequence in batch.sampling]
+
+    def _sample(self, sequence: Sequence) -> SampledToken:
+        token_id = self._next_token(sequence)
+        wanted = sequence.request.sampling.logprobs
+        if wanted is None:
+            return SampledToken(token_id)
+        return SampledToken(token_id, _LOGPROB, tuple((_FIRST_WORD + rank, _LOGPROB - rank) for rank in range(wanted)))
+
+    def _next_token(self, sequence: Sequence) -> int:
+        """A word; the end of thinking after a quarter of the answer, if it began with thinking; the end in the end."""
+        sampling, generated = sequence.request.sampling, sequence.generated_tokens
+        thinks = sequence.token_ids[sequence.prompt_tokens - 1] == _THINKING
+        if thinks and generated == self._answer_tokens // 4:
+            return _DONE_THINKING
+        if _END_OF_TURN in sampling.stop_token_ids and generated >= max(self._answer_tokens, sampling.min_tokens):
+            return _END_OF_TURN
+        before = struct.pack("<4q", sequence.prompt_tokens, generated, sequence.token_ids[-1], sampling.seed or 0)
+        return _FIRST_WORD + zlib.crc32(before) % len(WORDS)
+
+
+def load_simulated_model(settings: WorkerSettings, progress: Callable[[int, int], None]) -> ServedModel:
+    """A model to serve, not started yet, after the time that loading is to take. Raises CacheSizeError."""
+    context, pages = _size(settings)
+    _pretend_to_load(settings.simulate_load_seconds, progress)
+    latency = Latency(
+        settings.simulate_prefill_tokens_per_second, settings.simulate_token_seconds, settings.simulate_load_factor
+    )
+    runner = SimulatedRunner(latency, settings.simulate_answer_tokens)
+    scheduler = Scheduler(SchedulerLimits(settings.max_concurrent, settings.step_tokens), Pages(pages, PAGE_TOKENS))
+    template = resources.files("m3_worker").joinpath("chat_template.jinja").read_text(encoding="utf-8")
+    return ServedModel(
+        name=settings.model_name,
+        engine=Engine(scheduler, runner, max_waiting=settings.max_waiting),
+        tokenizer=Tokenizer(byte_level_tokenizer(_ADDED)),
+        template=ChatTemplate(template, {"bos_token": "]~!b[", "eos_token": "[e~["}),
+        defaults=GenerationDefaults(),
+        vocab_size=BYTES + len(_ADDED),
+        max_context_tokens=context,
+        eos_token_ids=frozenset({_END_OF_TURN}),
+        created_seconds=int(time.time()),
+    )
+
+
+def _size(settings: WorkerSettings) -> tuple[int, int]:
+    """Tokens of context, and pages of the cache. Raises CacheSizeError with the numbers."""
+    asked, cache_tokens = settings.max_context_tokens, settings.cache_tokens or CACHE_TOKENS
+    pages = cache_tokens // PAGE_TOKENS
+    context = asked or min(CONTEXT_TOKENS, pages * PAGE_TOKENS)
+    if context > CONTEXT_TOKENS:
+        raise CacheSizeError(f"--max-context-tokens {context}: a simulated model has {CONTEXT_TOKENS}")
+    needed = -(-max(context, 1) // PAGE_TOKENS)
+    if needed > pages:
+        raise CacheSizeError(
+            f"one sequence of {max(context, 1)} tokens needs {needed} pages of {PAGE_TOKENS} tokens, the cache has "
+            f"{pages}: raise --cache-tokens or lower --max-context-tokens"
+        )
+    return context, pages
+
+
+def _pretend_to_load(seconds: float, progress: Callable[[int, int], None]) -> None:
+    """Report a hundred shares of a weight's bytes over the time."""
+    shares = 100
+    for share in range(shares + 1):
+        progress(share, shares)
+        if seconds and share < shares:
+            time.sleep(seconds / shares)
