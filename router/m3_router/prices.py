@@ -7,14 +7,13 @@ from dataclasses import dataclass
 
 from m3_router.bill import ContextTier, Usage
 from m3_router.config import (
+    NANOUSD_PER_USD,
     ContextTierSettings,
     PriceSettings,
     RateSettings,
     ServiceTier,
     nanousd_per_token,
 )
-
-_NANOUSD_DIGITS = 9  # of a dollar, behind the point
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,8 +63,8 @@ class PriceTable:
 
 def format_usd(nanousd: int) -> bytes:
     """Nano-dollars as an exact decimal number of US dollars, such as `0.000123400`."""
-    digits = str(nanousd).zfill(_NANOUSD_DIGITS + 1)
-    return f"{digits[:-_NANOUSD_DIGITS]}.{digits[-_NANOUSD_DIGITS:]}".encode()
+    digits = str(NANOUSD_PER_USD + nanousd % NANOUSD_PER_USD)[1:]
+    return f"{nanousd // NANOUSD_PER_USD}.{digits}".encode()
 
 
 def _whole_rates(rates: RateSettings) -> Rates:

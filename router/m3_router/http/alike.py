@@ -18,33 +18,28 @@ _VARYING_VALUE = rb": (?P<v%d>[!-~](?:[ -~]*[!-~])?)"
 _LENGTH_VALUE = rb": (?P<length>[0-9]{1,12})"
 
 
-class RequestsAlike:
-    """Requests that start as one before them on their connection. Made of slices alone: a stranger decides on them."""
+class _Frame:
+    """A head whose bytes are known but for the digits of its length."""
 
-    __slots__ = ("_after", "_before", "start")
+    __slots__ = ("_after", "_before")
 
-    def __init__(self, start: Start, before: bytes, after: bytes) -> None:
-        self.start = start
-        self._before = before  # the head up to the length
-        self._after = after  # and from it on
+    def __init__(self, before: bytes, after: bytes) -> None:
+        self._before = before  # the head up to the digits
+        self._after = after  # and from them on
 
     @classmethod
-    def learn(cls, data: bytes, start: Start) -> "RequestsAlike | None":
-        """From a whole request. None if it is not alone, or has no plainly written length."""
-        head_bytes = data.find(b"\r\n\r\n", 0, _MAX_HEAD_BYTES) + 4
-        head = data[:head_bytes]
+    def learn(cls, head: bytes) -> "_Frame | None":
+        """From a head, the blank line included. None if its length is not written plainly."""
         at = head.lower().find(_LENGTH_LINE)
         if at < 0:
             return None
         at += len(_LENGTH_LINE)
         end = head.index(b"\r\n", at)
         digits = head[at:end].lstrip(b" ")
-        if not digits.isdigit() or head_bytes + int(digits) != len(data):
-            return None
-        return cls(start, head[: end - len(digits)], head[end:])
+        return cls(head[: end - len(digits)], head[end:]) if digits.isdigit() else None
 
     def body(self, data: bytes) -> bytes | None:
-        """The body, if `data` is one whole request like this.
+        """The body, if `data` is one whole message with such a head.
 
         The length of the whole gives that of the body (but for a few just above a power of ten, which are left to the
         parser), so that all of its head is known, and one comparison tells.
@@ -55,13 +50,33 @@ class RequestsAlike:
         return data[len(head) :] if data.startswith(head) else None
 
 
+class RequestsAlike:
+    """Requests that start as one before them on their connection. Made of slices alone: a stranger decides on them."""
+
+    __slots__ = ("_frame", "start")
+
+    def __init__(self, start: Start, frame: _Frame) -> None:
+        self.start = start
+        self._frame = frame
+
+    @classmethod
+    def learn(cls, data: bytes, start: Start) -> "RequestsAlike | None":
+        """From a whole request. None if it is not alone, or has no plainly written length."""
+        frame = _Frame.learn(data[: data.find(b"\r\n\r\n", 0, _MAX_HEAD_BYTES) + 4])
+        return cls(start, frame) if frame is not None and frame.body(data) is not None else None
+
+    def body(self, data: bytes) -> bytes | None:
+        """The body, if `data` is one whole request like this."""
+        return self._frame.body(data)
+
+
 class AnswersAlike:
     """Answers of status 200 that start as one before them on their connection.
 
     Their `content-length` is where the body ends; the value in their head stays that of the first.
     """
 
-    __slots__ = ("_answer", "_headers", "_match", "_places")
+    __slots__ = ("_answer", "_frame", "_headers", "_match", "_places")
 
     def __init__(self, head: bytes, headers: Headers, answer: Answer) -> None:
         """head: the bytes of an answer's head, the blank line included. headers: as they were parsed from it."""
@@ -79,6 +94,7 @@ class AnswersAlike:
                 self._places.append(place)
             else:
                 pattern.append(re.escape(line))
+        self._frame = None if self._places else _Frame.learn(head)
         self._match = re.compile(b"\r\n".join(pattern) + b"\r\n\r\n").match
 
     @classmethod
@@ -93,6 +109,9 @@ class AnswersAlike:
 
     def read(self, data: bytes) -> tuple[Answer, bytes] | None:
         """The answer and its body, if `data` is one whole answer like this."""
+        if self._frame is not None:
+            body = self._frame.body(data)
+            return None if body is None else (self._answer, body)
         match = self._match(data)
         if match is None:
             return None

@@ -215,7 +215,7 @@ class ClientConnection(asyncio.Protocol):
             body = b""
         if closes or request.is_http_1_0:
             head += _connection_header(request, closes)
-        self._transport.write(b"%bcontent-length: %d\r\n\r\n%b" % (head, length, body))
+        self._transport.write(b"".join((head, b"content-length: ", str(length).encode(), b"\r\n\r\n", body)))
         self._next(closes)
 
     def start_response(self, head: bytes, body: bytes = b"") -> None:
