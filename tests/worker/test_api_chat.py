@@ -116,12 +116,3 @@ def test_the_openai_sdk_chats_and_streams(worker: FakeWorker) -> None:
         received = list(parts)
         assert "".join(part.choices[0].delta.content or "" for part in received[:-1]) == "yes"
         assert received[-1].usage == whole.usage
-
-
-def test_tokenize_counts_a_prompt_or_messages(client: httpx.Client) -> None:
-    body = client.post("/tokenize", json={"model": "fake", "prompt": "hé"}).json()
-    assert body == {"count": 3, "max_model_len": 256, "tokens": list("hé".encode())}
-    body = client.post("/tokenize", json={"model": "fake", "messages": [USER]}).json()
-    assert body["tokens"] == list(b"user:hi\nassistant:")
-    refused = client.post("/tokenize", json={"model": "fake"})
-    assert (refused.status_code, refused.json()["error"]["message"]) == (400, "give one of prompt and messages")

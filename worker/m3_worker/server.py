@@ -27,6 +27,7 @@ from m3_worker.api.completions import completion_routes
 from m3_worker.api.errors import install_error_handlers, json_response
 from m3_worker.api.incoming import RequestIds
 from m3_worker.api.models import model_routes
+from m3_worker.api.tokens import token_routes
 from m3_worker.cache_size import CacheSizeError
 from m3_worker.config import RankSettings, WorkerSettings
 from m3_worker.metrics import CONTENT_TYPE, render_metrics
@@ -98,8 +99,8 @@ def build_app(state: WorkerState) -> FastAPI:
     """All routes over one state."""
     app = FastAPI(title="m3-worker", openapi_url=None, docs_url=None, redoc_url=None)
     install_error_handlers(app)
-    for router in (completion_routes(state), chat_routes(state), model_routes(state)):
-        app.include_router(router)
+    for routes in (completion_routes, chat_routes, token_routes, model_routes):
+        app.include_router(routes(state))
 
     @app.get("/health")
     async def health() -> Response:

@@ -6,16 +6,17 @@ Owns the refusals that are the same everywhere: 503 while not ready, 413, malfor
 import asyncio
 import logging
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from fastapi import Request
+from pydantic import BaseModel, ValidationError
 from pydantic_core import from_json
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from m3_worker.api.errors import ApiError, not_ready, shown
+from m3_worker.api.errors import ApiError, field_error, not_ready, shown
 from m3_worker.serving import Phase, ServedModel, WorkerState
 
 log = logging.getLogger(__name__)
@@ -25,6 +26,7 @@ INLINE_BYTES = 32768
 """Bodies up to this size are parsed on the event loop; beyond, a thread is cheaper than the stall."""
 
 T = TypeVar("T")
+Parsed = TypeVar("Parsed", bound=BaseModel)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,8 +39,8 @@ class Incoming:
     body_bytes: int
 
 
-async def receive_request(request: Request, state: WorkerState) -> Incoming:
-    """Read and check what every dialect needs. Raises ApiError.
+async def receive_request(request: Request, state: WorkerState, *, needs_model: bool = True) -> Incoming:
+    """Read and check what every dialect needs; a body may leave `model` out if it is not needed. Raises ApiError.
 
     The body is read in any case, so that the connection stays in step.
     """
@@ -48,7 +50,17 @@ async def receive_request(request: Request, state: WorkerState) -> Incoming:
         raise not_ready(state)
     priority = _priority(request.headers)
     body = await off_loop(len(raw), _json_object, raw)
-    return Incoming(require_model(state.model, body.get("model")), priority, body, len(raw))
+    name = body.get("model")
+    model = state.model if name is None and not needs_model else require_model(state.model, name)
+    return Incoming(model, priority, body, len(raw))
+
+
+def parse_object(kind: type[Parsed], body: Mapping[str, Any]) -> Parsed:
+    """The fields of a body. Raises ApiError 400 for the first that is wrong."""
+    try:
+        return kind.model_validate(body)
+    except ValidationError as error:
+        raise field_error(error, kind.model_fields) from None
 
 
 async def off_loop(size: int, call: Callable[..., T], *args: object) -> T:

@@ -1,29 +1,23 @@
-"""`GET /v1/models`, `GET /v1/models/{id}`: what this worker serves; and `POST /tokenize` in vLLM's shape."""
+"""`GET /v1/models` and `GET /v1/models/{id}`: what this worker serves, how long a context, and where its tiers part.
 
+One object serves both dialects: OpenAI's fields (`object`, `created`) beside Anthropic's (`type`, `display_name`,
+`created_at`). Prices and entitlement are the router's; here is only what the model's context allows.
+"""
+
+from datetime import UTC, datetime
 from typing import Any
 
-from fastapi import APIRouter, Request
-from pydantic import BaseModel, ConfigDict, ValidationError
+from fastapi import APIRouter
 from starlette.responses import Response
 
-from m3_worker.api.chat import Thinking, render_prompt, template_variables
-from m3_worker.api.completions import prompt_token_ids
-from m3_worker.api.errors import ApiError, field_error, json_response, not_ready
-from m3_worker.api.incoming import Incoming, off_loop, receive_request, require_model
+from m3_worker.api.errors import json_response, not_ready
+from m3_worker.api.incoming import require_model
 from m3_worker.serving import ServedModel, WorkerState
 
-
-class TokenizeFields(BaseModel):
-    """The body of `POST /tokenize`: one of prompt and messages."""
-
-    model_config = ConfigDict(strict=True, extra="forbid")
-
-    model: str
-    prompt: Any = None
-    messages: Any = None
-    add_special_tokens: bool | None = True
-    chat_template_kwargs: dict[str, Any] | None = None
-    thinking: Thinking | None = None
+STANDARD_TIER_TOKENS = 512_000
+"""Longest input of the standard context tier, inclusive, as M3's prices have it; a router can be told otherwise."""
+MAX_OUTPUT_TOKENS = 524_288
+"""The most that MiniMax's own API lets M3 write in one answer."""
 
 
 def model_routes(state: WorkerState) -> APIRouter:
@@ -32,20 +26,24 @@ def model_routes(state: WorkerState) -> APIRouter:
 
     @router.get("/v1/models")
     async def models() -> Response:
-        return json_response({"object": "list", "data": [_model_object(_loaded(state))]})
+        model = _loaded(state)
+        page = {"has_more": False, "first_id": model.name, "last_id": model.name}
+        return json_response({"object": "list", "data": [_model_object(model)], **page})
 
     @router.get("/v1/models/{name:path}")
     async def model(name: str) -> Response:
         return json_response(_model_object(require_model(_loaded(state), name)))
 
-    @router.post("/tokenize")
-    async def tokenize(request: Request) -> Response:
-        incoming = await receive_request(request, state)
-        token_ids = await off_loop(incoming.body_bytes, _tokenize, incoming)
-        context = incoming.model.max_context_tokens
-        return json_response({"count": len(token_ids), "max_model_len": context, "tokens": token_ids})
-
     return router
+
+
+def context_tiers(max_context_tokens: int) -> list[dict[str, Any]]:
+    """The tiers that a context reaches, each with the longest input in tokens: one token is left for the answer."""
+    longest = max_context_tokens - 1
+    tiers = [{"name": "standard", "max_input_tokens": min(STANDARD_TIER_TOKENS, longest)}]
+    if longest > STANDARD_TIER_TOKENS:
+        tiers.append({"name": "long", "max_input_tokens": longest})
+    return tiers
 
 
 def _loaded(state: WorkerState) -> ServedModel:
@@ -58,22 +56,13 @@ def _model_object(model: ServedModel) -> dict[str, Any]:
     return {
         "id": model.name,
         "object": "model",
+        "type": "model",
+        "display_name": model.name,
         "created": model.created_seconds,
+        "created_at": datetime.fromtimestamp(model.created_seconds, UTC).isoformat().replace("+00:00", "Z"),
         "owned_by": "m3serve",
         "max_model_len": model.max_context_tokens,
+        "max_output_tokens": min(MAX_OUTPUT_TOKENS, model.max_context_tokens - 1),
+        "context_tier": {"threshold_tokens": STANDARD_TIER_TOKENS, "inclusive": True},
+        "context_tiers": context_tiers(model.max_context_tokens),
     }
-
-
-def _tokenize(incoming: Incoming) -> list[int]:
-    try:
-        fields = TokenizeFields.model_validate(incoming.body)
-    except ValidationError as error:
-        raise field_error(error, TokenizeFields.model_fields) from None
-    if (fields.prompt is None) == (fields.messages is None):
-        raise ApiError(400, "give one of prompt and messages", param="prompt", code="invalid_value")
-    if fields.messages is None:
-        special = fields.add_special_tokens is not False
-        return prompt_token_ids(fields.prompt, incoming.model, add_special_tokens=special)
-    variables = template_variables(fields.chat_template_kwargs, fields.thinking)
-    text = render_prompt(fields.messages, variables, incoming.model)
-    return incoming.model.tokenizer.encode(text, add_special_tokens=False)

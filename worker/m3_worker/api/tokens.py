@@ -1,0 +1,87 @@
+"""`POST /tokenize` and `POST /detokenize`, in vLLM's shapes: text or messages to token ids, and back.
+
+Owns no rule about prompts: a prompt counts here exactly as completions and chat count it.
+"""
+
+from typing import Any
+
+from fastapi import APIRouter, Request
+from pydantic import BaseModel, ConfigDict
+from starlette.responses import Response
+
+from m3_worker.api.chat import Thinking, render_prompt, template_variables
+from m3_worker.api.completions import prompt_token_ids
+from m3_worker.api.errors import ApiError, json_response
+from m3_worker.api.incoming import Incoming, off_loop, parse_object, receive_request
+from m3_worker.serving import WorkerState
+
+
+class TokenizeFields(BaseModel):
+    """The body of `POST /tokenize`: one of prompt and messages."""
+
+    model_config = ConfigDict(strict=True)
+
+    prompt: Any = None
+    messages: Any = None
+    add_special_tokens: bool | None = True
+    """Whether the tokenizer adds what it adds around a prompt; messages are what the chat template makes of them."""
+    return_token_strs: bool | None = False
+    chat_template_kwargs: dict[str, Any] | None = None
+    thinking: Thinking | None = None
+
+
+class DetokenizeFields(BaseModel):
+    """The body of `POST /detokenize`."""
+
+    model_config = ConfigDict(strict=True)
+
+    tokens: list[int]
+
+
+def token_routes(state: WorkerState) -> APIRouter:
+    """The routes between text and token ids."""
+    router = APIRouter()
+
+    @router.post("/tokenize")
+    async def tokenize(request: Request) -> Response:
+        incoming = await receive_request(request, state, needs_model=False)
+        return json_response(await off_loop(incoming.body_bytes, _tokenize, incoming))
+
+    @router.post("/detokenize")
+    async def detokenize(request: Request) -> Response:
+        incoming = await receive_request(request, state, needs_model=False)
+        return json_response(await off_loop(incoming.body_bytes, _detokenize, incoming))
+
+    return router
+
+
+def _tokenize(incoming: Incoming) -> dict[str, Any]:
+    fields = parse_object(TokenizeFields, incoming.body)
+    model = incoming.model
+    if (fields.prompt is None) == (fields.messages is None):
+        raise ApiError(400, "give one of prompt and messages", param="prompt", code="invalid_value")
+    if fields.messages is None:
+        special = fields.add_special_tokens is not False
+        token_ids = prompt_token_ids(fields.prompt, model, add_special_tokens=special)
+    else:
+        variables = template_variables(fields.chat_template_kwargs, fields.thinking)
+        text = render_prompt(fields.messages, variables, model)
+        token_ids = model.tokenizer.encode(text, add_special_tokens=False)
+    texts = [model.tokenizer.token_text(token_id) for token_id in token_ids] if fields.return_token_strs else None
+    return {
+        "count": len(token_ids),
+        "max_model_len": model.max_context_tokens,
+        "tokens": token_ids,
+        "token_strs": texts,
+    }
+
+
+def _detokenize(incoming: Incoming) -> dict[str, str]:
+    fields = parse_object(DetokenizeFields, incoming.body)
+    size = incoming.model.vocab_size
+    outside = next((token_id for token_id in fields.tokens if not 0 <= token_id < size), None)
+    if outside is not None:
+        message = f"tokens has the token id {outside}: ids are 0 to {size - 1}"
+        raise ApiError(400, message, param="tokens", code="invalid_value")
+    tokenizer = incoming.model.tokenizer
+    return {"prompt": b"".join(map(tokenizer.token_bytes, fields.tokens)).decode(errors="replace")}
