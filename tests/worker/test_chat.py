@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from m3_worker.chat.messages import ChatError, check_messages
-from m3_worker.chat.output import ThinkingSplitter
+from m3_worker.chat.conversation import ChatError
+from m3_worker.chat.messages import check_messages
 from m3_worker.chat.template import ChatTemplate
+from m3_worker.chat.thinking import ThinkingSplitter
 from m3_worker.model_config import CheckpointError
 
 USER = {"role": "user", "content": "hi"}

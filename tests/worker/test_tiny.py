@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
 
-from m3_worker.chat.messages import ChatError
+from m3_worker.chat.conversation import ChatError
 from m3_worker.chat.template import ChatTemplate
 from m3_worker.config import TinySettings
 from m3_worker.model_config import ModelConfig

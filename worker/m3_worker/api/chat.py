@@ -18,8 +18,9 @@ from m3_worker.api.fields import MAX_LOGPROBS, GenerationFields, parse_fields
 from m3_worker.api.generation import Delta, Generation
 from m3_worker.api.incoming import Incoming, off_loop, receive_request
 from m3_worker.api.streams import EventStream, whole_answer
-from m3_worker.chat.messages import ChatError, check_messages
-from m3_worker.chat.output import Segment, ThinkingSplitter
+from m3_worker.chat.conversation import ChatError
+from m3_worker.chat.messages import check_messages
+from m3_worker.chat.thinking import Segment, ThinkingSplitter
 from m3_worker.request import SampledToken, SamplingParameters
 from m3_worker.serving import ServedModel, WorkerState
 

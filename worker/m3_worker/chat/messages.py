@@ -6,17 +6,10 @@ accepted is rendered whole. Knows the roles and their order, not how a turn is w
 
 from collections.abc import Mapping
 
-OPENING_ROLES = ("system", "developer")
+from m3_worker.chat.conversation import OPENING_ROLES, ChatError
+
 ROLES = ("root", *OPENING_ROLES, "user", "assistant")
 _HOSTED_THINK = ("<think>", "</think>")
-
-
-class ChatError(ValueError):
-    """Messages or template settings that cannot be served. `param` is the field, the message is one line."""
-
-    def __init__(self, param: str, message: str) -> None:
-        super().__init__(message)
-        self.param = param
 
 
 def check_messages(messages: object) -> list[dict[str, str]]:

@@ -15,7 +15,7 @@ import jinja2
 from jinja2 import meta
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from m3_worker.chat.messages import ChatError
+from m3_worker.chat.conversation import ChatError
 from m3_worker.model_config import CheckpointError, read_json
 
 THINKING_MODES = ("enabled", "disabled", "adaptive")

@@ -1,4 +1,4 @@
-"""What the model writes, split into thinking and answer as it arrives.
+"""Where thinking ends and the answer begins in what the model writes.
 
 Owns the thinking tags. Works on text, because the tags are ordinary tokens to a decoder. Nothing is stripped or
 reordered: sent back as it was returned, a turn renders to what the model wrote, and its prefix is the same.
