@@ -47,6 +47,7 @@ class Generation:
         """Hand the request to the engine. Raises ApiError 429 if its queue is full, 503 if it failed."""
         self.prompt_token_ids = prompt_token_ids
         self.completion_tokens = 0
+        self.cached_tokens = 0
         self.finish_reason: FinishReason | None = None
         self.model = model
         self._min_tokens = sampling.min_tokens
@@ -54,6 +55,11 @@ class Generation:
         self._stop_strings = StopStrings(stops)
         self._id = uuid.uuid4().hex
         self._stream = self._submit(Request(self._id, prompt_token_ids, sampling, priority, time.monotonic()))
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the last delta was given."""
+        return self.finish_reason is not None
 
     async def next(self) -> Delta:
         """Wait for the next tokens. Raises EngineFailedError."""

@@ -7,17 +7,41 @@ after a finished answer. A connection that closes is noticed while nothing is be
 import asyncio
 import json
 from collections.abc import Callable, Coroutine, Iterable
-from typing import Any, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from m3_worker.api.generation import Delta, Generation, engine_failed
+from m3_worker.api.errors import ApiError
+from m3_worker.api.generation import engine_failed
 from m3_worker.engine import EngineFailedError
 
 T = TypeVar("T")
+Next = TypeVar("Next")
+Next_co = TypeVar("Next_co", covariant=True)
+Whole_co = TypeVar("Whole_co", covariant=True)
 
 _CLIENT_CLOSED_REQUEST = 499
+
+
+class Source(Protocol[Next_co, Whole_co]):
+    """Where an answer comes from: a `Generation`, or `Choices`, or what a dialect makes of them."""
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the last part was given."""
+
+    async def next(self) -> Next_co:
+        """Wait for the next part. Raises EngineFailedError or ApiError."""
+
+    async def collect(self) -> Whole_co:
+        """Wait for the whole answer. Raises ApiError."""
+
+    def close(self) -> None:
+        """Give up what is unfinished."""
+
+    def headers(self) -> dict[str, str]:
+        """What is known before the first byte."""
 
 
 class ClientGoneError(Exception):
@@ -42,31 +66,31 @@ async def unless_gone(work: Coroutine[Any, Any, T], receive: Receive) -> T:
         await asyncio.gather(task, watch, return_exceptions=True)
 
 
-async def whole_answer(generation: Generation, receive: Receive, render: Callable[[Delta], Response]) -> Response:
+async def whole_answer(source: Source[Any, T], receive: Receive, render: Callable[[T], Response]) -> Response:
     """Wait for the answer and render it; give it up if the client leaves. Raises ApiError if the engine fails."""
     try:
-        return render(await unless_gone(generation.collect(), receive))
+        return render(await unless_gone(source.collect(), receive))
     except ClientGoneError:
         return Response(status_code=_CLIENT_CLOSED_REQUEST)
     finally:
-        generation.close()
+        source.close()
 
 
-class EventStream(Response):
+class EventStream(Response, Generic[Next]):
     """A response of server-sent events, one JSON object each."""
 
     media_type = "text/event-stream"
 
     def __init__(
         self,
-        generation: Generation,
-        render: Callable[[Delta], Iterable[dict[str, Any]]],
+        source: Source[Next, Any],
+        render: Callable[[Next], Iterable[dict[str, Any]]],
         last: Callable[[], dict[str, Any]] | None,
     ) -> None:
-        """`render` makes the events of a delta, `last` the one before `[DONE]`."""
-        super().__init__(headers={**generation.headers(), "cache-control": "no-cache"})
+        """`render` makes the events of a part, `last` the one before `[DONE]`."""
+        super().__init__(headers={**source.headers(), "cache-control": "no-cache"})
         del self.headers["content-length"]
-        self._generation = generation
+        self._source = source
         self._render = render
         self._last = last
 
@@ -77,17 +101,18 @@ class EventStream(Response):
         except (ClientGoneError, OSError):  # a server may tell of a closed connection by refusing to write
             return
         finally:
-            self._generation.close()
+            self._source.close()
 
     async def _send_events(self, send: Send) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        while self._generation.finish_reason is None:
+        while not self._source.is_finished:
             try:
-                events = b"".join(map(_event, self._render(await self._generation.next())))
-            except EngineFailedError as error:
-                await send({"type": "http.response.body", "body": _event(engine_failed(error).body())})
+                events = b"".join(map(_event, self._render(await self._source.next())))
+            except (EngineFailedError, ApiError) as error:
+                refusal = error if isinstance(error, ApiError) else engine_failed(error)
+                await send({"type": "http.response.body", "body": _event(refusal.body())})
                 return
-            if self._generation.finish_reason is not None:
+            if self._source.is_finished:
                 break
             if events:
                 await send({"type": "http.response.body", "body": events, "more_body": True})
