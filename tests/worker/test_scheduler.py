@@ -7,8 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from m3_fakes.runner import FakeRunner, continuation
+from m3_worker.host_pages import HostPages
 from m3_worker.pages import Pages
-from m3_worker.request import Batch, Request, SamplingParameters, Sequence
+from m3_worker.request import Batch, FinishReason, Request, SamplingParameters, Sequence
 from m3_worker.scheduler import Scheduler, SchedulerLimits
 
 PAGE_TOKENS = 4
@@ -22,10 +23,15 @@ class Simulation:
     runner: FakeRunner = field(default_factory=lambda: FakeRunner(PAGE_TOKENS))
     now: float = 0.0
     tokens: dict[str, list[int]] = field(default_factory=dict)
+    cached_tokens: dict[str, int] = field(default_factory=dict)
     finished: list[str] = field(default_factory=list)
 
-    def add(self, name: str, prompt_tokens: int = 3, max_tokens: int = 4, priority: int = 0) -> list[int]:
-        prompt = [(7 * len(self.tokens) + place) % 256 for place in range(prompt_tokens)]
+    def add(
+        self, name: str, prompt_tokens: int = 3, max_tokens: int = 4, priority: int = 0, shared_tokens: int = 0
+    ) -> list[int]:
+        """Queue a request; all those with shared tokens begin alike."""
+        own = [(7 * len(self.tokens) + place) % 256 for place in range(prompt_tokens)]
+        prompt = [*range(100, 100 + min(shared_tokens, prompt_tokens)), *own[shared_tokens:]]
         sampling = SamplingParameters(max_tokens=max_tokens)
         self.scheduler.add(Sequence(Request(name, prompt, sampling, priority, self.now)))
         self.tokens[name] = []
@@ -33,8 +39,10 @@ class Simulation:
 
     def step(self) -> Batch:
         batch = self.scheduler.schedule(self.now)
+        self.runner.copy(batch.copies)
         for output in self.scheduler.commit(batch, self.runner.run(batch)):
             self.tokens[output.request_id].append(output.token.token_id)
+            self.cached_tokens.setdefault(output.request_id, output.cached_tokens)
             if output.finish_reason is not None:
                 self.finished.append(output.request_id)
         self.scheduler.check()
@@ -53,10 +61,11 @@ class Simulation:
 
 
 def simulation(
-    *, max_concurrent: int = 8, step_tokens: int = 16, pages: int = 64, patience_seconds: float = 30.0
+    *, max_concurrent: int = 8, step_tokens: int = 16, patience_seconds: float = 30.0, pages: int = 64, slots: int = 0
 ) -> Simulation:
+    """`slots` are those of the host."""
     limits = SchedulerLimits(max_concurrent, step_tokens, patience_seconds=patience_seconds)
-    return Simulation(Scheduler(limits, Pages(pages, PAGE_TOKENS)))
+    return Simulation(Scheduler(limits, Pages(pages, PAGE_TOKENS, HostPages(slots))))
 
 
 def shape(batch: Batch) -> dict[str, int]:
@@ -182,6 +191,74 @@ def test_a_removed_sequence_frees_its_pages_at_once() -> None:
     run.scheduler.check()
 
 
+def test_a_prompt_that_begins_like_one_before_computes_only_the_rest() -> None:
+    run = simulation(step_tokens=64)
+    run.add("first", prompt_tokens=20, shared_tokens=20, max_tokens=1)
+    run.step()
+    prompt = run.add("second", prompt_tokens=24, shared_tokens=18, max_tokens=3)
+    assert shape(run.step()) == {"second": 24 - 16}
+    run.run()
+    assert run.tokens["second"] == continuation(prompt, 3)
+    assert run.cached_tokens == {"first": 0, "second": 16}
+
+
+def test_a_prompt_found_for_the_most_part_is_no_long_one() -> None:
+    run = simulation(step_tokens=16)
+    run.add("first", prompt_tokens=40, shared_tokens=40, max_tokens=1)
+    run.run()
+    run.add("long", prompt_tokens=100)
+    run.add("found", prompt_tokens=40, shared_tokens=40)
+    assert shape(run.step()) == {"long": 8 + 4, "found": 4}
+
+
+def test_what_one_computes_in_this_step_no_other_computes_beside_it() -> None:
+    run = simulation(step_tokens=64)
+    prompts = [run.add(f"r{number}", prompt_tokens=22, shared_tokens=20) for number in range(4)]
+    assert shape(run.step()) == {"r0": 22}
+    assert shape(run.step()) == {"r0": 1, "r1": 2, "r2": 2, "r3": 2}
+    run.run()
+    assert [run.tokens[f"r{number}"] for number in range(4)] == [continuation(prompt, 4) for prompt in prompts]
+    assert run.cached_tokens == {"r0": 0, "r1": 20, "r2": 20, "r3": 20}
+
+
+def test_a_preempted_sequence_computes_again_only_what_others_took() -> None:
+    run = simulation(max_concurrent=1, step_tokens=64)
+    prompt = run.add("standard", prompt_tokens=18, max_tokens=6, priority=10)
+    run.step()
+    run.add("priority", prompt_tokens=3, max_tokens=1)
+    run.step()
+    assert shape(run.step()) == {"standard": 19 - 16}
+    run.run()
+    assert run.tokens["standard"] == continuation(prompt, 6)
+    assert run.cached_tokens["standard"] == 0
+    assert run.scheduler.pages.counters.resumed_tokens == 16
+
+
+def test_shared_pages_count_once_when_it_is_thought_through_whom_to_preempt() -> None:
+    run = simulation(pages=8, step_tokens=64)
+    run.add("a", prompt_tokens=17, shared_tokens=16, max_tokens=3, priority=10)
+    run.step()
+    run.add("b", prompt_tokens=17, shared_tokens=16, max_tokens=3, priority=10)
+    run.step()  # 4 pages shared, and one each
+    urgent = run.add("urgent", prompt_tokens=24, max_tokens=2)
+    assert shape(run.step()) == {"urgent": 24}
+    assert run.scheduler.preemptions == 2
+    run.run()
+    assert run.tokens["urgent"] == continuation(urgent, 2)
+
+
+def test_a_pooled_request_ends_with_its_prompt() -> None:
+    run = simulation(step_tokens=8)
+    run.scheduler.add(Sequence(Request("p", list(range(12)), SamplingParameters(max_tokens=9), pooling="last")))
+    first = run.scheduler.schedule(0.0)
+    assert run.scheduler.commit(first, run.runner.run(first)) == []
+    last = run.scheduler.schedule(0.0)
+    (output,) = run.scheduler.commit(last, run.runner.run(last))
+    assert (output.embedding, output.finish_reason) == ((1.0, 0.0), FinishReason.STOP)
+    assert not run.scheduler.has_work
+    run.scheduler.check()
+
+
 def test_what_could_never_fit_is_refused() -> None:
     run = simulation(pages=4)
     with pytest.raises(ValueError, match="needs 6 pages, the cache has 4"):
@@ -202,6 +279,7 @@ arrivals = st.lists(
         st.integers(1, 12),  # max tokens
         st.sampled_from([0, 0, 1, 10]),  # priority
         st.none() | st.integers(0, 20),  # aborted so many steps later
+        st.sampled_from([0, 0, 8, 40]),  # tokens that begin like those of others
     ),
     min_size=1,
     max_size=14,
@@ -211,21 +289,19 @@ arrivals = st.lists(
 @settings(max_examples=150, deadline=None)
 @given(
     arrivals=arrivals,
-    max_concurrent=st.integers(1, 5),
-    step_tokens=st.integers(1, 24),
+    limits=st.builds(
+        SchedulerLimits,
+        max_concurrent=st.integers(1, 5),
+        step_tokens=st.integers(1, 24),
+        patience_seconds=st.sampled_from([0.0, 5.0, 30.0]),
+    ),
     pages=st.integers(13, 30),
-    patience_seconds=st.sampled_from([0.0, 5.0, 30.0]),
+    slots=st.sampled_from([0, 0, 2, 30]),
 )
 def test_whatever_arrives_every_request_ends_with_its_own_tokens_within_the_limits(
-    arrivals: list[tuple[int, int, int, int, int | None]],
-    max_concurrent: int,
-    step_tokens: int,
-    pages: int,
-    patience_seconds: float,
+    arrivals: list[tuple[int, int, int, int, int | None, int]], limits: SchedulerLimits, pages: int, slots: int
 ) -> None:
-    run = simulation(
-        max_concurrent=max_concurrent, step_tokens=step_tokens, pages=pages, patience_seconds=patience_seconds
-    )
+    run = Simulation(Scheduler(limits, Pages(pages, PAGE_TOKENS, HostPages(slots))))
     prompts: dict[str, list[int]] = {}
     aborts: dict[str, float] = {}
 
@@ -234,16 +310,16 @@ def test_whatever_arrives_every_request_ends_with_its_own_tokens_within_the_limi
             run.scheduler.remove(name)
             del aborts[name]
         batch = run.step()
-        assert batch.tokens <= step_tokens
-        assert run.scheduler.running_count <= max_concurrent
+        assert batch.tokens <= limits.step_tokens
+        assert run.scheduler.running_count <= limits.max_concurrent
         assert len({chunk.sequence.id for chunk in batch.chunks}) == len(batch.chunks)
         assert batch.tokens > 0 or not run.scheduler.has_work
 
-    for number, (gap, prompt_tokens, max_tokens, priority, abort) in enumerate(arrivals):
+    for number, (gap, prompt_tokens, max_tokens, priority, abort, shared_tokens) in enumerate(arrivals):
         for _ in range(gap):
             step()
         name = f"r{number}"
-        prompts[name] = run.add(name, prompt_tokens, max_tokens, priority)
+        prompts[name] = run.add(name, prompt_tokens, max_tokens, priority, shared_tokens)
         if abort is not None:
             aborts[name] = run.now + abort
     for _ in range(3000):
@@ -253,7 +329,7 @@ def test_whatever_arrives_every_request_ends_with_its_own_tokens_within_the_limi
 
     assert not run.scheduler.has_work, "somebody starved"
     assert run.scheduler.pages.free_pages == pages
-    for number, (_, _, max_tokens, _, abort) in enumerate(arrivals):
+    for number, (_, _, max_tokens, _, abort, _) in enumerate(arrivals):
         name = f"r{number}"
         expected = continuation(prompts[name], max_tokens)
         assert run.tokens[name] == expected or (

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 from m3_worker.counters import Counters
+from m3_worker.host_pages import Copy
 from m3_worker.request import Batch, Request, SampledToken, Sequence, TokenOutput
 from m3_worker.scheduler import Scheduler
 
@@ -38,6 +39,13 @@ class StepRunner(Protocol):
 
     def run(self, batch: Batch) -> SequenceOf[SampledToken]:
         """One token for each of `batch.sampling`, in its order."""
+
+
+class PageMover(Protocol):
+    """What copies pages between the device and the host: `host_tier.HostTier`, or a fake of it."""
+
+    def copy(self, copies: SequenceOf[Copy]) -> None:
+        """Do the copies in their order; what is computed afterwards sees them done."""
 
 
 class TokenStream:
@@ -87,12 +95,14 @@ class Engine:
         runner: StepRunner,
         *,
         max_waiting: int,
+        mover: PageMover | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.counters = Counters()
         self.failure: str | None = None
         self._scheduler = scheduler
         self._runner = runner
+        self._mover = mover
         self._max_in_flight = scheduler.limits.max_concurrent + max_waiting
         self._clock = clock
         self._commands: queue.SimpleQueue[Request | _Abort | _Stop] = queue.SimpleQueue()
@@ -208,6 +218,8 @@ class Engine:
         batch = self._scheduler.schedule(began)
         if not batch.chunks:
             raise RuntimeError("there is work and none of it can be scheduled")
+        if self._mover is not None and batch.copies:
+            self._mover.copy(batch.copies)
         sampled = self._runner.run(batch)
         outputs = self._scheduler.commit(batch, sampled)
         self._count(batch, began, self._clock())

@@ -10,6 +10,10 @@ from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass, field
 from enum import StrEnum
 from random import Random
+from typing import Literal, Protocol
+
+from m3_worker.host_pages import Copy
+from m3_worker.prefix import Media, PageNames
 
 
 class FinishReason(StrEnum):
@@ -37,6 +41,18 @@ class SamplingParameters:
     """Alternatives to report beside the chosen token's log probability; None reports nothing."""
 
 
+class MediaSpan(Media, Protocol):
+    """An image or a video of a prompt, as far as scheduler and runner know it; `media` makes them."""
+
+    @property
+    def pixels(self) -> object:
+        """What the vision tower is given."""
+
+    @property
+    def grid(self) -> tuple[int, int, int]:
+        """Patches in time, height and width."""
+
+
 @dataclass(frozen=True, slots=True)
 class Request:
     """One prompt and what is wanted of it."""
@@ -48,6 +64,14 @@ class Request:
     """Lower is served first."""
     arrival_seconds: float = 0.0
     """On the clock that the scheduler is given."""
+    cache_salt: bytes = b""
+    """Whose cached pages it may share: prompts of different salts never do."""
+    adapter: str = ""
+    """The weights' variant; part of what a cached page depends on."""
+    media: tuple[MediaSpan, ...] = ()
+    """In the order of the prompt."""
+    pooling: Literal["mean", "last"] | None = None
+    """If set, the request wants its prompt's final states pooled in this way, and no tokens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +82,8 @@ class SampledToken:
     logprob: float | None = None
     top_logprobs: tuple[tuple[int, float], ...] = ()
     """(token id, log probability), best first."""
+    embedding: tuple[float, ...] | None = None
+    """Of a pooled request alone: the normalised vector. The token is its prompt's last then, not a sampled one."""
 
 
 @dataclass(eq=False, slots=True)
@@ -75,16 +101,23 @@ class Sequence:
     final_tokens: int = field(init=False)
     """The most tokens it can come to hold."""
     computed_tokens: int = field(init=False, default=0)
+    cached_tokens: int = field(init=False, default=0)
+    """Prompt tokens that needed no computing when it was first admitted: their pages were in the cache."""
+    admissions: int = field(init=False, default=0)
     preemptions: int = field(init=False, default=0)
     first_scheduled_seconds: float | None = field(init=False, default=None)
     last_token_seconds: float | None = field(init=False, default=None)
+    page_names: PageNames | None = field(init=False, default=None)
+    """Names of its full pages, made as pages needs them."""
     generator: Random = field(init=False)
     """Its own source, so that a seed gives the same tokens whatever else is in the batch."""
 
     def __post_init__(self) -> None:
         self.token_ids = array("q", self.request.prompt_token_ids)
         self.prompt_tokens = len(self.token_ids)
-        self.final_tokens = self.prompt_tokens + self.request.sampling.max_tokens
+        self.final_tokens = self.prompt_tokens
+        if self.request.pooling is None:
+            self.final_tokens += self.request.sampling.max_tokens
         self.generator = Random(self.request.sampling.seed)  # noqa: S311 # sampling, not secrets
         self.check()
 
@@ -118,12 +151,21 @@ class Sequence:
 
     def append(self, token_id: int) -> FinishReason | None:
         """Add a sampled token; returns why the sequence is finished by it, if it is."""
+        assert self.request.pooling is None, self  # noqa: S101 # a defect of ours
         self.token_ids.append(token_id)
         self.check()
         sampling = self.request.sampling
         if token_id in sampling.stop_token_ids and self.generated_tokens > sampling.min_tokens:
             return FinishReason.STOP
         return FinishReason.LENGTH if self.generated_tokens >= sampling.max_tokens else None
+
+    def admit(self, cached: int) -> None:
+        """Note that it was given pages, of which the first hold `cached` of its tokens already."""
+        self.computed_tokens = cached
+        if not self.admissions:
+            self.cached_tokens = cached
+        self.admissions += 1
+        self.check()
 
     def forget(self) -> None:
         """Its pages were taken: all it knows is to be computed again."""
@@ -149,7 +191,8 @@ class Chunk:
     start: int
     tokens: int
     page_ids: "array[int]"
-    """Pages of the whole sequence in order; owned by `pages`, to be read within the step only."""
+    """Pages of the whole sequence in order; owned by `pages`, to be read within the step only. Other sequences may read
+    the same pages; only those that the chunk reaches are written, and they are the sequence's own."""
     samples: bool
     """Whether the step brings a new token: the chunk ends with the last token known."""
 
@@ -164,6 +207,8 @@ class Batch:
     """What one step computes, in the order of the tensors' rows; decoding sequences come first."""
 
     chunks: tuple[Chunk, ...]
+    copies: tuple[Copy, ...] = ()
+    """To be done in this order before anything is computed."""
 
     @property
     def tokens(self) -> int:
@@ -171,7 +216,7 @@ class Batch:
 
     @property
     def sampling(self) -> list[Sequence]:
-        """Sequences that gain a token, in order."""
+        """Sequences that gain a token, or their embedding if they are pooled, in order."""
         return [chunk.sequence for chunk in self.chunks if chunk.samples]
 
 
@@ -182,3 +227,10 @@ class TokenOutput:
     request_id: str
     token: SampledToken
     finish_reason: FinishReason | None
+    cached_tokens: int = 0
+    """Prompt tokens that came from the prefix cache; told by the request's first output, 0 in the others."""
+
+    @property
+    def embedding(self) -> tuple[float, ...] | None:
+        """The pooled request's vector; None of any other."""
+        return self.token.embedding

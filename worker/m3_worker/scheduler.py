@@ -7,8 +7,10 @@ sequences and the set of running ones. Pure: no clock, no torch, no threads; tim
 Standing.   deadline = arrival + priority x aging_seconds. A lower priority is a later deadline and no more, so aging
             needs no clock: a request overtakes whatever comes long enough after it.
 Admission.  A sequence starts when there is a slot, and pages for all its known tokens beside one more for each running
-            sequence that can still grow. One that does not fit never stops the walk; only when it is overdue (deadline
-            + patience_seconds) does nothing behind it start before it does, else small requests could starve it.
+            sequence that can still grow; what it finds in the cache needs no computing. One that does not fit never
+            stops the walk; only when it is overdue (deadline + patience_seconds) does nothing behind it start before it
+            does, else small requests could starve it. One whose next page somebody computes in this very step waits for
+            that instead of computing it once more.
 Prefill.    One that is too long for what is left of the budget yields half of that to those behind it which can finish
             within it. So a 1M prompt does not hold up short ones, and two long ones do not slow each other.
 Preemption. Running out of pages takes back all pages of the lowest priority, among those of the least computed, to be
@@ -23,7 +25,7 @@ from dataclasses import dataclass, field
 from heapq import merge
 
 from m3_worker.pages import Pages
-from m3_worker.request import Batch, Chunk, SampledToken, Sequence, TokenOutput
+from m3_worker.request import Batch, Chunk, FinishReason, SampledToken, Sequence, TokenOutput
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,18 +127,21 @@ class Scheduler:
                 sequence.first_scheduled_seconds = now
             samples = tokens == sequence.remaining_tokens
             chunks.append(Chunk(sequence, sequence.computed_tokens, tokens, self.pages.table(sequence_id), samples))
-        return Batch(tuple(chunks))
+        return Batch(tuple(chunks), self.pages.take_copies())
 
     def commit(self, batch: Batch, sampled: Iterable[SampledToken]) -> list[TokenOutput]:
         """Note that the step was computed and which token each of `batch.sampling` gained; the finished ones leave."""
         for chunk in batch.chunks:
             chunk.sequence.advance(chunk.tokens)
+            self.pages.commit(chunk.sequence)
         outputs = []
         for sequence, token in zip(batch.sampling, sampled, strict=True):
-            reason = sequence.append(token.token_id)
+            is_pooled = sequence.request.pooling is not None
+            is_first = sequence.generated_tokens == 0
+            reason = FinishReason.STOP if is_pooled else sequence.append(token.token_id)
             if reason is not None:
                 self.remove(sequence.id)
-            outputs.append(TokenOutput(sequence.id, token, reason))
+            outputs.append(TokenOutput(sequence.id, token, reason, sequence.cached_tokens if is_first else 0))
         return outputs
 
     def check(self) -> None:
@@ -164,12 +169,16 @@ class Scheduler:
         for sequence in merge(running, tuple(self._waiting), key=self._standing):
             if step.budget == 0 or self._none_can_start(sequence, step):
                 break
-            fits = sequence.remaining_tokens <= step.budget
+            found = [] if sequence.id in self._running else self.pages.found(sequence)
+            fits = sequence.remaining_tokens - len(found) * self.pages.page_tokens <= step.budget
             if not fits and too_long is not None:
                 continue
-            if sequence.id not in self._running and (barred or not self._admit(sequence, step)):
-                barred = barred or self._is_overdue(sequence, now)
-                continue
+            if sequence.id not in self._running:
+                if self.pages.computing(sequence, found) in step.tokens:
+                    continue
+                if barred or not self._admit(sequence, found, step):
+                    barred = barred or self._is_overdue(sequence, now)
+                    continue
             if fits:
                 step.give(sequence, sequence.remaining_tokens)
             else:
@@ -182,25 +191,29 @@ class Scheduler:
         """Whether the walk is for nothing from here on: no slot is free, and nobody later holds one."""
         return len(self._running) >= self.limits.max_concurrent and self._standing(sequence) > step.last_standing
 
-    def _admit(self, sequence: Sequence, step: _Step) -> bool:
-        victims = self._victims_for(sequence, step)
+    def _admit(self, sequence: Sequence, found: list[bytes], step: _Step) -> bool:
+        """Start a waiting sequence; `found` is what the cache has of it."""
+        victims = self._victims_for(sequence, found, step)
         if victims is None:
             return False
         for victim in victims:
             step.growth_pages -= self._can_grow(victim)
             self._preempt(victim, step)
+        cached_tokens = self.pages.admit(sequence, found)
+        assert cached_tokens is not None, self.pages  # noqa: S101 # the shortfall was worked out to be none
+        sequence.admit(cached_tokens)
         del self._waiting[bisect_left(self._waiting, self._standing(sequence), key=self._standing)]
         self._running[sequence.id] = sequence
-        self.pages.reserve(sequence.id, sequence.total_tokens)
         step.growth_pages += self._can_grow(sequence)
         return True
 
-    def _victims_for(self, sequence: Sequence, step: _Step) -> list[Sequence] | None:
+    def _victims_for(self, sequence: Sequence, found: list[bytes], step: _Step) -> list[Sequence] | None:
         """Whom to preempt so that a waiting sequence can start: often nobody; None if it cannot start at all."""
         slots = self.limits.max_concurrent - len(self._running)
-        pages = self.pages.free_pages - step.growth_pages - self.pages.pages_for(sequence.total_tokens)
+        free = self.pages.free_pages - step.growth_pages
+        shortfall = self.pages.shortfall(sequence, found)
         victims: list[Sequence] = []
-        if slots > 0 and pages >= 0:
+        if slots > 0 and shortfall.pages <= free:
             return victims
         standing = self._standing(sequence)
         if standing > step.last_standing:
@@ -210,8 +223,9 @@ class Scheduler:
         for victim in sorted(lower, key=_sunk_work):
             victims.append(victim)
             slots += 1
-            pages += len(self.pages.table(victim.id)) + self._can_grow(victim)
-            if slots > 0 and pages >= 0:
+            free += self._can_grow(victim)
+            shortfall.preempt(self.pages.table(victim.id))
+            if slots > 0 and shortfall.pages <= free:
                 return victims
         return None
 

@@ -9,6 +9,7 @@ import zlib
 from array import array
 from collections.abc import Callable, Iterable
 
+from m3_worker.host_pages import Copy, CopyOut
 from m3_worker.request import Batch, Chunk, SampledToken
 
 
@@ -26,7 +27,7 @@ def continuation(prompt: list[int], tokens: int, vocabulary: int = 256) -> list[
 
 
 class FakeRunner:
-    """Runs batches over a dictionary that stands for the cache.
+    """Runs batches over a dictionary that stands for the cache, and copies pages to another that stands for the host.
 
     gate: acquired once before each step, so that a test decides when a step ends.
     before_step: called with each batch on the engine's thread; it may raise.
@@ -45,6 +46,16 @@ class FakeRunner:
         self.reply: list[int] = []
         self.batches: list[list[tuple[str, int, int]]] = []
         self._memory: dict[tuple[int, int], int] = {}
+        self._host: dict[tuple[int, int], int] = {}
+
+    def copy(self, copies: Iterable[Copy]) -> None:
+        """Copy whole pages to the host and back, as `host_tier` does."""
+        for copy in copies:
+            for offset in range(self.page_tokens):
+                if isinstance(copy, CopyOut):
+                    self._host[copy.slot, offset] = self._memory[copy.page, offset]
+                else:
+                    self._memory[copy.page, offset] = self._host[copy.slot, offset]
 
     def run(self, batch: Batch) -> list[SampledToken]:
         """Compute the batch's chunks; one token for each of `batch.sampling`."""
@@ -59,6 +70,8 @@ class FakeRunner:
         return [self._sample(chunk) for chunk in batch.chunks if chunk.samples]
 
     def _sample(self, chunk: Chunk) -> SampledToken:
+        if chunk.sequence.request.pooling is not None:
+            return SampledToken(chunk.sequence.token_ids[-1], embedding=(1.0, 0.0))
         if self.reply:
             token_id = self.reply[min(chunk.sequence.generated_tokens, len(self.reply) - 1)]
         else:
