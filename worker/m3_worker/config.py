@@ -110,8 +110,23 @@ class WorkerSettings(CommandLineSettings):
     )
     max_concurrent: int = Field(64, ge=1, le=4096, description="most sequences in one step")
     step_tokens: int = Field(2048, ge=1, le=2**20, description="most tokens in one step, prefill and decode together")
+    step_milliseconds: float | None = Field(
+        None, gt=0, le=3_600_000, description="time that a step should take, by prediction (default: 100; 500 on cpu)"
+    )
+    step_deadline_seconds: float = Field(
+        60.0, gt=0, le=86400, description="a step that takes longer makes the worker fail: it hangs"
+    )
     cache_tokens: Count | None = Field(
         None, description="tokens that the paged cache holds (default: what the device's memory allows; 65536 on cpu)"
+    )
+    host_cache_tokens: int = Field(
+        0, ge=0, le=2**40, description="tokens of evicted pages that host memory keeps; 0 keeps none"
+    )
+    kv_events_zmq: Text | None = Field(
+        None, description="ZeroMQ endpoint to publish KV events at in vLLM's form, tcp://127.0.0.1:5557 for instance"
+    )
+    kv_events_zmq_replay: Text | None = Field(
+        None, description="ZeroMQ endpoint where missed KV events are asked for again; needs --kv-events-zmq"
     )
     max_waiting: int = Field(
         1024, ge=0, le=2**20, description="requests that may wait beside those running; more get 429"
@@ -166,6 +181,12 @@ class WorkerSettings(CommandLineSettings):
             raise ValueError("there is no --model to load")
         return self.model
 
+    @model_validator(mode="after")
+    def _replay_has_events(self) -> Self:
+        if self.kv_events_zmq_replay is not None and self.kv_events_zmq is None:
+            raise ValueError(f"--kv-events-zmq-replay {self.kv_events_zmq_replay}: needs --kv-events-zmq")
+        return self
+
     @property
     def model_name(self) -> str:
         """The name under which the model is served."""
@@ -201,6 +222,7 @@ class TinySettings(CommandLineSettings):
     topk: int = Field(4, ge=1, le=65536, description="blocks that a query keeps")
     context: int = Field(8192, ge=1, le=2**24, description="max_position_embeddings")
     dtype: Literal["float32", "bfloat16"] = Field("float32", description="type of the weights")
+    vision: bool = Field(True, description="with a vision tower of two layers, for images and video")
 
     @field_validator("directory")
     @classmethod

@@ -18,6 +18,8 @@ from m3_worker.checkpoint import load_model
 from m3_worker.config import WorkerSettings
 from m3_worker.engine import Engine
 from m3_worker.generation_defaults import GenerationDefaults
+from m3_worker.host_pages import HostPages
+from m3_worker.host_tier import HostTier
 from m3_worker.model_config import CheckpointError, ModelConfig
 from m3_worker.pages import Pages
 from m3_worker.runner import Runner
@@ -70,7 +72,9 @@ def load_served_model(settings: WorkerSettings, progress: Callable[[int, int], N
     runner = Runner(model, cache, config.page_tokens)
     runner.warm_up(_warm_up_tokens(settings, place, size.pages * config.page_tokens))
     limits = SchedulerLimits(settings.max_concurrent, settings.step_tokens)
-    scheduler = Scheduler(limits, Pages(size.pages, config.page_tokens))
+    host_slots = settings.host_cache_tokens // config.page_tokens
+    host_tier = HostTier(cache, host_slots) if host_slots else None
+    scheduler = Scheduler(limits, Pages(size.pages, config.page_tokens, HostPages(host_slots)))
     log.info(
         "%d layers in %s on %s; cache of %d pages of %d tokens (%.1f MiB); contexts of up to %d tokens",
         config.layers,
@@ -83,7 +87,7 @@ def load_served_model(settings: WorkerSettings, progress: Callable[[int, int], N
     )
     return ServedModel(
         name=settings.model_name,
-        engine=Engine(scheduler, runner, max_waiting=settings.max_waiting),
+        engine=Engine(scheduler, runner, max_waiting=settings.max_waiting, mover=host_tier),
         tokenizer=tokenizer,
         template=template,
         defaults=defaults,
