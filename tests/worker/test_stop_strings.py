@@ -64,3 +64,10 @@ def test_how_the_text_is_cut_does_not_matter(text: str, stops: list[str], cuts: 
         assert text.startswith(result)
         assert not any(stop in result for stop in stops)
         assert any(text.startswith(stop, len(result)) for stop in stops)
+
+
+def test_which_string_ended_the_text_is_known() -> None:
+    stops = StopStrings(["never", "b", "bc"])
+    assert (stops.found, stops.stopped) == (None, False)
+    assert stops.push("abc") == "a"
+    assert (stops.found, stops.stopped) == ("b", True)

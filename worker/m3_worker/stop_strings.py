@@ -4,6 +4,7 @@ Owns the holding back: text is kept only as long as it could still be the beginn
 """
 
 from collections.abc import Sequence
+from operator import itemgetter
 
 
 def held_back(text: str, needles: Sequence[str]) -> int:
@@ -22,19 +23,26 @@ class StopStrings:
 
     def __init__(self, stops: Sequence[str]) -> None:
         """`stops` must not contain the empty string."""
-        self.stopped = False
+        self.found: str | None = None
+        """The stop string that ended the text; of several at one place the first that was given."""
         self._stops = tuple(stops)
         self._held = ""
+
+    @property
+    def stopped(self) -> bool:
+        """Whether a stop string was found."""
+        return self.found is not None
 
     def push(self, text: str) -> str:
         """The text that can be passed on now. Once `stopped`, there is none."""
         if not self._stops or self.stopped:
             return "" if self.stopped else text
         text = self._held + text
-        found = [place for place in (text.find(stop) for stop in self._stops) if place >= 0]
-        if found:
-            self.stopped, self._held = True, ""
-            return text[: min(found)]
+        places = [(place, stop) for stop in self._stops if (place := text.find(stop)) >= 0]
+        if places:
+            place, self.found = min(places, key=itemgetter(0))
+            self._held = ""
+            return text[:place]
         keep = held_back(text, self._stops)
         self._held = text[len(text) - keep :]
         return text[: len(text) - keep]

@@ -61,6 +61,11 @@ class Generation:
         """Whether the last delta was given."""
         return self.finish_reason is not None
 
+    @property
+    def stop_string(self) -> str | None:
+        """The stop string that ended the answer, if one did."""
+        return self._stop_strings.found
+
     async def next(self) -> Delta:
         """Wait for the next tokens. Raises EngineFailedError."""
         delta = Delta()
