@@ -29,6 +29,15 @@ def checkpoint(tmp_path: Path) -> Path:
     return directory
 
 
+@pytest.fixture
+def text_checkpoint(tmp_path: Path) -> Path:
+    directory = tmp_path / "text"
+    write_checkpoint(
+        TinySettings(directory=directory, layers=2, hidden=16, experts=3, intermediate=8, block=4, vision=False)
+    )
+    return directory
+
+
 def load(directory: Path, dtype: torch.dtype = torch.float32) -> M3Model:
     return load_model(directory, ModelConfig.load(directory), dtype, "cpu", lambda _read, _needed: None)
 
@@ -58,7 +67,7 @@ def test_every_tensor_lands_in_its_place_and_every_weight_is_filled(checkpoint: 
 
 
 def test_the_released_model_has_its_published_tensors() -> None:
-    """23,416 tensors with vision; the text model alone: names and parameters counted from the published table."""
+    """Tensors and parameters as published for the release, with and without vision; shapes from its table."""
     by_layer = [0] * 3 + [1] * 57
     tiny = config_json(
         TinySettings(
@@ -79,13 +88,21 @@ def test_the_released_model_has_its_published_tensors() -> None:
         )
     )
     tiny["text_config"] |= {"vocab_size": 200064, "dense_intermediate_size": 12288}
+    tiny["vision_config"] |= {
+        "hidden_size": 1280,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 16,
+        "intermediate_size": 5120,
+    }
     config = ModelConfig.from_json(tiny)
     assert list(config.moe_layers) == by_layer
     places = tensor_places(ModelWeights.allocate(config, torch.bfloat16, "meta"), config)
+    assert len(places) == 23_416
+    assert sum(place.numel() for place in places.values()) == 427_040_140_160
+    text = [place for name, place in places.items() if name.startswith("language_model.")]
     per_dense, per_moe = 2 + 6 + 3, 2 + 6 + 4 + 2 + 3 * 128 + 3
-    assert len(places) == 3 + 3 * per_dense + 57 * per_moe
-    parameters = sum(place.numel() for place in places.values())
-    assert round(parameters / 1e9, 2) == 426.17
+    assert len(text) == 3 + 3 * per_dense + 57 * per_moe
+    assert round(sum(place.numel() for place in text) / 1e9, 2) == 426.17
     assert PagedCache.bytes_per_token(config, torch.bfloat16) == 137_472
     prefix = "language_model.model.layers.3"
     shapes = {name: tuple(place.shape) for name, place in places.items()}
@@ -101,6 +118,13 @@ def test_the_released_model_has_its_published_tensors() -> None:
     assert shapes[f"{prefix}.block_sparse_moe.shared_experts.gate_proj.weight"] == (3072, 6144)
     assert shapes["language_model.model.layers.2.mlp.down_proj.weight"] == (6144, 12288)
     assert shapes["language_model.lm_head.weight"] == (200064, 6144)
+    tower = "vision_tower.vision_model"
+    assert shapes[f"{tower}.embeddings.patch_embedding.weight"] == (1280, 3, 2, 14, 14)
+    assert places[f"{tower}.embeddings.patch_embedding.weight"].dtype == torch.float32
+    assert shapes[f"{tower}.pre_layrnorm.bias"] == (1280,)
+    assert shapes[f"{tower}.encoder.layers.31.self_attn.out_proj.weight"] == (1280, 1280)
+    assert shapes["multi_modal_projector.linear_1.weight"] == (6144, 1280)
+    assert shapes["patch_merge_mlp.linear_1.weight"] == (6144, 24576)
 
 
 def test_router_and_bias_stay_in_fp32_in_a_bf16_model(checkpoint: Path) -> None:
@@ -130,8 +154,8 @@ def test_a_single_file_without_an_index_is_read_too(checkpoint: Path) -> None:
     assert torch.equal(model.weights.lm_head, expected["language_model.lm_head.weight"])
 
 
-def test_vision_and_mtp_tensors_are_left_out_and_the_log_says_so(
-    checkpoint: Path, caplog: pytest.LogCaptureFixture
+def test_mtp_tensors_and_vision_that_the_config_has_not_are_left_out_and_the_log_says_so(
+    text_checkpoint: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     def add(tensors: dict[str, Tensor]) -> None:
         tensors["vision_tower.vision_model.pre_layrnorm.weight"] = torch.zeros(2)
@@ -139,9 +163,9 @@ def test_vision_and_mtp_tensors_are_left_out_and_the_log_says_so(
         tensors["patch_merge_mlp.linear_1.bias"] = torch.zeros(2)
         tensors["model.mtp.layers.0.enorm.weight"] = torch.zeros(2)
 
-    edit(checkpoint, SHARD_1, add)
+    edit(text_checkpoint, SHARD_1, add)
     with caplog.at_level(logging.INFO, logger="m3_worker.checkpoint"):
-        load(checkpoint)
+        load(text_checkpoint)
     assert [record.message for record in caplog.records] == [
         "left out 3 vision tensors: not used by this engine",
         "left out 1 MTP tensors: not used by this engine",
@@ -181,10 +205,10 @@ def put(name: str, tensor: Tensor) -> Edit:
         ),
     ],
 )
-def test_a_tensor_that_does_not_fit_is_refused_in_one_line(checkpoint: Path, change: Edit, message: str) -> None:
-    edit(checkpoint, SHARD_2, change)
+def test_a_tensor_that_does_not_fit_is_refused_in_one_line(text_checkpoint: Path, change: Edit, message: str) -> None:
+    edit(text_checkpoint, SHARD_2, change)
     with pytest.raises(CheckpointError) as refusal:
-        load(checkpoint)
+        load(text_checkpoint)
     assert str(refusal.value) == message
 
 

@@ -10,12 +10,14 @@ import pytest
 from m3_worker.config import TinySettings
 from m3_worker.model_config import CheckpointError, ModelConfig
 from m3_worker.tiny import config_json
+from m3_worker.vision_config import VisionConfig
 
 SPARSE = "text_config.sparse_attention_config"
+PATCH_MERGE = {"image_token_compression_method": "patch_merge", "spatial_merge_size": 2, "temporal_patch_size": 2}
 
 
 def released() -> dict[str, Any]:
-    """The text fields of the released MiniMax-M3's config.json, as published."""
+    """The released MiniMax-M3's config.json, as published."""
     by_layer = [0] * 3 + [1] * 57
     return {
         "architectures": ["MiniMaxM3SparseForConditionalGeneration"],
@@ -24,8 +26,35 @@ def released() -> dict[str, Any]:
         "torch_dtype": "bfloat16",
         "transformers_version": "4.52.4",
         "image_token_index": 200025,
+        "video_token_index": 200026,
+        "image_seq_length": 576,
+        "process_image_mode": "dynamic_res",
+        "multimodal_projector_bias": True,
+        "projector_hidden_act": "gelu",
+        "projector_hidden_size": 6144,
+        "vision_feature_layer": -1,
+        "vision_feature_select_strategy": "full",
         "num_reward_heads": 0,
-        "vision_config": {"model_type": "clip_vision_model", "hidden_size": 1280},
+        "img_token_compression_config": dict(PATCH_MERGE),
+        "vision_config": {
+            "model_type": "clip_vision_model",
+            "hidden_size": 1280,
+            "num_hidden_layers": 32,
+            "num_attention_heads": 16,
+            "intermediate_size": 5120,
+            "patch_size": 14,
+            "image_size": 2016,
+            "projection_dim": 6144,
+            "position_embedding_type": "rope",
+            "rope_mode": "3d",
+            "rope_theta": 10000.0,
+            "hidden_act": "gelu",
+            "layer_norm_eps": 1e-5,
+            "num_channels": 3,
+            "vocab_size": 32000,
+            "vision_segment_max_frames": 4,
+            "img_token_compression_config": dict(PATCH_MERGE),
+        },
         "text_config": {
             "hidden_size": 6144,
             "num_hidden_layers": 60,
@@ -115,6 +144,21 @@ def test_the_released_config_is_read_as_it_is() -> None:
         moe_layers=(False,) * 3 + (True,) * 57,
         dtype="bfloat16",
         eos_token_ids=(200020,),
+        vision=VisionConfig(
+            hidden_size=1280,
+            layers=32,
+            heads=16,
+            intermediate_size=5120,
+            projector_size=6144,
+            patch_size=14,
+            temporal_patch_size=2,
+            merge_size=2,
+            segment_patches=4,
+            rope_theta=10000.0,
+            norm_eps=1e-5,
+            image_token_id=200025,
+            video_token_id=200026,
+        ),
     )
     assert (config.layers, config.page_tokens) == (60, 128)
 
@@ -259,6 +303,6 @@ def test_a_config_that_cannot_be_read_is_named(tmp_path: Path, content: str | No
 
 def test_a_tiny_config_has_only_fields_of_the_released_one() -> None:
     tiny, full = config_json(TinySettings(directory=Path("x"))), released()
-    assert set(tiny) - {"video_token_index", "tie_word_embeddings"} <= set(full)
+    assert set(tiny) - {"tie_word_embeddings"} <= set(full)
     assert set(tiny["text_config"]) <= set(full["text_config"])
     assert set(tiny["text_config"]["sparse_attention_config"]) == set(full["text_config"]["sparse_attention_config"])

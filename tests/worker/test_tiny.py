@@ -90,16 +90,33 @@ def test_tensor_names_are_the_official_ones(directory: Path) -> None:
     expected |= {"language_model.lm_head.weight"}
     for layer, layer_names in enumerate((dense_layer, sparse_layer, sparse_layer)):
         expected |= {f"language_model.model.layers.{layer}.{name}" for name in layer_names}
-    assert names == expected
+    assert {name for name in names if name.startswith("language_model.")} == expected
+    tower = "vision_tower.vision_model"
+    attention = [f"self_attn.{name}_proj" for name in ("q", "k", "v", "out")]
+    affine = [f"{tower}.pre_layrnorm", *(f"multi_modal_projector.linear_{n}" for n in (1, 2))]
+    affine += [f"patch_merge_mlp.linear_{n}" for n in (1, 2)]
+    for layer in range(2):
+        parts = [*attention, "mlp.fc1", "mlp.fc2", "layer_norm1", "layer_norm2"]
+        affine += [f"{tower}.encoder.layers.{layer}.{part}" for part in parts]
+    expected = {f"{tower}.embeddings.patch_embedding.weight"}
+    expected |= {f"{name}.{part}" for name in affine for part in ("weight", "bias")}
+    assert {name for name in names if not name.startswith("language_model.")} == expected
+
+
+def test_without_vision_there_is_no_tensor_of_it_and_no_config(tmp_path: Path) -> None:
+    write_checkpoint(TinySettings(directory=tmp_path, layers=1, dense_layers=0, hidden=16, vision=False))
+    names = json.loads((tmp_path / "model.safetensors.index.json").read_bytes())["weight_map"]
+    assert all(name.startswith("language_model.") for name in names)
+    assert ModelConfig.load(tmp_path).vision is None
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_router_and_bias_are_fp32_whatever_the_dtype_and_nothing_is_constant(tmp_path: Path, dtype: Any) -> None:
+def test_what_the_release_has_in_fp32_is_fp32_and_nothing_is_constant(tmp_path: Path, dtype: Any) -> None:
     write_checkpoint(TinySettings(directory=tmp_path, layers=2, hidden=16, dtype=dtype))
     for shard in tmp_path.glob("*.safetensors"):
         for name, tensor in load_file(shard).items():
-            is_router = name.endswith(("gate.weight", "e_score_correction_bias"))
-            assert tensor.dtype == (torch.float32 if is_router else getattr(torch, dtype)), name
+            is_fp32 = name.endswith(("gate.weight", "e_score_correction_bias", "patch_embedding.weight"))
+            assert tensor.dtype == (torch.float32 if is_fp32 else getattr(torch, dtype)), name
             assert tensor.float().std() > 0.01, name
 
 

@@ -3,8 +3,8 @@
 Owns the names (`tensor_places`) and the reading. The files are memory-mapped and every tensor is copied once, straight
 to its place among the stacked and fused weights of `model.ModelWeights`: no second copy of the model in memory.
 Everything is checked from the shards' headers before a byte of weights is read.
-Known and left out, with a line in the log: the vision tower and its projectors (this engine reads text) and MTP modules
-(drafting layers). Any other name that the config does not explain is refused.
+Known and left out, with a line in the log: MTP modules (drafting layers), and vision tensors where the config has no
+vision. Any other name that the config does not explain is refused.
 """
 
 import logging
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from m3_worker.model import Attention, Experts, M3Model, Mlp, ModelWeights
 from m3_worker.model_config import CheckpointError, ModelConfig, read_json
+from m3_worker.vision import Affine, VisionWeights
 
 log = logging.getLogger(__name__)
 
@@ -80,6 +81,8 @@ def _model_places(weights: ModelWeights, config: ModelConfig) -> Iterator[tuple[
             yield from _mlp_places(f"{prefix}.mlp", layer.mlp)
     yield "language_model.model.norm.weight", weights.norm
     yield "language_model.lm_head.weight", weights.lm_head
+    if weights.vision is not None:
+        yield from _vision_places(weights.vision)
 
 
 def _attention_places(prefix: str, attention: Attention, config: ModelConfig) -> Iterator[tuple[str, Tensor]]:
@@ -113,6 +116,30 @@ def _expert_places(prefix: str, experts: Experts) -> Iterator[tuple[str, Tensor]
         yield f"{prefix}.experts.{number}.w3.weight", up
         yield f"{prefix}.experts.{number}.w2.weight", down
     yield from _mlp_places(f"{prefix}.shared_experts", experts.shared)
+
+
+def _vision_places(vision: VisionWeights) -> Iterator[tuple[str, Tensor]]:
+    tower = "vision_tower.vision_model"
+    yield f"{tower}.embeddings.patch_embedding.weight", vision.patch_embedding
+    yield from _affine_places(f"{tower}.pre_layrnorm", vision.pre_norm)  # spelled so in the release
+    for number, layer in enumerate(vision.layers):
+        prefix = f"{tower}.encoder.layers.{number}"
+        yield from _affine_places(f"{prefix}.layer_norm1", layer.attention_norm)
+        parts = zip("qkv", layer.qkv.weight.chunk(3), layer.qkv.bias.chunk(3), strict=True)
+        for name, weight, bias in parts:
+            yield from _affine_places(f"{prefix}.self_attn.{name}_proj", Affine(weight, bias))
+        yield from _affine_places(f"{prefix}.self_attn.out_proj", layer.output)
+        yield from _affine_places(f"{prefix}.layer_norm2", layer.mlp_norm)
+        yield from _affine_places(f"{prefix}.mlp.fc1", layer.mlp_in)
+        yield from _affine_places(f"{prefix}.mlp.fc2", layer.mlp_out)
+    for name, pair in (("multi_modal_projector", vision.projector), ("patch_merge_mlp", vision.merge)):
+        for number, affine in enumerate(pair, start=1):
+            yield from _affine_places(f"{name}.linear_{number}", affine)
+
+
+def _affine_places(prefix: str, affine: Affine) -> Iterator[tuple[str, Tensor]]:
+    yield f"{prefix}.weight", affine.weight
+    yield f"{prefix}.bias", affine.bias
 
 
 def _shard_paths(directory: Path) -> list[Path]:

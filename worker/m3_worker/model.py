@@ -18,6 +18,7 @@ from m3_kernels import ops
 from m3_kernels.layout import AttentionNorms, LayerPages, RaggedBatch, RotaryAngles
 from m3_worker.cache import PagedCache, StepTensors
 from m3_worker.model_config import ModelConfig
+from m3_worker.vision import VisionWeights
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ class Layer:
 
 @dataclass(frozen=True)
 class ModelWeights:
-    """All weights of the text model."""
+    """All weights of one M3."""
 
     embedding: Tensor
     """[vocabulary, C]"""
@@ -79,6 +80,8 @@ class ModelWeights:
     """[C]"""
     lm_head: Tensor
     """[vocabulary, C]"""
+    vision: VisionWeights | None = None
+    """None for a checkpoint that has only text."""
 
     @classmethod
     def allocate(cls, config: ModelConfig, dtype: torch.dtype, device: torch.device | str) -> "ModelWeights":
@@ -122,7 +125,8 @@ class ModelWeights:
             )
             for is_sparse, is_moe in zip(config.sparse_layers, config.moe_layers, strict=True)
         )
-        return cls(empty(config.vocab_size, hidden), layers, empty(hidden), empty(config.vocab_size, hidden))
+        vision = None if config.vision is None else VisionWeights.allocate(config.vision, hidden, dtype, device)
+        return cls(empty(config.vocab_size, hidden), layers, empty(hidden), empty(config.vocab_size, hidden), vision)
 
 
 class M3Model:

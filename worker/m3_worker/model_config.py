@@ -5,18 +5,18 @@ load, never ignored. Reads no weights and knows no device. The field names are t
 text model is nested under `text_config`; a file that leaves out what the model needs is refused, no default is guessed.
 """
 
-import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
 
-Json = Mapping[str, Any]
-T = TypeVar("T", int, float)
+from m3_worker.config_fields import ABSENT as _ABSENT
+from m3_worker.config_fields import CheckpointError, Json, read_json
+from m3_worker.config_fields import is_int as _is_int
+from m3_worker.config_fields import number as _number
+from m3_worker.config_fields import require as _require
+from m3_worker.config_fields import section as _section
+from m3_worker.vision_config import VisionConfig
 
-
-class CheckpointError(Exception):
-    """A checkpoint that cannot be served. The message is one line that names the file or field, and the rule."""
+__all__ = ["CheckpointError", "ModelConfig", "read_json"]
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,8 @@ class ModelConfig:
     """The dtype the checkpoint was saved in, as `config.json` writes it: bfloat16, float32 or float16."""
     eos_token_ids: tuple[int, ...]
     """Tokens that end a generation, from `generation_config.json`, else from `config.json`; may be empty."""
+    vision: VisionConfig | None = None
+    """None for a checkpoint that has only text."""
 
     @property
     def layers(self) -> int:
@@ -77,44 +79,31 @@ class ModelConfig:
             raise CheckpointError(f"{source}: {error}") from None
 
 
-def read_json(path: Path) -> Json:
-    """One JSON object from a file of the checkpoint. Raises CheckpointError that names the file."""
-    try:
-        parsed = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        raise CheckpointError(f"{path}: no such file; a checkpoint directory must have it") from None
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: cannot be read as JSON: {error}") from None
-    if not isinstance(parsed, dict):
-        raise CheckpointError(f"{path}: must hold a JSON object, not {type(parsed).__name__}")
-    return parsed
-
-
 def _parse(config: Json, generation: Json) -> ModelConfig:
     _require(config, "model_type", ("minimax_m3_vl",))
     text = _section(config, "text_config")
     sparse = _section(text, "sparse_attention_config", "text_config.")
     _refuse_unsupported(config, text, sparse)
-    layers = _number(text, "num_hidden_layers", int)
-    head_dim = _number(text, "head_dim", int)
+    layers = _number(text, "num_hidden_layers", int, _TEXT)
+    head_dim = _number(text, "head_dim", int, _TEXT)
     model = ModelConfig(
-        vocab_size=_number(text, "vocab_size", int),
-        hidden_size=_number(text, "hidden_size", int),
-        heads=_number(text, "num_attention_heads", int),
-        kv_heads=_number(text, "num_key_value_heads", int),
+        vocab_size=_number(text, "vocab_size", int, _TEXT),
+        hidden_size=_number(text, "hidden_size", int, _TEXT),
+        heads=_number(text, "num_attention_heads", int, _TEXT),
+        kv_heads=_number(text, "num_key_value_heads", int, _TEXT),
         head_dim=head_dim,
         rotary_dim=_rotary_dim(text, head_dim),
-        rope_theta=_number(text, "rope_theta", float),
-        norm_eps=_number(text, "rms_norm_eps", float),
-        max_position_embeddings=_number(text, "max_position_embeddings", int),
-        dense_intermediate_size=_number(text, "dense_intermediate_size", int),
-        expert_intermediate_size=_number(text, "intermediate_size", int),
-        shared_intermediate_size=_number(text, "shared_intermediate_size", int),
-        experts=_number(text, "num_local_experts", int),
-        experts_per_token=_number(text, "num_experts_per_tok", int),
-        routed_scaling_factor=_number(text, "routed_scaling_factor", float),
-        swiglu_alpha=_number(text, "swiglu_alpha", float),
-        swiglu_limit=_number(text, "swiglu_limit", float),
+        rope_theta=_number(text, "rope_theta", float, _TEXT),
+        norm_eps=_number(text, "rms_norm_eps", float, _TEXT),
+        max_position_embeddings=_number(text, "max_position_embeddings", int, _TEXT),
+        dense_intermediate_size=_number(text, "dense_intermediate_size", int, _TEXT),
+        expert_intermediate_size=_number(text, "intermediate_size", int, _TEXT),
+        shared_intermediate_size=_number(text, "shared_intermediate_size", int, _TEXT),
+        experts=_number(text, "num_local_experts", int, _TEXT),
+        experts_per_token=_number(text, "num_experts_per_tok", int, _TEXT),
+        routed_scaling_factor=_number(text, "routed_scaling_factor", float, _TEXT),
+        swiglu_alpha=_number(text, "swiglu_alpha", float, _TEXT),
+        swiglu_limit=_number(text, "swiglu_limit", float, _TEXT),
         index_dim=_number(sparse, "sparse_index_dim", int, _SPARSE),
         sparse_block_size=_number(sparse, "sparse_block_size", int, _SPARSE),
         topk_blocks=_number(sparse, "sparse_topk_blocks", int, _SPARSE),
@@ -122,6 +111,7 @@ def _parse(config: Json, generation: Json) -> ModelConfig:
         moe_layers=_layer_flags(text, "moe_layer_freq", layers, _TEXT),
         dtype=_dtype(config, text),
         eos_token_ids=_eos_token_ids(generation, text, config),
+        vision=VisionConfig.from_json(config, _number(text, "vocab_size", int, _TEXT)),
     )
     _check_consistency(model, sparse)
     return model
@@ -129,7 +119,6 @@ def _parse(config: Json, generation: Json) -> ModelConfig:
 
 _TEXT = "text_config."
 _SPARSE = "text_config.sparse_attention_config."
-_ABSENT = object()
 
 # Fields whose other values would mean another computation. A field that may be absent lists _ABSENT.
 _TEXT_RULES: tuple[tuple[str, tuple[object, ...]], ...] = (
@@ -179,13 +168,13 @@ def _refuse_unsupported(config: Json, text: Json, sparse: Json) -> None:
 
 def _rotary_dim(text: Json, head_dim: int) -> int:
     """Two fields say the same thing; they must agree, because engines differ in which of them they read."""
-    factor = _number(text, "partial_rotary_factor", float)
+    factor = _number(text, "partial_rotary_factor", float, _TEXT)
     rotary_dim = head_dim * factor
     if rotary_dim != int(rotary_dim) or int(rotary_dim) % 2 or factor > 1:
         raise CheckpointError(
             f"{_TEXT}partial_rotary_factor is {factor}: of head_dim {head_dim} it must make an even number, at most all"
         )
-    if "rotary_dim" in text and _number(text, "rotary_dim", int) != rotary_dim:
+    if "rotary_dim" in text and _number(text, "rotary_dim", int, _TEXT) != rotary_dim:
         raise CheckpointError(
             f"{_TEXT}rotary_dim is {text['rotary_dim']}, but partial_rotary_factor {factor} of head_dim {head_dim} "
             f"makes {int(rotary_dim)}: they must agree"
@@ -242,37 +231,8 @@ def _eos_token_ids(generation: Json, text: Json, config: Json) -> tuple[int, ...
     return ()
 
 
-def _section(parent: Json, name: str, prefix: str = "") -> Json:
-    value = parent.get(name)
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{prefix}{name} is missing: must be an object")
-    return value
-
-
-def _require(section: Json, name: str, allowed: tuple[object, ...], prefix: str = "") -> None:
-    value = section.get(name, _ABSENT)
-    if any(value is option or (type(value) is type(option) and value == option) for option in allowed):
-        return
-    shown = "missing" if value is _ABSENT else json.dumps(value)
-    options = " or ".join(json.dumps(option) for option in allowed if option is not _ABSENT)
-    raise CheckpointError(f"{prefix}{name} is {shown}: only {options} is supported")
-
-
-def _number(section: Json, name: str, kind: type[T], prefix: str = _TEXT) -> T:
-    value = section.get(name, _ABSENT)
-    is_number = _is_int(value) if kind is int else _is_int(value) or isinstance(value, float)
-    if not is_number or not value > 0:
-        shown = "missing" if value is _ABSENT else json.dumps(value)
-        raise CheckpointError(f"{prefix}{name} is {shown}: must be a positive {'integer' if kind is int else 'number'}")
-    return kind(value)
-
-
 def _layer_flags(section: Json, name: str, layers: int, prefix: str) -> tuple[bool, ...]:
     value = section.get(name)
     if not isinstance(value, list) or len(value) != layers or not all(flag in (0, 1) for flag in value):
         raise CheckpointError(f"{prefix}{name} must be a list of {layers} zeros and ones, one per layer")
     return tuple(bool(flag) for flag in value)
-
-
-def _is_int(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)

@@ -3,7 +3,8 @@
 Owns what such a directory holds: config.json, weights in two shards with their index, a byte-level tokenizer with M3's
 special tokens, a chat template in M3's format, generation defaults. The same settings give the same bytes.
 The weights are random everywhere, norms and router bias too: zeros there would hide a norm without its "1 +" or a
-router that ignores its bias. There is no vision tower, and config.json has none.
+router that ignores its bias. The vision tower takes M3's patches, so that images are sized and cut as for M3, and has
+tiny widths.
 """
 
 import json
@@ -25,6 +26,8 @@ from m3_worker.model_config import ModelConfig
 _TOKEN_IDS = {text: 256 + number for number, (text, _) in enumerate(M3_TOKENS)}
 _VOCAB_SIZE = 256 + len(M3_TOKENS)
 _SHARDS = 2
+_PLAIN_NORMS = ("layrnorm.weight", "layer_norm1.weight", "layer_norm2.weight")
+"""Norms of which the weight itself is applied."""
 
 
 def main() -> None:
@@ -57,6 +60,7 @@ def write_checkpoint(settings: TinySettings) -> int:
 def config_json(settings: TinySettings) -> dict[str, Any]:
     """The checkpoint's config.json: the released file's fields, with the sizes of `settings`."""
     by_layer = [0] * settings.dense_layers + [1] * (settings.layers - settings.dense_layers)
+    vision = _vision_json(settings) if settings.vision else {}
     return {
         "architectures": ["MiniMaxM3SparseForConditionalGeneration"],
         "model_type": "minimax_m3_vl",
@@ -64,6 +68,7 @@ def config_json(settings: TinySettings) -> dict[str, Any]:
         "image_token_index": _TOKEN_IDS["]<]image[>["],
         "video_token_index": _TOKEN_IDS["]<]video[>["],
         "tie_word_embeddings": False,
+        **vision,
         "text_config": {
             "hidden_size": settings.hidden,
             "num_hidden_layers": settings.layers,
@@ -106,6 +111,42 @@ def config_json(settings: TinySettings) -> dict[str, Any]:
                 "sparse_attention_freq": by_layer,
                 "sparse_disable_index_value": by_layer,
             },
+        },
+    }
+
+
+def _vision_json(settings: TinySettings) -> dict[str, Any]:
+    """The fields of config.json about vision: two heads of 20 dimensions, of which two do not rotate, as in M3."""
+    compression = {
+        "image_token_compression_method": "patch_merge",
+        "spatial_merge_size": 2,
+        "temporal_patch_size": 2,
+    }
+    return {
+        "multimodal_projector_bias": True,
+        "process_image_mode": "dynamic_res",
+        "projector_hidden_act": "gelu",
+        "projector_hidden_size": settings.hidden,
+        "vision_feature_layer": -1,
+        "vision_feature_select_strategy": "full",
+        "img_token_compression_config": compression,
+        "vision_config": {
+            "model_type": "clip_vision_model",
+            "hidden_size": 40,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "intermediate_size": 80,
+            "patch_size": 14,
+            "image_size": 2016,
+            "projection_dim": settings.hidden,
+            "num_channels": 3,
+            "position_embedding_type": "rope",
+            "rope_mode": "3d",
+            "rope_theta": 10000.0,
+            "hidden_act": "gelu",
+            "layer_norm_eps": 1e-5,
+            "vision_segment_max_frames": 4,
+            "img_token_compression_config": compression,
         },
     }
 
@@ -154,10 +195,12 @@ def write_weights(directory: Path, config: ModelConfig, seed: int) -> int:
 def _random(name: str, place: Tensor, generator: torch.Generator) -> Tensor:
     """Normal values that keep a random model lively: matrices pass on the variance of their input."""
     values = torch.randn(place.shape, generator=generator)
-    if place.dim() == 1:  # norm weights, of which 1 + w is applied, and the router's bias
+    if place.dim() == 1:  # biases, and norm weights of which mostly 1 + w is applied
         values *= 0.2
+        if name.startswith("vision_tower.") and name.endswith(_PLAIN_NORMS):
+            values += 1
     elif "embed_tokens" not in name:
-        values *= place.shape[1] ** -0.5
+        values *= place[0].numel() ** -0.5
     return values.to(place.dtype)
 
 
