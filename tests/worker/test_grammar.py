@@ -100,7 +100,7 @@ def test_masks_of_several_answers_are_those_of_each() -> None:
 def test_a_token_outside_of_the_grammar_fails_for_good() -> None:
     one = matcher("regex", "[0-9]+")
     assert not one.accept(ord("x"))
-    assert one.failure == "the answer left the grammar"
+    assert one.failure == "Parser Error: token \"x\" doesn't satisfy the grammar; byte 'x' fails parse"
     assert not one.is_finished
 
 

@@ -158,7 +158,7 @@ class Matcher:
             return self._pass(self.grammar.tokens.text_bytes(token_id))
         if self.library.is_stopped() and token_id in self.grammar.tokens.end_ids:
             return True
-        return self.library.consume_token(token_id) or self._fail("the answer left the grammar")
+        return self.library.consume_token(token_id) or self._fail(_one_line(self.library.get_error()))
 
     def settle(self, mask: Mask) -> None:
         """Finish a mask of this answer, which the library has filled if it is bound, and note if that failed."""
@@ -166,6 +166,7 @@ class Matcher:
             mask[:] = self.grammar.tokens.all_but_the_end
         elif self.library.is_error():
             self._fail(_one_line(self.library.get_error()))
+            mask[:] = -1  # it no longer matters what is chosen
         elif self._is_opening and self.grammar.opening_id is not None:
             _allow(mask, self.grammar.opening_id)
 
@@ -275,6 +276,7 @@ def _opening_id(spec: GrammarSpec, tokens: _Tokens) -> int | None:
 def _one_line(message: str) -> str:
     """The first lines of a message as one, without llguidance's drawing of the place, cut short."""
     text = " ".join(part for part in (line.strip(" |^") for line in message.splitlines()) if part)
+    text = text.removesuffix("<non-verbose/>").rstrip()
     return text if len(text) <= _MAX_SHOWN else f"{text[: _MAX_SHOWN - 3]}..."
 
 

@@ -12,6 +12,7 @@ from enum import StrEnum
 from random import Random
 from typing import Literal, Protocol
 
+from m3_worker.grammar import Grammar, Matcher
 from m3_worker.host_pages import Copy
 from m3_worker.prefix import Media, PageNames
 
@@ -39,6 +40,32 @@ class SamplingParameters:
     min_tokens: int = 0
     logprobs: int | None = None
     """Alternatives to report beside the chosen token's log probability; None reports nothing."""
+    min_p: float = 0.0
+    """Tokens less likely than this share of the likeliest one's probability are not drawn."""
+    repetition_penalty: float = 1.0
+    """Of tokens in prompt and output; 1 is none."""
+    frequency_penalty: float = 0.0
+    """Of tokens in the output, for each time; 0 is none."""
+    presence_penalty: float = 0.0
+    """Of tokens in the output, once; 0 is none."""
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    """(token id, what is added to its logit); -100 forbids the token, 100 allows no other."""
+    grammar: Grammar | None = None
+    """What the answer must look like."""
+    is_plain: bool = field(init=False, repr=False, compare=False)
+    """Whether the likeliest token is all that is wanted: no draw, no report, nothing that bends a logit."""
+
+    def __post_init__(self) -> None:
+        is_plain = (
+            self.temperature == 0
+            and self.logprobs is None
+            and self.min_tokens == 0
+            and self.repetition_penalty == 1
+            and self.frequency_penalty == self.presence_penalty == 0
+            and not self.logit_bias
+            and self.grammar is None
+        )
+        object.__setattr__(self, "is_plain", is_plain)
 
 
 class MediaSpan(Media, Protocol):
@@ -82,6 +109,8 @@ class SampledToken:
     logprob: float | None = None
     top_logprobs: tuple[tuple[int, float], ...] = ()
     """(token id, log probability), best first."""
+    failure: str | None = None
+    """Why no token could be chosen: the token means nothing then, and its sequence has ended."""
     embedding: tuple[float, ...] | None = None
     """Of a pooled request alone: the normalised vector. The token is its prompt's last then, not a sampled one."""
 
@@ -111,6 +140,10 @@ class Sequence:
     """Names of its full pages, made as pages needs them."""
     generator: Random = field(init=False)
     """Its own source, so that a seed gives the same tokens whatever else is in the batch."""
+    matcher: Matcher | None = field(init=False, default=None)
+    """Where it stands in its grammar, if it has one."""
+    occurrences: object | None = field(init=False, default=None)
+    """What penalties remember of it, made and read by them alone."""
 
     def __post_init__(self) -> None:
         self.token_ids = array("q", self.request.prompt_token_ids)
@@ -119,6 +152,8 @@ class Sequence:
         if self.request.pooling is None:
             self.final_tokens += self.request.sampling.max_tokens
         self.generator = Random(self.request.sampling.seed)  # noqa: S311 # sampling, not secrets
+        if self.request.sampling.grammar is not None:
+            self.matcher = self.request.sampling.grammar.matcher()
         self.check()
 
     @property
@@ -155,6 +190,8 @@ class Sequence:
         self.token_ids.append(token_id)
         self.check()
         sampling = self.request.sampling
+        if self.matcher is not None and self.matcher.failure is not None:
+            return FinishReason.STOP
         if token_id in sampling.stop_token_ids and self.generated_tokens > sampling.min_tokens:
             return FinishReason.STOP
         return FinishReason.LENGTH if self.generated_tokens >= sampling.max_tokens else None
