@@ -1,5 +1,6 @@
 """The scheduler: its rules one by one, then what must hold whatever arrives, leaves or is preempted."""
 
+import math
 from dataclasses import dataclass, field
 
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 from m3_fakes.runner import FakeRunner, continuation
 from m3_worker.host_pages import HostPages
 from m3_worker.pages import Pages
-from m3_worker.request import Batch, FinishReason, Request, SamplingParameters, Sequence
+from m3_worker.request import Batch, FinishReason, Request, SampledToken, SamplingParameters, Sequence
 from m3_worker.scheduler import Scheduler, SchedulerLimits
 
 PAGE_TOKENS = 4
@@ -46,6 +47,7 @@ class Simulation:
             if output.finish_reason is not None:
                 self.finished.append(output.request_id)
         self.scheduler.check()
+        self.scheduler.observe(batch, 0.01 * batch.tokens + 0.003 * (self.now % 3))
         self.now += 1
         return batch
 
@@ -179,6 +181,53 @@ def test_out_of_pages_the_least_computed_of_the_worst_priority_is_preempted() ->
     run.run()
 
 
+def timed_steps(prompts: list[int], *, step_seconds: float, decoding: int = 0) -> list[tuple[Batch, float]]:
+    """Steps and their seconds on a machine of known cost, until the prompts are computed; tokens are made up."""
+    limits = SchedulerLimits(max_concurrent=64, step_tokens=2048, step_seconds=step_seconds)
+    scheduler = Scheduler(limits, Pages(sum(prompts) // 128 + 200, 128))
+    for number in range(decoding):
+        scheduler.add(Sequence(Request(f"d{number}", [number] * 8, SamplingParameters(max_tokens=100))))
+    steps: list[tuple[Batch, float]] = []
+
+    def step() -> Batch:
+        batch = scheduler.schedule(0.0)
+        scheduler.commit(batch, [SampledToken(0)] * len(batch.sampling))
+        seconds = 4e-3 + 50e-6 * batch.tokens + 2e-9 * batch.pairs
+        scheduler.observe(batch, seconds)
+        steps.append((batch, seconds))
+        return batch
+
+    for _ in range(10 if decoding else 0):
+        step()
+    for number, tokens in enumerate(prompts):
+        scheduler.add(Sequence(Request(f"p{number}", [number] * tokens, SamplingParameters(max_tokens=1))))
+    while any(chunk.sequence.id.startswith("p") for chunk in step().chunks):
+        pass
+    scheduler.check()
+    return steps
+
+
+def test_a_long_prompt_is_cut_by_predicted_time_smaller_where_it_is_deeper() -> None:
+    steps = timed_steps([200_000], step_seconds=0.1)
+    assert [batch.tokens for batch, _ in steps[:8]] == [2048] * 8  # nothing is known yet
+    timed = steps[9:-2]
+    assert [seconds for _, seconds in timed] == [pytest.approx(0.1, rel=0.02)] * len(timed)
+    assert timed[0][0].tokens > 1000
+    assert timed[-1][0].tokens < 230
+
+
+def test_decoding_goes_on_beside_a_long_prompt_in_steps_of_the_same_time() -> None:
+    steps = timed_steps([60_000], step_seconds=0.05, decoding=16)
+    beside = [(batch, seconds) for batch, seconds in steps[20:60]]
+    assert all(len(batch.sampling) == 16 for batch, _ in beside)
+    assert all(seconds < 0.056 for _, seconds in beside)
+
+
+def test_prefill_goes_on_where_decoding_alone_takes_too_long() -> None:
+    steps = timed_steps([1000], step_seconds=0.003, decoding=16)
+    assert [batch.tokens - 16 for batch, _ in steps[10:18]] == [128] * 7 + [1000 - 7 * 128]
+
+
 def test_a_removed_sequence_frees_its_pages_at_once() -> None:
     run = simulation()
     run.add("a", prompt_tokens=40)
@@ -294,6 +343,7 @@ arrivals = st.lists(
         max_concurrent=st.integers(1, 5),
         step_tokens=st.integers(1, 24),
         patience_seconds=st.sampled_from([0.0, 5.0, 30.0]),
+        step_seconds=st.sampled_from([math.inf, 0.05]),
     ),
     pages=st.integers(13, 30),
     slots=st.sampled_from([0, 0, 2, 30]),

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 # Upper bounds in seconds. They span a tiny model on a CPU and a million tokens of prompt on a GPU.
 STEP_BOUNDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
 TOKEN_BOUNDS = (0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0, 2.5)
+ERROR_BOUNDS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0, 2.0, 5.0)
 FIRST_TOKEN_BOUNDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 900.0)
 
 
@@ -39,6 +40,8 @@ class Counters:
     """Requests given up by their client before they were finished."""
     preemptions: int = 0
     step_seconds: Histogram = field(default_factory=lambda: Histogram(STEP_BOUNDS))
+    step_prediction_error_ratio: Histogram = field(default_factory=lambda: Histogram(ERROR_BOUNDS))
+    """Predicted over measured seconds, less one, without its sign."""
     queue_seconds: Histogram = field(default_factory=lambda: Histogram(FIRST_TOKEN_BOUNDS))
     time_to_first_token_seconds: Histogram = field(default_factory=lambda: Histogram(FIRST_TOKEN_BOUNDS))
     time_per_output_token_seconds: Histogram = field(default_factory=lambda: Histogram(TOKEN_BOUNDS))

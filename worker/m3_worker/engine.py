@@ -18,6 +18,7 @@ from typing import Protocol, TypeVar
 
 from m3_worker.counters import Counters
 from m3_worker.host_pages import Copy
+from m3_worker.pages import Pages
 from m3_worker.request import Batch, Request, SampledToken, Sequence, TokenOutput
 from m3_worker.scheduler import Scheduler
 
@@ -145,6 +146,11 @@ class Engine:
         return self._scheduler.waiting_count
 
     @property
+    def pages(self) -> Pages:
+        """Whose numbers may be read; they change while a step is made."""
+        return self._scheduler.pages
+
+    @property
     def cache_used_ratio(self) -> float:
         """Share of the cache's pages in use, 0 to 1."""
         return self._scheduler.pages.used_ratio
@@ -222,7 +228,11 @@ class Engine:
             self._mover.copy(batch.copies)
         sampled = self._runner.run(batch)
         outputs = self._scheduler.commit(batch, sampled)
-        self._count(batch, began, self._clock())
+        ended = self._clock()
+        predicted = self._scheduler.observe(batch, ended - began)
+        if predicted is not None:
+            self.counters.step_prediction_error_ratio.observe(abs(predicted / (ended - began) - 1))
+        self._count(batch, began, ended)
         if outputs:
             self._on_loop(self._dispatch, outputs)
 

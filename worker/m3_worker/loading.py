@@ -18,6 +18,7 @@ from m3_worker.checkpoint import load_model
 from m3_worker.config import WorkerSettings
 from m3_worker.engine import Engine
 from m3_worker.generation_defaults import GenerationDefaults
+from m3_worker.grammar import Grammars
 from m3_worker.host_pages import HostPages
 from m3_worker.host_tier import HostTier
 from m3_worker.model_config import CheckpointError, ModelConfig
@@ -71,7 +72,7 @@ def load_served_model(settings: WorkerSettings, progress: Callable[[int, int], N
     cache = PagedCache.allocate(config, size.pages, place.dtype, place.device)
     runner = Runner(model, cache, config.page_tokens)
     runner.warm_up(_warm_up_tokens(settings, place, size.pages * config.page_tokens))
-    limits = SchedulerLimits(settings.max_concurrent, settings.step_tokens)
+    limits = SchedulerLimits(settings.max_concurrent, settings.step_tokens, _step_seconds(settings, place))
     host_slots = settings.host_cache_tokens // config.page_tokens
     host_tier = HostTier(cache, host_slots) if host_slots else None
     scheduler = Scheduler(limits, Pages(size.pages, config.page_tokens, HostPages(host_slots)))
@@ -89,6 +90,7 @@ def load_served_model(settings: WorkerSettings, progress: Callable[[int, int], N
         name=settings.model_name,
         engine=Engine(scheduler, runner, max_waiting=settings.max_waiting, mover=host_tier),
         tokenizer=tokenizer,
+        grammars=Grammars(tokenizer, config.vocab_size, config.eos_token_ids),
         template=template,
         defaults=defaults,
         vocab_size=config.vocab_size,
@@ -113,6 +115,13 @@ def _threads(settings: WorkerSettings, weight_bytes: int) -> int | None:
     if settings.threads is None and weight_bytes < _TINY_BYTES:
         return 1
     return settings.threads
+
+
+def _step_seconds(settings: WorkerSettings, place: _Place) -> float:
+    """What a step should take: short where decoding is fast, long enough on a CPU to compute something in it."""
+    if settings.step_milliseconds is not None:
+        return settings.step_milliseconds / 1000
+    return 0.5 if place.device.type == "cpu" else 0.1
 
 
 def _warm_up_tokens(settings: WorkerSettings, place: _Place, cache_tokens: int) -> int:

@@ -12,6 +12,7 @@ from prometheus_client.registry import Collector
 
 from m3_worker.counters import Histogram
 from m3_worker.engine import Engine
+from m3_worker.pages import Pages
 from m3_worker.serving import WorkerState
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
@@ -48,6 +49,12 @@ def _engine_metrics(engine: Engine) -> Iterable[Metric]:
     yield _counter("request_aborts", "Requests given up by their client.", counters.aborts)
     yield _counter("preemptions", "Sequences that lost their pages to others.", counters.preemptions)
     yield _histogram("step_seconds", "Time of a step.", counters.step_seconds)
+    yield from _cache_metrics(engine.pages)
+    yield _histogram(
+        "step_prediction_error_ratio",
+        "How far the predicted time of a step was from its own, as a share of that.",
+        counters.step_prediction_error_ratio,
+    )
     yield _histogram("queue_seconds", "Time from arrival to the first step.", counters.queue_seconds)
     yield _histogram(
         "time_to_first_token_seconds", "Time from arrival to the first token.", counters.time_to_first_token_seconds
@@ -55,6 +62,20 @@ def _engine_metrics(engine: Engine) -> Iterable[Metric]:
     yield _histogram(
         "time_per_output_token_seconds", "Time between two tokens of a request.", counters.time_per_output_token_seconds
     )
+
+
+def _cache_metrics(pages: Pages) -> Iterable[Metric]:
+    counters = pages.counters
+    yield _gauge("kv_cache_pages", "Pages of the cache.", pages.total_pages)
+    yield _gauge("kv_cache_free_pages", "Pages that no sequence holds.", pages.free_pages)
+    yield _gauge("prefix_cache_pages", "Pages whose content can be found, held or free.", pages.found_pages)
+    yield _gauge("host_cache_pages", "Evicted pages that host memory keeps.", pages.host_pages)
+    yield _counter("prefix_cache_queries", "Tokens looked up in the prefix cache.", counters.looked_up_tokens)
+    yield _counter("prefix_cache_hits", "Tokens found in it, on the device.", counters.device_hit_tokens)
+    yield _counter("host_cache_hits", "Tokens found in host memory and copied back.", counters.host_hit_tokens)
+    yield _counter("resumed_tokens", "Tokens that preempted sequences found again.", counters.resumed_tokens)
+    yield _counter("cache_evictions", "Pages that others could have found, given out anew.", counters.evicted_pages)
+    yield _counter("host_cache_stores", "Evicted pages copied to host memory.", counters.offloaded_pages)
 
 
 def _gauge(name: str, about: str, value: float) -> Metric:

@@ -15,6 +15,7 @@ from typing import Literal, Protocol
 from m3_worker.grammar import Grammar, Matcher
 from m3_worker.host_pages import Copy
 from m3_worker.prefix import Media, PageNames
+from m3_worker.step_time import chunk_pairs
 
 
 class FinishReason(StrEnum):
@@ -250,6 +251,11 @@ class Batch:
     @property
     def tokens(self) -> int:
         return sum(chunk.tokens for chunk in self.chunks)
+
+    @property
+    def pairs(self) -> float:
+        """Pairs of a new token and one that it looks back at; see `step_time`."""
+        return sum(chunk_pairs(chunk.start, chunk.tokens) for chunk in self.chunks)
 
     @property
     def sampling(self) -> list[Sequence]:

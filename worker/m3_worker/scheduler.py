@@ -11,8 +11,10 @@ Admission.  A sequence starts when there is a slot, and pages for all its known 
             stops the walk; only when it is overdue (deadline + patience_seconds) does nothing behind it start before it
             does, else small requests could starve it. One whose next page somebody computes in this very step waits for
             that instead of computing it once more.
-Prefill.    One that is too long for what is left of the budget yields half of that to those behind it which can finish
-            within it. So a 1M prompt does not hold up short ones, and two long ones do not slow each other.
+Prefill.    The budget is a number of tokens and, once step times are known (step_time), of seconds: a chunk deep in a
+            long prompt is smaller. One that is too long for what is left of it yields half of that to those behind it
+            which can finish within it. So a 1M prompt does not hold up short ones, and two long ones do not slow each
+            other. However little time decoding leaves, the first prefill gets a page's tokens.
 Preemption. Running out of pages takes back all pages of the lowest priority, among those of the least computed, to be
             computed again later; overdue ones go last, latest deadline first, so that the oldest always finishes. A
             waiting sequence may take from lower priorities with later deadlines only.
@@ -26,6 +28,7 @@ from heapq import merge
 
 from m3_worker.pages import Pages
 from m3_worker.request import Batch, Chunk, FinishReason, SampledToken, Sequence, TokenOutput
+from m3_worker.step_time import StepTime
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +39,8 @@ class SchedulerLimits:
     """Sequences that run, and so hold pages, at a time."""
     step_tokens: int
     """Tokens computed in one step."""
+    step_seconds: float = math.inf
+    """What a step should take; it takes longer only by decoding, and by a page's tokens of prefill."""
     aging_seconds: float = 3.0
     """Seconds of waiting that outweigh one level of priority."""
     patience_seconds: float = 30.0
@@ -47,6 +52,13 @@ class _Step:
     """The plan of one step while it is made."""
 
     budget: int
+    """Tokens that are left to give."""
+    seconds: float
+    """Time that is left; below 0 where decoding alone takes more."""
+    time: StepTime
+    least_tokens: int
+    """Of the first prefill."""
+    has_prefill: bool = False
     growth_pages: int = 0
     """Pages that an admission leaves free: one for each running sequence that can still grow."""
     last_standing: tuple[float, int] = (math.inf, 0)
@@ -54,12 +66,38 @@ class _Step:
     tokens: dict[str, int] = field(default_factory=dict)
     """Tokens given to each sequence, in the order of the batch."""
 
-    def give(self, sequence: Sequence, tokens: int) -> None:
-        self.tokens[sequence.id] = self.tokens.get(sequence.id, 0) + tokens
-        self.budget -= tokens
+    @property
+    def is_full(self) -> bool:
+        return self.budget == 0 or (self.has_prefill and self.seconds <= 0)
+
+    def room(self, start: int) -> int:
+        """Tokens that a sequence can get from its token `start` on."""
+        if self.seconds == math.inf:
+            return self.budget
+        tokens = self.time.tokens_within(self.seconds, start)
+        return min(self.budget, tokens if self.has_prefill else max(tokens, self.least_tokens))
+
+    def decode(self, sequence: Sequence) -> None:
+        self._give(sequence.id, sequence.computed_tokens, 1)
+
+    def prefill(self, sequence: Sequence, tokens: int) -> None:
+        """Give the sequence `tokens` beside those that it got before."""
+        self.has_prefill = True
+        self._give(sequence.id, self.start(sequence), tokens)
+
+    def start(self, sequence: Sequence) -> int:
+        """Its first token that is neither computed nor given."""
+        return sequence.computed_tokens + self.tokens.get(sequence.id, 0)
 
     def withdraw(self, sequence: Sequence) -> None:
-        self.budget += self.tokens.pop(sequence.id, 0)
+        tokens = self.tokens.pop(sequence.id, 0)
+        self.budget += tokens
+        self.seconds += self.time.chunk_seconds(sequence.computed_tokens, tokens)
+
+    def _give(self, sequence_id: str, start: int, tokens: int) -> None:
+        self.tokens[sequence_id] = self.tokens.get(sequence_id, 0) + tokens
+        self.budget -= tokens
+        self.seconds -= self.time.chunk_seconds(start, tokens)
 
 
 class Scheduler:
@@ -69,6 +107,7 @@ class Scheduler:
         self.limits = limits
         self.pages = pages
         self.preemptions = 0
+        self.step_time = StepTime()
         self._running: dict[str, Sequence] = {}
         self._waiting: list[Sequence] = []  # by standing
         self._standings: dict[str, tuple[float, int]] = {}  # deadline, order of arrival
@@ -117,7 +156,7 @@ class Scheduler:
 
     def schedule(self, now: float) -> Batch:
         """The next step, with pages reserved for it; empty if there is nothing to do. Must be followed by `commit`."""
-        step = _Step(self.limits.step_tokens)
+        step = self._begin()
         self._give_to_decoding(step, now)
         self._give_to_prefill(step, now)
         chunks = []
@@ -144,6 +183,13 @@ class Scheduler:
             outputs.append(TokenOutput(sequence.id, token, reason, sequence.cached_tokens if is_first else 0))
         return outputs
 
+    def observe(self, batch: Batch, seconds: float) -> float | None:
+        """Learn how long a batch took; returns how long it was predicted to take, if it was."""
+        tokens, pairs = batch.tokens, batch.pairs
+        predicted = self.step_time.predict(tokens, pairs) if self.step_time.is_fitted else None
+        self.step_time.observe(tokens, pairs, seconds)
+        return predicted
+
     def check(self) -> None:
         """Raise RuntimeError if sequences or pages are not where they should be."""
         ids = [*self._running, *(sequence.id for sequence in self._waiting)]
@@ -151,12 +197,17 @@ class Scheduler:
             raise RuntimeError(f"{len(self._standings)} sequences are known, {len(ids)} are waiting or running")
         self.pages.check(self._running)
 
+    def _begin(self) -> _Step:
+        is_timed = self.step_time.is_fitted and self.limits.step_seconds < math.inf
+        seconds = self.limits.step_seconds - self.step_time.step_seconds if is_timed else math.inf
+        return _Step(self.limits.step_tokens, seconds, self.step_time, self.pages.page_tokens)
+
     def _give_to_decoding(self, step: _Step, now: float) -> None:
         for sequence in sorted(filter(_is_decoding, self._running.values()), key=self._standing):
             if step.budget == 0:
                 return
             if sequence.id in self._running and self._grow(sequence, step, now):
-                step.give(sequence, 1)
+                step.decode(sequence)
 
     def _give_to_prefill(self, step: _Step, now: float) -> None:
         """Running sequences with more than one token to go, and waiting ones as they are admitted, by standing."""
@@ -167,25 +218,31 @@ class Scheduler:
         too_long: Sequence | None = None
         barred = False
         for sequence in merge(running, tuple(self._waiting), key=self._standing):
-            if step.budget == 0 or self._none_can_start(sequence, step):
+            if step.is_full or self._none_can_start(sequence, step):
                 break
-            found = [] if sequence.id in self._running else self.pages.found(sequence)
-            fits = sequence.remaining_tokens - len(found) * self.pages.page_tokens <= step.budget
-            if not fits and too_long is not None:
+            is_waiting = sequence.id not in self._running
+            found = self.pages.found(sequence) if is_waiting else []
+            start = sequence.computed_tokens + len(found) * self.pages.page_tokens
+            room = step.room(start)
+            fits = sequence.total_tokens - start <= room
+            if room == 0 or (too_long is not None and not fits):
                 continue
-            if sequence.id not in self._running:
+            if is_waiting:
                 if self.pages.computing(sequence, found) in step.tokens:
                     continue
                 if barred or not self._admit(sequence, found, step):
                     barred = barred or self._is_overdue(sequence, now)
                     continue
             if fits:
-                step.give(sequence, sequence.remaining_tokens)
+                step.prefill(sequence, sequence.remaining_tokens)
             else:
                 too_long = sequence
-                step.give(sequence, step.budget - step.budget // 2)
-        if too_long is not None and step.budget:
-            step.give(too_long, min(step.budget, too_long.remaining_tokens - step.tokens[too_long.id]))
+                step.prefill(sequence, max(room - room // 2, min(room, step.least_tokens)))
+        if too_long is not None and not step.is_full:
+            start = step.start(too_long)
+            tokens = min(step.room(start), too_long.total_tokens - start)
+            if tokens:
+                step.prefill(too_long, tokens)
 
     def _none_can_start(self, sequence: Sequence, step: _Step) -> bool:
         """Whether the walk is for nothing from here on: no slot is free, and nobody later holds one."""
