@@ -1,11 +1,12 @@
 """What the router costs: the same load straight at mock engines, through nginx, and through m3-router.
 
-    python benchmarks/router/bench.py [--seconds 3] [--repetitions 5] [--output benchmarks/router/RESULTS.md]
+    python benchmarks/router/bench.py [--seconds 2] [--repetitions 7] [--output benchmarks/router/RESULTS.md]
 
-The target alone runs on one CPU; two mock engines and the load driver share the other. All three targets stay up and
-take turns within each repetition, so that a busy neighbour hurts them alike; of each the best repetition counts. CPU
-time is read from /proc for the target's whole process tree. Everything listens on loopback, on ports that the system
-chooses, and is stopped at the end. Needs cc and nginx.
+m3-router is measured as its image ships it, with the hot path compiled, and interpreted as well. The target alone runs
+on one CPU; two mock engines and the load driver share the other. All targets stay up and take turns within each
+repetition, so that a busy neighbour hurts them alike: ratios are taken within a repetition, and of these the median.
+CPU time is read from /proc for the target's whole process tree. Everything listens on loopback, on ports that the
+system chooses, and is stopped at the end. Needs cc and nginx.
 """
 
 import argparse
@@ -26,12 +27,17 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
 TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
 TARGET_CPU, LOAD_CPU = "0", "1"
-TARGETS = ("direct", "nginx", "m3-router")
+TARGETS = ("direct", "nginx", "m3-router", "interpreted")
+
+
+Results = dict[tuple[str, str], list[dict[str, Any]]]
+"""(scenario, target) -> one row of the load driver for each repetition."""
 
 
 @dataclass(frozen=True)
@@ -110,10 +116,14 @@ def compile_program(name: str, directory: Path) -> str:
 
 
 @contextlib.contextmanager
-def running(command: list[str], cpu: str, log: Path) -> Iterator[subprocess.Popen[bytes]]:
+def running(
+    command: list[str], cpu: str, log: Path, environment: dict[str, str] | None = None
+) -> Iterator[subprocess.Popen[bytes]]:
     """A process pinned to one CPU, ended with the block."""
     with log.open("wb") as output:
-        process = subprocess.Popen(["taskset", "-c", cpu, *command], stdout=output, stderr=subprocess.STDOUT)
+        process = subprocess.Popen(
+            ["taskset", "-c", cpu, *command], stdout=output, stderr=subprocess.STDOUT, env=environment
+        )
         try:
             yield process
         finally:
@@ -161,22 +171,16 @@ def measure(driver: str, scenario: Scenario, port: int, pid: int | None, seconds
     return row
 
 
-def best(rows: list[dict[str, Any]]) -> dict[str, float]:
-    """The best value of each figure over all repetitions."""
-    return {
-        "requests_per_second": max(row["requests_per_second"] for row in rows),
-        "events_per_second": max(row["events_per_second"] for row in rows),
-        "p50_us": min(row["latency_us"]["p50"] for row in rows),
-        "p99_us": min(row["latency_us"]["p99"] for row in rows),
-        "first_event_us": min(row["first_event_us"]["p50"] for row in rows),
-        "cpu_us_per_request": min(row["cpu_us_per_request"] for row in rows),
-        "cpu_us_per_event": min(row["cpu_us_per_event"] for row in rows),
-    }
+def value(row: dict[str, Any], figure: str) -> float:
+    """One figure of one measurement."""
+    if figure in ("p50", "p99"):
+        return float(row["latency_us"][figure])
+    return float(row[figure])
 
 
 @contextlib.contextmanager
-def targets(engine: str, engines: str, directory: Path) -> Iterator[dict[str, tuple[int, int | None]]]:
-    """Mock engines, nginx and the router; port and process id of each target."""
+def targets(engine: str, engines: str, compiled: str, directory: Path) -> Iterator[dict[str, tuple[int, int | None]]]:
+    """Mock engines, nginx and the router in both forms; port and process id of each target."""
     pace = ["-t", "2000", "-i", "10000"] if engines == "slow" else []
     with contextlib.ExitStack() as stack:
         ports = [free_port(), free_port()]
@@ -195,31 +199,35 @@ def targets(engine: str, engines: str, directory: Path) -> Iterator[dict[str, tu
         wait_until_up(nginx_port, process, log)
         found["nginx"] = (nginx_port, process.pid)
 
-        router_port = free_port()
         workers = ", ".join(f"http://127.0.0.1:{port}" for port in ports)
-        config = directory / "router.yaml"
-        config.write_text(ROUTER_CONFIG.format(port=router_port, admin=free_port(), workers=workers))
-        log = directory / "router.log"
-        command = [sys.executable, "-m", "m3_router.server", "--config", str(config)]
-        process = stack.enter_context(running(command, TARGET_CPU, log))
-        wait_until_up(router_port, process, log)
-        found["m3-router"] = (router_port, process.pid)
+        for name, search_path in (("m3-router", compiled), ("interpreted", "")):
+            router_port = free_port()
+            config = directory / f"{name}.yaml"
+            config.write_text(ROUTER_CONFIG.format(port=router_port, admin=free_port(), workers=workers))
+            log = directory / f"{name}.log"
+            command = [sys.executable, "-m", "m3_router.server", "--config", str(config)]
+            environment = {**os.environ, "PYTHONPATH": search_path}
+            process = stack.enter_context(running(command, TARGET_CPU, log, environment))
+            wait_until_up(router_port, process, log)
+            found[name] = (router_port, process.pid)
         yield found
 
 
-def run(seconds: float, repetitions: int, names: list[str]) -> dict[tuple[str, str], dict[str, float]]:
-    """All scenarios against all targets; the best of each."""
-    rows: dict[tuple[str, str], list[dict[str, Any]]] = {}
+def run(seconds: float, repetitions: int, names: list[str]) -> Results:
+    """All scenarios against all targets, each repetition of each."""
+    results: Results = {}
     with tempfile.TemporaryDirectory(prefix="m3-bench-router-") as name:
         directory = Path(name)
         say("compiling the mock engine and the load driver")
         engine, driver = compile_program("mock_engine", directory), compile_program("load_driver", directory)
+        built = subprocess.run([HERE.parents[1] / "scripts" / "compile-router"], stdout=subprocess.PIPE, check=True)
+        compiled = built.stdout.decode().strip()
         for engines in ("fast", "slow"):
             chosen = [one for one in SCENARIOS if one.engines == engines and one.name in names]
             if not chosen:
                 continue
             say(f"starting {engines} engines, nginx and m3-router")
-            with targets(engine, engines, directory) as found:
+            with targets(engine, engines, compiled, directory) as found:
                 for target, (port, pid) in found.items():
                     say(f"warming up {target}")
                     measure(driver, SCENARIOS[1], port, pid, 1.0)
@@ -227,35 +235,55 @@ def run(seconds: float, repetitions: int, names: list[str]) -> dict[tuple[str, s
                     for scenario in chosen:
                         for target, (port, pid) in found.items():
                             row = measure(driver, scenario, port, pid, seconds)
-                            rows.setdefault((scenario.name, target), []).append(row)
+                            results.setdefault((scenario.name, target), []).append(row)
                             say(
-                                f"{repetition}/{repetitions} {scenario.name:9} {target:9} "
+                                f"{repetition}/{repetitions} {scenario.name:9} {target:11} "
                                 f"{row['requests_per_second']:8.0f} requests/s "
                                 f"{row['events_per_second']:8.0f} events/s "
                                 f"p50 {row['latency_us']['p50']} us, CPU {row['cpu_us_per_request']:.1f} us/request"
                             )
-    return {key: best(several) for key, several in rows.items()}
+    return results
 
 
-def compare(
-    scenario: Scenario, direct: dict[str, float], nginx: dict[str, float], ours: dict[str, float]
-) -> tuple[str, list[str]]:
-    """What counts in one scenario: the ratio of the router to nginx, and a cell for each target."""
+def middle(results: Results, scenario: Scenario, target: str, figure: str) -> float:
+    """The median of a figure over the repetitions."""
+    return median(value(row, figure) for row in results[scenario.name, target])
+
+
+def ratio(results: Results, scenario: Scenario, target: str, figure: str) -> float:
+    """The median, over the repetitions, of a target's figure to nginx's in the same repetition."""
+    pairs = zip(results[scenario.name, target], results[scenario.name, "nginx"], strict=True)
+    return median(value(ours, figure) / max(value(nginx, figure), 1e-9) for ours, nginx in pairs)
+
+
+def added_latency(results: Results, scenario: Scenario, target: str) -> float:
+    """The median of what a target adds to the direct p50 of the same repetition, in microseconds."""
+    pairs = zip(results[scenario.name, target], results[scenario.name, "direct"], strict=True)
+    return median(value(through, "p50") - value(direct, "p50") for through, direct in pairs)
+
+
+def compare(results: Results, scenario: Scenario) -> list[str]:
+    """The cells of one line: the ratios of both routers to nginx, and the figures of each target."""
+    proxies = TARGETS[1:]
     if scenario.name == "one":
-        added = [target["p50_us"] - direct["p50_us"] for target in (nginx, ours)]
-        ratio = f"{added[1] / added[0]:.2f} x added latency" if added[0] > 0 else "-"
-        return ratio, [f"{direct['p50_us']:.0f} us", *(f"+{one:.0f} us p50" for one in added)]
+        added = {target: added_latency(results, scenario, target) for target in proxies}
+        cells = [f"{added[target] / added['nginx']:.2f} x added latency" for target in TARGETS[2:]]
+        cells.append(f"{middle(results, scenario, 'direct', 'p50'):.0f} us p50")
+        return cells + [f"+{added[target]:.0f} us" for target in proxies]
     what, unit = ("event", "events") if scenario.engines == "slow" else ("request", "requests")
-    cells = [f"{direct[f'{unit}_per_second']:,.0f} {unit}/s"]
-    cells += [
-        f"{one[f'{unit}_per_second']:,.0f} {unit}/s, {one[f'cpu_us_per_{what}']:.0f} us CPU" for one in (nginx, ours)
-    ]
+    rate, cost = f"{unit}_per_second", f"cpu_us_per_{what}"
     if scenario.name == "many":
-        return f"**{ours['requests_per_second'] / nginx['requests_per_second']:.2f} x requests/s**", cells
-    return f"{ours[f'cpu_us_per_{what}'] / nginx[f'cpu_us_per_{what}']:.2f} x CPU per {what}", cells
+        cells = [f"**{ratio(results, scenario, target, rate):.2f} x {unit}/s**" for target in TARGETS[2:]]
+    else:
+        cells = [f"{ratio(results, scenario, target, cost):.2f} x CPU per {what}" for target in TARGETS[2:]]
+    cells.append(f"{middle(results, scenario, 'direct', rate):,.0f} {unit}/s")
+    return cells + [
+        f"{middle(results, scenario, target, rate):,.0f} {unit}/s, {middle(results, scenario, target, cost):.0f} us CPU"
+        for target in proxies
+    ]
 
 
-def report(results: dict[tuple[str, str], dict[str, float]], command: str, load: str) -> str:
+def report(results: Results, command: str, load: str) -> str:
     """The table as Markdown: ratios first."""
     lines = [
         "# m3-router against nginx, on one core",
@@ -263,15 +291,12 @@ def report(results: dict[tuple[str, str], dict[str, float]], command: str, load:
         "Question: what does a request cost in the router, with prices, lanes, ledger, log and metrics, compared with",
         "nginx that only relays it? Same client, same mock engines, same run.",
         "",
-        "| load | of nginx | direct | nginx | m3-router |",
-        "| --- | --- | --- | --- | --- |",
+        "| load | m3-router of nginx | interpreted, of nginx | direct | nginx | m3-router | interpreted |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     for scenario in SCENARIOS:
-        if (scenario.name, "m3-router") not in results:
-            continue
-        direct, nginx, ours = (results[scenario.name, target] for target in TARGETS)
-        ratio, cells = compare(scenario, direct, nginx, ours)
-        lines.append(f"| {scenario.title} | {ratio} | {' | '.join(cells)} |")
+        if (scenario.name, "m3-router") in results:
+            lines.append(f"| {scenario.title} | {' | '.join(compare(results, scenario))} |")
     nginx_version = subprocess.run(
         [find("nginx", "nginx-light"), "-v"], capture_output=True, text=True, check=True
     ).stderr
@@ -283,10 +308,11 @@ def report(results: dict[tuple[str, str], dict[str, float]], command: str, load:
         f"- Versions: {nginx_version.strip().removeprefix('nginx version: ')}, "
         f"Python {platform.python_version()}, {libraries}.",
         f"- The target alone on CPU {TARGET_CPU}; two mock engines and the load driver on CPU {LOAD_CPU}.",
-        "  Of each figure the best of all repetitions.",
-        "- What bounds it: the interpreter. Of the router's time per short request about a third is in the kernel",
-        "  (two reads, two writes), as in nginx; the rest is Python that parses, prices, places and accounts for it.",
-        "  Long prompts cost copies: read in pieces, joined, written.",
+        "  Of each figure the median of all repetitions; ratios are taken within a repetition.",
+        "- m3-router is the form that its image has: the same source, its hot path compiled by mypyc (setup.py).",
+        "- What bounds it: of the router's time per short request about 40 % is in the kernel (two reads, two writes),",
+        "  as in nginx; then JSON (read the request, read the usage, write the ledger's line), then what is between.",
+        "  Long prompts cost copies: read in pieces, joined, skipped over by the JSON reader, written.",
         "- What it does not show: real engines, TLS, many tenants, other machines. Ratios carry over better than",
         "  times, and less so from a busy machine: Python loses more to cold caches than nginx does.",
         "",
@@ -306,7 +332,7 @@ def main() -> None:
     """Measure and write the table."""
     parser = argparse.ArgumentParser(description="Measure m3-router against nginx.")
     parser.add_argument("--seconds", type=float, default=2.0, help="length of one measurement")
-    parser.add_argument("--repetitions", type=int, default=5)
+    parser.add_argument("--repetitions", type=int, default=7)
     parser.add_argument("--output", type=Path, default=HERE / "RESULTS.md")
     parser.add_argument("--scenarios", default=",".join(one.name for one in SCENARIOS), help="which, by comma")
     arguments = parser.parse_args()

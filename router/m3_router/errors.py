@@ -3,9 +3,11 @@
 Owns the wording of the kinds of refusal that more than one module gives. Who refuses and why is decided elsewhere.
 """
 
+from typing import Final
+
 import msgspec
 
-RETRY_NO_WORKER_SECONDS = 5  # a few health probes: time enough for a worker that only restarted to be seen again
+RETRY_NO_WORKER_SECONDS: Final = 5  # a few health probes: time enough for a worker that only restarted to be seen again
 
 
 class Refusal(Exception):  # noqa: N818 - an answer, and not always anybody's error

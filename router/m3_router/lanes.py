@@ -18,14 +18,14 @@ lane starves: an aged request waits only for requests that already run.
 import math
 from collections import OrderedDict
 from collections.abc import Iterable
-from typing import Literal
+from typing import Final, Literal
 
 from m3_router.config import ServiceTier
 
 State = Literal["waiting", "admitted", "released", "expired", "cancelled"]
-LANES: tuple[ServiceTier, ...] = ("standard", "priority")
-DRAIN_WINDOW_SECONDS = 30.0  # time constant of the measured drain rate
-MAX_RETRY_AFTER_SECONDS = 600
+LANES: Final[tuple[ServiceTier, ...]] = ("standard", "priority")
+DRAIN_WINDOW_SECONDS: Final = 30.0  # time constant of the measured drain rate
+MAX_RETRY_AFTER_SECONDS: Final = 600
 
 
 class QueueFullError(Exception):

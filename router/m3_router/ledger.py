@@ -12,20 +12,21 @@ request to wade through. What is billed:
 
 from collections import deque
 from collections.abc import Callable, Iterable
+from typing import Final
 
 import msgspec
 
 from m3_router.bill import Bill, Outcome, Usage
 from m3_router.prices import PriceTable
 
-RING_BILLS = 10_000
+RING_BILLS: Final = 10_000
 # A batch costs its readers half of what as many single bills would.
-PUBLISH_SECONDS = 0.02
-PUBLISH_BILLS = 64
-_BILLED: frozenset[Outcome] = frozenset({"ok", "client_gone"})
+PUBLISH_SECONDS: Final = 0.02
+PUBLISH_BILLS: Final = 64
+_BILLED: Final[frozenset[Outcome]] = frozenset({"ok", "client_gone"})
 
-_encode_lines = msgspec.json.Encoder().encode_lines
-_decode_lines = msgspec.json.Decoder(Bill).decode_lines
+_encode_lines: Final = msgspec.json.Encoder().encode_lines
+_decode_lines: Final = msgspec.json.Decoder(Bill).decode_lines
 
 
 class AlreadySettledError(Exception):

@@ -4,8 +4,10 @@ Owns the counters and histograms; gauges are read from their owners at the time 
 """
 
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Final
 
+from msgspec.structs import astuple
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
@@ -17,7 +19,7 @@ from m3_router.ledger import Ledger
 from m3_router.pools import Pools
 
 # Floats, since comparing an int with a float costs as much as all else here.
-_BUCKETS_MS = tuple(
+_BUCKETS_MS: Final = tuple(
     float(bound)
     for bound in (1, 2, 5, 10, 25, 50, 100, 250, 500, 1_000, 2_500, 5_000, 10_000, 30_000, 60_000, 300_000, 1_800_000)
 )
@@ -53,6 +55,21 @@ class _Histogram:
 
 
 _Key = tuple[str, ServiceTier | None, ContextTier | None, Outcome | None, int]
+_Row = tuple[Any, ...]  # the fields of a bill: to read columns of rows costs a third of what attributes would
+_FIELDS: Final[tuple[str, ...]] = Bill.__struct_fields__
+_MODEL: Final[int] = _FIELDS.index("model")
+_SERVICE_TIER: Final[int] = _FIELDS.index("service_tier")
+_CONTEXT_TIER: Final[int] = _FIELDS.index("context_tier")
+_OUTCOME: Final[int] = _FIELDS.index("outcome")
+_STATUS: Final[int] = _FIELDS.index("status")
+_INPUT: Final[int] = _FIELDS.index("input_tokens")
+_CACHED: Final[int] = _FIELDS.index("cached_tokens")
+_OUTPUT: Final[int] = _FIELDS.index("output_tokens")
+_COST: Final[int] = _FIELDS.index("cost_nanousd")
+_ATTEMPTS: Final[int] = _FIELDS.index("attempts")
+_QUEUE: Final[int] = _FIELDS.index("queue_ms")
+_FIRST_BYTE: Final[int] = _FIELDS.index("first_byte_ms")
+_DURATION: Final[int] = _FIELDS.index("duration_ms")
 
 
 class _Total:
@@ -76,16 +93,18 @@ class _Total:
         self.cost_nanousd = 0
         self.queue, self.first_byte, self.duration = _Histogram(), _Histogram(), _Histogram()
 
-    def count(self, bills: list[Bill]) -> None:
-        self.requests += len(bills)
-        self.input_tokens += sum([bill.input_tokens for bill in bills])
-        self.cached_tokens += sum([bill.cached_tokens for bill in bills])
-        self.output_tokens += sum([bill.output_tokens for bill in bills])
-        self.cost_nanousd += sum([bill.cost_nanousd for bill in bills])
-        self.retries += sum([bill.attempts - 1 for bill in bills if bill.attempts > 1])
-        self.queue.observe([bill.queue_ms for bill in bills])
-        self.duration.observe([bill.duration_ms for bill in bills])
-        self.first_byte.observe([bill.first_byte_ms for bill in bills if bill.first_byte_ms is not None])
+    def count(self, rows: list[_Row]) -> None:
+        columns: list[_Row] = list(zip(*rows, strict=True))
+        self.requests += len(rows)
+        self.input_tokens += sum(columns[_INPUT])
+        self.cached_tokens += sum(columns[_CACHED])
+        self.output_tokens += sum(columns[_OUTPUT])
+        self.cost_nanousd += sum(columns[_COST])
+        attempts = columns[_ATTEMPTS]
+        self.retries += sum(attempts) - len(attempts) + attempts.count(0)
+        self.queue.observe(list(columns[_QUEUE]))
+        self.duration.observe(list(columns[_DURATION]))
+        self.first_byte.observe([value_ms for value_ms in columns[_FIRST_BYTE] if value_ms is not None])
 
 
 class Metrics:
@@ -96,18 +115,20 @@ class Metrics:
 
     def count(self, bills: list[Bill]) -> None:
         """Count settled bills."""
-        alike: dict[_Key, list[Bill]] = {}
+        alike: dict[_Key, list[_Row]] = {}
         for bill in bills:
-            key = (bill.model, bill.service_tier, bill.context_tier, bill.outcome, bill.status)
-            if key in alike:
-                alike[key].append(bill)
+            row: _Row = astuple(bill)
+            key: _Key = (row[_MODEL], row[_SERVICE_TIER], row[_CONTEXT_TIER], row[_OUTCOME], row[_STATUS])
+            group = alike.get(key)
+            if group is None:
+                alike[key] = [row]
             else:
-                alike[key] = [bill]
-        for key, group in alike.items():
+                group.append(row)
+        for key, rows in alike.items():
             total = self.totals.get(key)
             if total is None:
                 total = self.totals[key] = _Total()
-            total.count(group)
+            total.count(rows)
 
 
 class MetricsCollector(Collector):
@@ -120,12 +141,15 @@ class MetricsCollector(Collector):
         pools: Pools,
         connections: Connections,
         log_lines_dropped: Callable[[], int],
+        *,
+        build: Mapping[str, str],
     ) -> None:
         self._metrics = metrics
         self._ledger = ledger
         self._pools = pools
         self._connections = connections
         self._log_lines_dropped = log_lines_dropped
+        self._build = dict(build)
 
     def collect(self) -> Iterator[Metric]:
         """All families."""
@@ -174,7 +198,9 @@ class MetricsCollector(Collector):
         buffered.add_metric((), self._connections.buffered_bytes)
         dropped = _counter("log_lines_dropped", "Request log lines lost because nobody read them.", ())
         dropped.add_metric((), self._log_lines_dropped())
-        yield from (in_flight, waiting, ready, running, tokens, connections, buffered, dropped)
+        build = _gauge("build_info", "What runs; always 1.", tuple(self._build))
+        build.add_metric(tuple(self._build.values()), 1)
+        yield from (in_flight, waiting, ready, running, tokens, connections, buffered, dropped, build)
 
 
 def _counter(name: str, text: str, labels: Sequence[str]) -> CounterMetricFamily:

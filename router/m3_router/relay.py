@@ -11,6 +11,7 @@ import asyncio
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from secrets import token_hex
+from typing import Final
 
 from m3_router import placement
 from m3_router.bill import Bill, Outcome, Usage
@@ -28,16 +29,16 @@ from m3_router.tenants import Tenant
 from m3_router.usage import BodyTail, EventStream, usage_of_body
 from m3_router.workers import Worker
 
-MAX_HELD_BYTES = 8 * 2**20  # of an answer whose cost goes into its head; a longer one goes without
-FREE = frozenset({b"/tokenize"})
-RELAYED = frozenset({b"/v1/chat/completions", b"/v1/completions"}) | FREE
-_PRIORITY = {"priority": b"x-m3-priority: 0\r\n", "standard": b"x-m3-priority: 10\r\n"}  # the lower goes first
-_TIERS = {
+MAX_HELD_BYTES: Final = 8 * 2**20  # of an answer whose cost goes into its head; a longer one goes without
+FREE: Final = frozenset({b"/tokenize"})
+RELAYED: Final = frozenset({b"/v1/chat/completions", b"/v1/completions"}) | FREE
+_PRIORITY: Final = {"priority": b"x-m3-priority: 0\r\n", "standard": b"x-m3-priority: 10\r\n"}  # the lower goes first
+_TIERS: Final = {
     (context, service): f"x-m3-context-tier: {context}\r\nx-m3-service-tier: {service}\r\n".encode()
     for context in ("standard", "long")
     for service in ("standard", "priority")
 }
-_NEVER = float("inf")
+_NEVER: Final = float("inf")
 _Scanner = EventStream | BodyTail
 
 

@@ -6,6 +6,7 @@ as it came. Pure; counts tokens only where the prompt is a list of token ids, ev
 """
 
 import re
+from typing import Final
 
 import msgspec
 
@@ -20,13 +21,13 @@ from m3_router.errors import Refusal, bad_request
 # Text of M3's 200K vocabulary has about 4 bytes a token in English and code, 3 in Chinese. Two bytes a token is an
 # upper bound for all but random bytes; a request that still exceeds it occupies less of its lane than it should, and
 # is billed by the worker's own count all the same.
-BYTES_PER_TOKEN = 4
-MIN_BYTES_PER_TOKEN = 2
+BYTES_PER_TOKEN: Final = 4
+MIN_BYTES_PER_TOKEN: Final = 2
 # Held in the lane for the answer of a request that does not say how long it may be, or says more than answers are.
-MAX_OUTPUT_CHARGE_TOKENS = 4096
+MAX_OUTPUT_CHARGE_TOKENS: Final = 4096
 
-_STREAM_OPTIONS = re.compile(rb'"stream_options"\s*:\s*')
-_MAX_CANDIDATES = 4  # places that may look like the top-level stream_options before we ask for plainer JSON
+_STREAM_OPTIONS: Final = re.compile(rb'"stream_options"\s*:\s*')
+_MAX_CANDIDATES: Final = 4  # places that may look like the top-level stream_options before we ask for plainer JSON
 
 
 class RequestView:

@@ -3,6 +3,7 @@
 Owns no exchange: all that goes to a worker is handed to `relay.Exchange`.
 """
 
+from typing import Final
 from urllib.parse import unquote_to_bytes
 
 from m3_router.errors import Refusal, bad_request, no_worker
@@ -12,8 +13,8 @@ from m3_router.models import ModelList
 from m3_router.relay import FREE, RELAYED, Exchange, Services, is_request_id, open_bill
 from m3_router.tenants import Tenant, Tenants
 
-_LOCAL = frozenset({b"/health", b"/v1/models"})
-_MODELS_PREFIX = b"/v1/models/"
+_LOCAL: Final = frozenset({b"/health", b"/v1/models"})
+_MODELS_PREFIX: Final = b"/v1/models/"
 
 
 class Routes:

@@ -15,13 +15,14 @@ import socket
 import sys
 import time
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import BinaryIO
 
 import uvicorn
 import uvloop
 
-from m3_router import log
+from m3_router import log, relay
 from m3_router.admin import admin_app
 from m3_router.config import ConfigError, RouterConfig, ServiceWorkers, load, load_keys, split_address
 from m3_router.endpoints import EndpointWatch
@@ -41,6 +42,8 @@ from m3_router.workers import WorkerAddress
 
 TICK_SECONDS = 0.25
 BACKLOG = 1024
+# Whether this build's hot path was compiled (setup.py), or is interpreted and half as fast.
+HOT_PATH = "interpreted" if relay.__file__.endswith(".py") else "compiled"
 
 _log = logging.getLogger(__name__)
 
@@ -93,7 +96,12 @@ class Router:
                     self._ledger,
                     self._pools,
                     MetricsCollector(
-                        self._metrics, self._ledger, self._pools, self._connections, lambda: self._lines.dropped
+                        self._metrics,
+                        self._ledger,
+                        self._pools,
+                        self._connections,
+                        lambda: self._lines.dropped,
+                        build={"version": version("m3serve"), "hot_path": HOT_PATH},
                     ),
                     lambda: self._connections.is_draining,
                 ),
@@ -110,7 +118,7 @@ class Router:
         self._listener = await self._loop.create_server(
             lambda: ClientConnection(self._routes, self._connections, self._loop), sock=data_socket, backlog=BACKLOG
         )
-        _log.info("listening on %s, admin on %s", self.address, self.admin_address)
+        _log.info("listening on %s, admin on %s, hot path %s", self.address, self.admin_address, HOT_PATH)
 
     async def drain(self) -> None:
         """Stop accepting and let what runs finish, for at most `limits.drainSeconds`; then break off the rest."""

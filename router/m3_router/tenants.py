@@ -7,12 +7,13 @@ whether it is nearly right or not, and a dump of this process shows none.
 import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Final
 
 from m3_router.config import KeySettings, ServiceTier
 from m3_router.errors import Refusal, bad_request, unauthorized
 
 # What OpenAI's clients may put into `service_tier` where they want nothing special.
-_UNSPECIFIED = frozenset({None, "auto", "default"})
+_UNSPECIFIED: Final = frozenset({None, "auto", "default"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +48,7 @@ class Tenant:
         return tier
 
 
-ANONYMOUS = Tenant("anonymous", ("standard", "priority"))
+ANONYMOUS: Final = Tenant("anonymous", ("standard", "priority"))
 
 
 class Tenants:

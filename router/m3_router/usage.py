@@ -6,17 +6,18 @@ they came. Pure.
 """
 
 import re
+from typing import Final
 
 import msgspec
 
 from m3_router.bill import Usage
 from m3_router.bodies import AnswerEvent, ReportedUsage, decode_answer, decode_event, decode_usage
 
-MAX_EVENT_BYTES = 2**20  # an event longer than this passes unread, in pieces
-_TAIL_BYTES = 4096  # where the usage of a body that was too large to hold is looked for
+MAX_EVENT_BYTES: Final = 2**20  # an event longer than this passes unread, in pieces
+_TAIL_BYTES: Final = 4096  # where the usage of a body that was too large to hold is looked for
 
-_EVENT_END = re.compile(rb"\n\r?\n")
-_USAGE_OBJECT = re.compile(rb'"usage"\s*:\s*(\{(?:[^{}"]|"[^"\\]*"|\{[^{}]*\})*\})')
+_EVENT_END: Final = re.compile(rb"\n\r?\n")
+_USAGE_OBJECT: Final = re.compile(rb'"usage"\s*:\s*(\{(?:[^{}"]|"[^"\\]*"|\{[^{}]*\})*\})')
 
 
 def usage_of_body(body: bytes) -> Usage | None:

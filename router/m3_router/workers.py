@@ -7,11 +7,11 @@ no longer in the list, and stays until what it has in flight has ended.
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Final, Literal
 from urllib.parse import urlsplit
 
 WorkerState = Literal["unready", "ready", "draining"]
-MAX_SLOW_PROBES = 3  # probes in a row without an answer, from a worker without work, before it counts as lost
+MAX_SLOW_PROBES: Final = 3  # probes in a row without an answer, from a worker without work, before it counts as lost
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ Called by the event loop (`asyncio.Protocol`), by the exchange (`start_response`
 
 import asyncio
 from collections import deque
-from typing import cast
+from typing import Final, cast
 
 import httptools
 
@@ -21,9 +21,9 @@ from m3_router.http.connections import Connections
 from m3_router.http.messages import Application, Exchange, Request, Start
 
 # A body over the limit is read and dropped up to this many times the limit, so that the connection stays usable.
-DRAIN_FACTOR = 4
-_JSON_OK = wire.status_line(200) + b"content-type: application/json\r\n"
-LINGER_SECONDS = 2.0  # how long a refused client may go on sending before the connection is closed under it
+DRAIN_FACTOR: Final = 4
+_JSON_OK: Final = wire.status_line(200) + b"content-type: application/json\r\n"
+LINGER_SECONDS: Final = 2.0  # how long a refused client may go on sending before the connection is closed under it
 
 
 class ClientConnection(asyncio.Protocol):

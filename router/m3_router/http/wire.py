@@ -5,11 +5,12 @@ parser (llhttp in its strict mode refuses both lengths at once, repeated lengths
 """
 
 from http import HTTPStatus
+from typing import Final
 
 from m3_router.errors import Refusal, malformed
 
 # Never relayed as they came, in either direction.
-_HOP_BY_HOP = frozenset(
+_HOP_BY_HOP: Final = frozenset(
     {
         b"connection",
         b"keep-alive",
@@ -24,7 +25,7 @@ _HOP_BY_HOP = frozenset(
     }
 )
 # `authorization` is for the router alone. Without `accept-encoding` the worker's usage stays readable.
-REQUEST_ENDS_HERE = _HOP_BY_HOP | {
+REQUEST_ENDS_HERE: Final = _HOP_BY_HOP | {
     b"host",
     b"expect",
     b"authorization",
@@ -34,7 +35,7 @@ REQUEST_ENDS_HERE = _HOP_BY_HOP | {
     b"x-m3-tenant",
     b"x-m3-priority",
 }
-RESPONSE_ENDS_HERE = _HOP_BY_HOP | {
+RESPONSE_ENDS_HERE: Final = _HOP_BY_HOP | {
     b"content-type",
     b"x-request-id",
     b"x-m3-input-tokens",
@@ -45,13 +46,13 @@ RESPONSE_ENDS_HERE = _HOP_BY_HOP | {
     b"x-m3-cost-usd",
 }
 
-_STATUS_LINES = {
+_STATUS_LINES: Final = {
     status.value: b"HTTP/1.1 %d %b\r\n" % (status.value, status.phrase.encode())
     for status in HTTPStatus
     if status >= 200
 }
-CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
-LAST_CHUNK = b"0\r\n\r\n"
+CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
+LAST_CHUNK: Final = b"0\r\n\r\n"
 
 Headers = list[tuple[bytes, bytes]]
 
@@ -90,7 +91,7 @@ class Head:
         self.forward = b"".join(b"%b: %b\r\n" % (name, value) for name, value in headers if name.lower() not in named)
 
 
-_ONCE = frozenset({b"host", b"authorization", b"content-type", b"x-request-id"})
+_ONCE: Final = frozenset({b"host", b"authorization", b"content-type", b"x-request-id"})
 
 
 def status_line(status: int) -> bytes:

@@ -10,7 +10,7 @@ Called by the event loop, and by the exchange (`WorkerConnections.take` or `dial
 import asyncio
 from collections import deque
 from collections.abc import Callable
-from typing import Protocol, cast
+from typing import Final, Protocol, cast
 
 import httptools
 
@@ -19,10 +19,10 @@ from m3_router.http.alike import AnswersAlike
 from m3_router.http.messages import Answer
 from m3_router.workers import WorkerAddress
 
-MAX_IDLE_PER_WORKER = 256
-MAX_HEAD_BYTES = 2**16
-MAX_LEARNINGS = 4  # in a connection's life: a worker whose heads differ every time is left to the parser
-_COPY_BYTES = 2**16  # above this, head and body are handed over separately rather than copied together
+MAX_IDLE_PER_WORKER: Final = 256
+MAX_HEAD_BYTES: Final = 2**16
+MAX_LEARNINGS: Final = 4  # in a connection's life: a worker whose heads differ every time is left to the parser
+_COPY_BYTES: Final = 2**16  # above this, head and body are handed over separately rather than copied together
 
 
 class AnswerSink(Protocol):

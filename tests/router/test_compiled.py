@@ -1,0 +1,45 @@
+"""The compiled hot path behaves as the interpreted one: the same tests pass with it."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SAME_TESTS = (
+    "alike",
+    "client_end",
+    "lanes",
+    "ledger",
+    "relay",
+    "relay_failures",
+    "request",
+    "sdk",
+    "usage",
+    "worker_end",
+)
+
+
+@pytest.fixture(scope="module")
+def compiled() -> Path:
+    if shutil.which("cc") is None:
+        pytest.skip("no C compiler (cc) on this machine")
+    built = subprocess.run([ROOT / "scripts" / "compile-router"], capture_output=True, text=True, check=False)
+    assert built.returncode == 0, built.stderr
+    return Path(built.stdout.strip())
+
+
+@pytest.mark.timeout(600)
+def test_the_compiled_hot_path_passes_the_same_tests(compiled: Path) -> None:
+    # The packages of an editable install are found through a finder that PYTHONPATH outranks.
+    environment = {**os.environ, "PYTHONPATH": str(compiled)}
+    which = "from m3_router import relay, server; print(relay.__file__, server.HOT_PATH)"
+    found = subprocess.run([sys.executable, "-c", which], env=environment, capture_output=True, text=True, check=True)
+    assert found.stdout == f"{next((compiled / 'm3_router').glob('relay.*.so'))} compiled\n"
+    files = [f"tests/router/test_{name}.py" for name in SAME_TESTS]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", *files]
+    ran = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stdout[-4000:]
