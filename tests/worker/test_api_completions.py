@@ -10,6 +10,7 @@ import pytest
 from m3_fakes.http import sse_events
 from m3_fakes.runner import continuation
 from m3_fakes.worker import END_OF_TURN, FakeWorker
+from m3_worker.request import SamplingParameters
 
 
 def complete(client: httpx.Client, **fields: Any) -> dict[str, Any]:
@@ -43,6 +44,80 @@ def test_a_text_prompt_is_tokenised(client: httpx.Client) -> None:
     (choice,) = complete(client, prompt="héllo", max_tokens=3, return_token_ids=True)["choices"]
     assert choice["prompt_token_ids"] == list("héllo".encode())
     assert choice["token_ids"] == continuation(list("héllo".encode()), 3)
+
+
+def test_several_answers_to_several_prompts_are_choices_in_order(client: httpx.Client) -> None:
+    body = complete(client, prompt=["ab", "xyz"], n=2, max_tokens=4, return_token_ids=True)
+    assert [choice["index"] for choice in body["choices"]] == [0, 1, 2, 3]
+    prompts = [list(b"ab"), list(b"ab"), list(b"xyz"), list(b"xyz")]
+    assert [choice["prompt_token_ids"] for choice in body["choices"]] == prompts
+    assert [choice["token_ids"] for choice in body["choices"]] == [continuation(prompt, 4) for prompt in prompts]
+    assert body["usage"]["prompt_tokens"] == 5
+    assert body["usage"]["completion_tokens"] == 16
+
+
+def test_a_stream_of_several_answers_says_what_the_whole_ones_say(client: httpx.Client) -> None:
+    wanted = {"prompt": [[1, 2], [3]], "n": 3, "max_tokens": 5, "return_token_ids": True}
+    whole = complete(client, **wanted)
+    *events, usage = stream(client, **wanted, stream_options={"include_usage": True})
+    assert usage["usage"]["completion_tokens"] == whole["usage"]["completion_tokens"] == 30
+    parts: dict[int, list[dict[str, Any]]] = {}
+    for event in events:
+        for choice in event["choices"]:
+            parts.setdefault(choice["index"], []).append(choice)
+    for choice in whole["choices"]:
+        mine = parts[choice["index"]]
+        assert [token for part in mine for token in part["token_ids"]] == choice["token_ids"]
+        assert [part["finish_reason"] for part in mine] == [None] * (len(mine) - 1) + ["length"]
+        assert mine[0]["prompt_token_ids"] == choice["prompt_token_ids"]
+        assert all("prompt_token_ids" not in part for part in mine[1:])
+
+
+def test_answers_have_seeds_of_their_own(worker: FakeWorker, client: httpx.Client) -> None:
+    seen: set[int | None] = set()
+    worker.runner.before_step = lambda batch: seen.update(one.request.sampling.seed for one in batch.sampling)
+    complete(client, n=3, seed=7, max_tokens=1)
+    assert seen == {7, 8, 9}
+    seen.clear()
+    complete(client, n=2, max_tokens=1)
+    assert seen == {None}
+
+
+def test_the_best_of_several_are_given_and_all_of_them_counted(worker: FakeWorker, client: httpx.Client) -> None:
+    worker.runner.reply_by_seed = {seed: [*str(seed).encode(), END_OF_TURN] for seed in range(10, 14)}
+    worker.runner.logprob_by_seed = {10: -0.7, 11: -0.1, 12: -0.9, 13: -0.3}
+    body = complete(client, n=2, best_of=4, seed=10, max_tokens=9)
+    assert [(choice["index"], choice["text"]) for choice in body["choices"]] == [(0, "11"), (1, "13")]
+    assert body["usage"]["completion_tokens"] == 12
+    assert body["choices"][0]["logprobs"] is None
+    body = complete(client, prompt=[[1], [2]], best_of=3, seed=10, max_tokens=9, logprobs=0)
+    assert [(choice["index"], choice["text"]) for choice in body["choices"]] == [(0, "11"), (1, "11")]
+    assert body["choices"][0]["logprobs"]["token_logprobs"] == [-0.1] * 3
+
+
+def test_echo_repeats_the_prompt_before_each_text(worker: FakeWorker, client: httpx.Client) -> None:
+    worker.runner.reply = [*b"!", END_OF_TURN]
+    assert complete(client, prompt="héy", echo=True, max_tokens=9)["choices"][0]["text"] == "héy!"
+    assert complete(client, prompt=list(b"you"), echo=True, max_tokens=9)["choices"][0]["text"] == "you!"
+    pieces = [event["choices"][0]["text"] for event in stream(client, prompt="héy", echo=True, max_tokens=9)]
+    assert "".join(pieces) == "héy!"
+
+
+def test_what_is_asked_of_sampling_reaches_the_engine(worker: FakeWorker, client: httpx.Client) -> None:
+    seen: list[SamplingParameters] = []
+    worker.runner.before_step = lambda batch: seen.extend(one.request.sampling for one in batch.sampling)
+    wanted = {"min_p": 0.25, "repetition_penalty": 1.5, "frequency_penalty": -2, "presence_penalty": 2.0}
+    complete(client, **wanted, logit_bias={"5": -100, "258": 1.5, "7": 0}, max_tokens=1)
+    (sampling,) = seen
+    assert {name: getattr(sampling, name) for name in wanted} == wanted
+    assert sampling.logit_bias == ((5, -100.0), (258, 1.5))
+
+
+def test_if_one_of_several_answers_is_refused_none_is_left_behind(worker: FakeWorker, client: httpx.Client) -> None:
+    worker.hold_steps()
+    response = client.post("/v1/completions", json={"model": "fake", "prompt": [1], "n": 17, "max_tokens": 1})
+    assert response.status_code == 429
+    assert worker.engine.in_flight_count == 0
 
 
 @pytest.mark.parametrize("prompt", [["hi"], [[104, 105]]])
@@ -198,14 +273,13 @@ def test_the_priority_of_the_header_reaches_the_scheduler(worker: FakeWorker, cl
             "cache_salt": "x",
         },
         {"n": 1, "best_of": 1, "echo": False, "suffix": "", "logit_bias": {}, "presence_penalty": 0},
+        {"zzz": 1, "top_a": {"b": []}, "stream_options": {"include_usages": True}},
         {"frequency_penalty": 0.0, "response_format": {"type": "text"}, "stream_options": None, "seed": None},
         {"temperature": None, "top_p": None, "max_tokens": 1, "logprobs": None, "stop": None},
         {"temperature": 2, "top_p": 1, "top_k": -1, "seed": -5, "stop": []},
     ],
 )
-def test_a_field_at_the_value_at_which_it_does_nothing_is_accepted(
-    client: httpx.Client, fields: dict[str, Any]
-) -> None:
+def test_a_field_that_does_nothing_or_is_not_known_is_accepted(client: httpx.Client, fields: dict[str, Any]) -> None:
     assert complete(client, **{"max_tokens": 1, **fields})["usage"]["completion_tokens"] == 1
 
 

@@ -10,6 +10,7 @@ from enum import StrEnum
 from m3_worker.chat.template import ChatTemplate
 from m3_worker.engine import Engine
 from m3_worker.generation_defaults import GenerationDefaults
+from m3_worker.grammar import Grammars
 from m3_worker.tokenizer import Tokenizer
 
 
@@ -29,6 +30,7 @@ class ServedModel:
     name: str
     engine: Engine
     tokenizer: Tokenizer
+    grammars: Grammars
     template: ChatTemplate | None
     defaults: GenerationDefaults
     vocab_size: int

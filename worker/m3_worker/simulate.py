@@ -21,6 +21,7 @@ from m3_worker.chat.template import ChatTemplate
 from m3_worker.config import WorkerSettings
 from m3_worker.engine import Engine
 from m3_worker.generation_defaults import GenerationDefaults
+from m3_worker.grammar import Grammars
 from m3_worker.pages import Pages
 from m3_worker.request import Batch, SampledToken, Sequence
 from m3_worker.scheduler import Scheduler, SchedulerLimits
@@ -106,10 +107,12 @@ def load_simulated_model(settings: WorkerSettings, progress: Callable[[int, int]
     runner = SimulatedRunner(latency, settings.simulate_answer_tokens)
     scheduler = Scheduler(SchedulerLimits(settings.max_concurrent, settings.step_tokens), Pages(pages, PAGE_TOKENS))
     template = resources.files("m3_worker").joinpath("chat_template.jinja").read_text(encoding="utf-8")
+    tokenizer = Tokenizer(byte_level_tokenizer(_ADDED))
     return ServedModel(
         name=settings.model_name,
         engine=Engine(scheduler, runner, max_waiting=settings.max_waiting),
-        tokenizer=Tokenizer(byte_level_tokenizer(_ADDED)),
+        tokenizer=tokenizer,
+        grammars=Grammars(tokenizer, BYTES + len(_ADDED), {_END_OF_TURN}),
         template=ChatTemplate(template, {"bos_token": "]~!b[", "eos_token": "[e~["}),
         defaults=GenerationDefaults(),
         vocab_size=BYTES + len(_ADDED),

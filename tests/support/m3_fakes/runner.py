@@ -32,6 +32,8 @@ class FakeRunner:
     gate: acquired once before each step, so that a test decides when a step ends.
     before_step: called with each batch on the engine's thread; it may raise.
     reply: if set, every sequence generates these tokens, and the last of them again and again.
+    reply_by_seed: the same, for sequences of one seed.
+    logprob_by_seed: of every token of sequences of one seed; -0.5 is that of others.
     """
 
     def __init__(
@@ -44,6 +46,8 @@ class FakeRunner:
         self.gate = gate
         self.before_step = before_step
         self.reply: list[int] = []
+        self.reply_by_seed: dict[int | None, list[int]] = {}
+        self.logprob_by_seed: dict[int | None, float] = {}
         self.batches: list[list[tuple[str, int, int]]] = []
         self._memory: dict[tuple[int, int], int] = {}
         self._host: dict[tuple[int, int], int] = {}
@@ -72,14 +76,17 @@ class FakeRunner:
     def _sample(self, chunk: Chunk) -> SampledToken:
         if chunk.sequence.request.pooling is not None:
             return SampledToken(chunk.sequence.token_ids[-1], embedding=(1.0, 0.0))
-        if self.reply:
-            token_id = self.reply[min(chunk.sequence.generated_tokens, len(self.reply) - 1)]
+        seed = chunk.sequence.request.sampling.seed
+        reply = self.reply_by_seed.get(seed, self.reply)
+        if reply:
+            token_id = reply[min(chunk.sequence.generated_tokens, len(reply) - 1)]
         else:
             token_id = next_token(self._memory[self._slot(chunk, position)] for position in range(chunk.end))
         wanted = chunk.sequence.request.sampling.logprobs
         if wanted is None:
             return SampledToken(token_id)
-        return SampledToken(token_id, -0.5, tuple((other, -1.0 - other) for other in range(wanted)))
+        logprob = self.logprob_by_seed.get(seed, -0.5)
+        return SampledToken(token_id, logprob, tuple((other, -1.0 - other) for other in range(wanted)))
 
     def _slot(self, chunk: Chunk, position: int) -> tuple[int, int]:
         return chunk.page_ids[position // self.page_tokens], position % self.page_tokens

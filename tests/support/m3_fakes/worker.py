@@ -18,6 +18,7 @@ from m3_worker.chat.template import ChatTemplate
 from m3_worker.config import WorkerSettings
 from m3_worker.engine import Engine
 from m3_worker.generation_defaults import GenerationDefaults
+from m3_worker.grammar import Grammars
 from m3_worker.pages import Pages
 from m3_worker.scheduler import Scheduler, SchedulerLimits
 from m3_worker.server import EmbeddedServer, build_app, listen
@@ -77,6 +78,7 @@ class FakeWorker:
     def reset(self) -> None:
         """Let go of what a test held, and forget its reply."""
         self.runner.gate, self.runner.reply, self.runner.before_step = None, [], None
+        self.runner.reply_by_seed, self.runner.logprob_by_seed = {}, {}
         for gate in self.gates:
             gate.release(100_000)
         self.gates.clear()
@@ -88,10 +90,12 @@ def fake_model(
     """A model named `fake` with a context of CONTEXT_TOKENS, and its runner."""
     runner = FakeRunner(PAGE_TOKENS)
     scheduler = Scheduler(SchedulerLimits(max_concurrent, step_tokens), Pages(256, PAGE_TOKENS))
+    tokenizer = byte_tokenizer()
     model = ServedModel(
         name="fake",
         engine=Engine(scheduler, runner, max_waiting=max_waiting),
-        tokenizer=byte_tokenizer(),
+        tokenizer=tokenizer,
+        grammars=Grammars(tokenizer, 259, {END_OF_TURN}),
         template=ChatTemplate(TEMPLATE),
         defaults=GenerationDefaults(temperature=0.0),
         vocab_size=259,

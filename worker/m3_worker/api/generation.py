@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from m3_worker.api.errors import ApiError
-from m3_worker.engine import EngineFailedError, EngineFullError, TokenStream
-from m3_worker.request import FinishReason, Request, SampledToken, SamplingParameters, TokenOutput
+from m3_worker.engine import Engine, EngineFailedError, EngineFullError, TokenStream
+from m3_worker.request import FinishReason, MediaSpan, Request, SampledToken, SamplingParameters, TokenOutput
 from m3_worker.serving import ServedModel
 from m3_worker.stop_strings import StopStrings
 from m3_worker.tokenizer import Detokenizer
@@ -43,6 +43,9 @@ class Generation:
         sampling: SamplingParameters,
         stops: tuple[str, ...],
         priority: int,
+        *,
+        cache_salt: bytes = b"",
+        media: tuple[MediaSpan, ...] = (),
     ) -> None:
         """Hand the request to the engine. Raises ApiError 429 if its queue is full, 503 if it failed."""
         self.prompt_token_ids = prompt_token_ids
@@ -54,7 +57,9 @@ class Generation:
         self._detokenizer = Detokenizer(model.tokenizer)
         self._stop_strings = StopStrings(stops)
         self._id = uuid.uuid4().hex
-        self._stream = self._submit(Request(self._id, prompt_token_ids, sampling, priority, time.monotonic()))
+        now = time.monotonic()
+        request = Request(self._id, prompt_token_ids, sampling, priority, now, cache_salt=cache_salt, media=media)
+        self._stream = submit(model.engine, request)
 
     @property
     def is_finished(self) -> bool:
@@ -67,7 +72,7 @@ class Generation:
         return self._stop_strings.found
 
     async def next(self) -> Delta:
-        """Wait for the next tokens. Raises EngineFailedError."""
+        """Wait for the next tokens. Raises EngineFailedError, and ApiError 400 if the answer outgrew its grammar."""
         delta = Delta()
         for output in await self._stream.take():
             self._add(output, delta)
@@ -97,24 +102,17 @@ class Generation:
             "prompt_tokens": prompt_tokens,
             "completion_tokens": self.completion_tokens,
             "total_tokens": prompt_tokens + self.completion_tokens,
-            "prompt_tokens_details": {"cached_tokens": 0},
+            "prompt_tokens_details": {"cached_tokens": self.cached_tokens},
         }
 
     def headers(self) -> dict[str, str]:
         """What is known before the first byte."""
         return {"x-m3-input-tokens": str(len(self.prompt_token_ids))}
 
-    def _submit(self, request: Request) -> TokenStream:
-        try:
-            return self.model.engine.submit(request)
-        except EngineFullError as error:
-            raise ApiError(
-                429, f"the engine's queue is full: {error}", code="queue_full", retry_after_seconds=1
-            ) from None
-        except EngineFailedError as error:
-            raise ApiError(503, f"the engine failed: {error}", code="worker_failed", retry_after_seconds=30) from None
-
     def _add(self, output: TokenOutput, delta: Delta) -> None:
+        if output.token.failure is not None:
+            raise ApiError(400, f"the answer outgrew its grammar: {output.token.failure}", code="grammar_too_complex")
+        self.cached_tokens += output.cached_tokens
         self.completion_tokens += 1
         delta.tokens.append(output.token)
         reason = output.finish_reason
@@ -128,6 +126,16 @@ class Generation:
 
     def _passed_on(self, text: str) -> str:
         return text if self.completion_tokens <= self._min_tokens else self._stop_strings.push(text)
+
+
+def submit(engine: Engine, request: Request) -> TokenStream:
+    """Hand a request to the engine. Raises ApiError 429 if its queue is full, 503 if it failed."""
+    try:
+        return engine.submit(request)
+    except EngineFullError as error:
+        raise ApiError(429, f"the engine's queue is full: {error}", code="queue_full", retry_after_seconds=1) from None
+    except EngineFailedError as error:
+        raise ApiError(503, f"the engine failed: {error}", code="worker_failed", retry_after_seconds=30) from None
 
 
 def engine_failed(error: EngineFailedError) -> ApiError:
