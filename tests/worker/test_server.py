@@ -28,9 +28,9 @@ COMPLETIONS = "/v1/completions"
 
 @asynccontextmanager
 async def serving(
-    load: Callable[[Callable[[int, int], None]], ServedModel], drain_seconds: float = 30
+    load: Callable[[Callable[[int, int], None]], ServedModel], drain_seconds: float = 30, deadline_seconds: float = 60
 ) -> AsyncIterator[tuple[WorkerServer, "asyncio.Task[int]", httpx.AsyncClient]]:
-    settings = WorkerSettings(model=Path("fake"), drain_seconds=drain_seconds)
+    settings = WorkerSettings(model=Path("fake"), drain_seconds=drain_seconds, step_deadline_seconds=deadline_seconds)
     listener = listen("127.0.0.1", 0)
     server = WorkerServer(settings, load)
     process = asyncio.create_task(server.run(listener))
@@ -93,6 +93,21 @@ async def test_a_signal_while_loading_ends_at_once_with_0() -> None:
         async with asyncio.timeout(5):
             assert await process == 0
     go_on.set()
+
+
+async def test_an_engine_that_hangs_is_unhealthy_with_a_reason_and_ends_the_process_with_1() -> None:
+    model, runner = fake_model()
+    runner.gate = threading.Semaphore(0)
+    async with serving(lambda progress: model, deadline_seconds=0.1) as (_, process, client):
+        await until_found(client, "/health", '"ok"')
+        answer = await client.post(COMPLETIONS, json={"model": "fake", "prompt": "x", "max_tokens": 2})
+        assert answer.status_code == 500
+        assert "the engine hangs" in answer.json()["error"]["message"]
+        health = await client.get("/health")
+        assert (health.status_code, health.json()["status"]) == (503, "failed")
+        assert "no step was finished for" in health.json()["reason"]
+        assert await process == 1
+        runner.gate.release(100)
 
 
 async def test_a_drain_lets_requests_finish_and_takes_no_new_ones() -> None:

@@ -9,6 +9,7 @@ If a step fails, every request fails, and so does each later one: `failure` says
 import asyncio
 import logging
 import queue
+import secrets
 import threading
 import time
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from typing import Protocol, TypeVar
 
 from m3_worker.counters import Counters
 from m3_worker.host_pages import Copy
+from m3_worker.kv_events import EventLog
 from m3_worker.pages import Pages
 from m3_worker.request import Batch, Request, SampledToken, Sequence, TokenOutput
 from m3_worker.scheduler import Scheduler
@@ -83,6 +85,10 @@ class _Abort:
     by_client: bool
 
 
+class _Forget:
+    pass
+
+
 class _Stop:
     pass
 
@@ -100,13 +106,16 @@ class Engine:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.counters = Counters()
+        self.events = EventLog(secrets.token_hex(8), scheduler.pages.page_tokens)
         self.failure: str | None = None
+        self.step_began_seconds: float | None = None
+        """On the clock, while a step runs."""
         self._scheduler = scheduler
         self._runner = runner
         self._mover = mover
         self._max_in_flight = scheduler.limits.max_concurrent + max_waiting
         self._clock = clock
-        self._commands: queue.SimpleQueue[Request | _Abort | _Stop] = queue.SimpleQueue()
+        self._commands: queue.SimpleQueue[Request | _Abort | _Forget | _Stop] = queue.SimpleQueue()
         self._streams: dict[str, TokenStream] = {}  # of the event loop; every request that is not finished
         self._has_failed = asyncio.Event()
         self._is_idle = asyncio.Event()
@@ -124,6 +133,13 @@ class Engine:
     def stop(self) -> None:
         """Fail whatever is unfinished, and end the thread after the step it is in."""
         self._fail_streams("the engine was stopped")
+        self.events.close()
+        self._commands.put(_Stop())
+
+    def fail(self, reason: str) -> None:
+        """Fail every request and each later one: the engine is of no use any more. Its thread may hang."""
+        log.critical("%s", reason)
+        self._fail_streams(reason)
         self._commands.put(_Stop())
 
     def join(self, timeout_seconds: float = 5.0) -> None:
@@ -175,6 +191,10 @@ class Engine:
         if self._forget(request_id):
             self._commands.put(_Abort(request_id, by_client))
 
+    def forget_cached(self) -> None:
+        """Let no later request find what was computed until now, on the device or the host."""
+        self._commands.put(_Forget())
+
     async def wait_until_idle(self) -> None:
         """Return when no request is in flight."""
         await self._is_idle.wait()
@@ -220,7 +240,7 @@ class Engine:
 
     def step(self) -> None:
         """Compute one step and deliver what it brought."""
-        began = self._clock()
+        began = self.step_began_seconds = self._clock()
         batch = self._scheduler.schedule(began)
         if not batch.chunks:
             raise RuntimeError("there is work and none of it can be scheduled")
@@ -228,11 +248,13 @@ class Engine:
             self._mover.copy(batch.copies)
         sampled = self._runner.run(batch)
         outputs = self._scheduler.commit(batch, sampled)
+        self._tell_events()
         ended = self._clock()
         predicted = self._scheduler.observe(batch, ended - began)
         if predicted is not None:
             self.counters.step_prediction_error_ratio.observe(abs(predicted / (ended - began) - 1))
         self._count(batch, began, ended)
+        self.step_began_seconds = None
         if outputs:
             self._on_loop(self._dispatch, outputs)
 
@@ -247,11 +269,17 @@ class Engine:
                 return True
             if isinstance(command, Request):
                 self._scheduler.add(Sequence(command))
+            elif isinstance(command, _Forget):
+                self._scheduler.pages.forget_content()
+                self._tell_events()
             elif isinstance(command, _Abort):
                 was_there = self._scheduler.remove(command.request_id)
                 self.counters.aborts += was_there and command.by_client
             else:
                 return False
+
+    def _tell_events(self) -> None:
+        self.events.append(self._scheduler.pages.take_events(), time.time())
 
     def _count(self, batch: Batch, began: float, ended: float) -> None:
         counters = self.counters

@@ -91,11 +91,23 @@ class EventLog:
         self._last = 0
         self._pages: dict[bytes, _Page] = {}  # in the order they were stored
         self._listeners: list[Callable[[], None]] = []
+        self._is_closed = False
 
     @property
     def last_number(self) -> int:
         """Number of the newest batch, 0 before the first."""
         return self._last
+
+    @property
+    def first_number(self) -> int:
+        """Number of the oldest batch that can still be had; one after the newest if there is none."""
+        with self._lock:
+            return self._last + 1 - len(self._ring)
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether nothing will be added any more."""
+        return self._is_closed
 
     def append(self, events: Sequence[Event], unix_seconds: float) -> None:
         """Add one step's events, and call the listeners; nothing happens if there are none."""
@@ -110,9 +122,12 @@ class EventLog:
                 self._tokens -= _tokens(self._ring.popleft())
             for event in batch.events:
                 self._apply(event)
-            listeners = tuple(self._listeners)
-        for listener in listeners:
-            listener()
+        self._call_listeners()
+
+    def close(self) -> None:
+        """Let those who follow know that nothing will come any more."""
+        self._is_closed = True
+        self._call_listeners()
 
     def after(self, number: int) -> list[EventBatch] | None:
         """All batches after `number`, oldest first. None if some have left the ring, or have not come to be yet."""
@@ -132,7 +147,7 @@ class EventLog:
             ]
 
     def listen(self, listener: Callable[[], None]) -> None:
-        """Call `listener` after every append, on the thread that appends; it must return at once."""
+        """Call `listener` after every append and at the end, on the thread of that; it must return at once."""
         with self._lock:
             self._listeners.append(listener)
 
@@ -140,6 +155,12 @@ class EventLog:
         """Call it no longer."""
         with self._lock:
             self._listeners.remove(listener)
+
+    def _call_listeners(self) -> None:
+        with self._lock:
+            listeners = tuple(self._listeners)
+        for listener in listeners:
+            listener()
 
     def _apply(self, event: Event) -> None:
         if isinstance(event, Cleared):

@@ -15,7 +15,7 @@ import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import uvicorn
 from fastapi import FastAPI
@@ -26,6 +26,7 @@ from m3_worker.api.chat import chat_routes
 from m3_worker.api.completions import completion_routes
 from m3_worker.api.errors import install_error_handlers, json_response
 from m3_worker.api.incoming import RequestIds
+from m3_worker.api.kv_events import kv_event_routes
 from m3_worker.api.models import model_routes
 from m3_worker.api.tokens import token_routes
 from m3_worker.cache_size import CacheSizeError
@@ -34,12 +35,23 @@ from m3_worker.metrics import CONTENT_TYPE, render_metrics
 from m3_worker.model_config import CheckpointError
 from m3_worker.progress import load_report
 from m3_worker.serving import Phase, ServedModel, WorkerState
+from m3_worker.watchdog import watch
+
+if TYPE_CHECKING:
+    from m3_worker.kv_events_zmq import KvEventPublisher
 
 log = logging.getLogger(__name__)
 
 Load = Callable[[Callable[[int, int], None]], ServedModel]
 """Loads the model, on a thread; is given where to report (bytes read, bytes needed)."""
 
+_ROUTES = (
+    chat_routes,
+    completion_routes,
+    kv_event_routes,
+    token_routes,
+    model_routes,
+)
 _FLUSH_SECONDS = 5
 _TELL_SECONDS = 1.0
 """How long a worker whose engine failed still answers, so that its clients and health checks learn why."""
@@ -76,7 +88,11 @@ def main() -> None:
             return load_served_model(settings, tell)
 
     async def serve() -> int:
-        server = WorkerServer(settings, load)
+        try:
+            publisher = _publisher(settings)
+        except OSError as error:
+            sys.exit(f"m3-worker: {error}")
+        server = WorkerServer(settings, load, publisher)
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, server.request_stop)
         return await server.run(listener)
@@ -84,6 +100,15 @@ def main() -> None:
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
         code = runner.run(serve())
     sys.exit(code)
+
+
+def _publisher(settings: WorkerSettings) -> "KvEventPublisher | None":
+    """The sockets for KV events, if the settings ask for them. Raises OSError that names the flag."""
+    if settings.kv_events_zmq is None:
+        return None
+    from m3_worker.kv_events_zmq import KvEventPublisher
+
+    return KvEventPublisher(settings.kv_events_zmq, settings.kv_events_zmq_replay)
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -99,7 +124,7 @@ def build_app(state: WorkerState) -> FastAPI:
     """All routes over one state."""
     app = FastAPI(title="m3-worker", openapi_url=None, docs_url=None, redoc_url=None)
     install_error_handlers(app)
-    for routes in (completion_routes, chat_routes, token_routes, model_routes):
+    for routes in _ROUTES:
         app.include_router(routes(state))
 
     @app.get("/health")
@@ -120,12 +145,14 @@ def build_app(state: WorkerState) -> FastAPI:
 class WorkerServer:
     """One worker from its first to its last moment."""
 
-    def __init__(self, settings: WorkerSettings, load: Load) -> None:
+    def __init__(self, settings: WorkerSettings, load: Load, publisher: "KvEventPublisher | None" = None) -> None:
         self.state = WorkerState(settings.max_body_bytes)
         self._settings = settings
         self._load = load
         self._stop_requested = asyncio.Event()
         self._hurry_requested = asyncio.Event()
+        self._publisher = publisher
+        self._beside: list[asyncio.Task[None]] = []  # what runs as long as the model is served
 
     def request_stop(self) -> None:
         """Drain and end; asked a second time, end without draining any longer."""
@@ -145,6 +172,7 @@ class WorkerServer:
             await self._drain(self.state.model)
         server.request_exit()
         await serving
+        await self._end_beside()
         if self.state.model is not None:
             await asyncio.to_thread(self.state.model.engine.join)
         return code
@@ -162,6 +190,9 @@ class WorkerServer:
             stopped.cancel()
             return 1
         model.engine.start(loop)
+        self._beside.append(asyncio.create_task(watch(model.engine, self._settings.step_deadline_seconds)))
+        if self._publisher is not None:
+            self._beside.append(asyncio.create_task(self._publisher.run(model.engine.events)))
         self.state.model = model
         gc.collect()
         gc.freeze()  # what is loaded by now lives as long as the process: collections need not walk it
@@ -175,6 +206,15 @@ class WorkerServer:
         )
         await asyncio.sleep(_TELL_SECONDS)
         return 1
+
+    async def _end_beside(self) -> None:
+        for task in self._beside:
+            task.cancel()
+        for result in await asyncio.gather(*self._beside, return_exceptions=True):
+            if isinstance(result, Exception):
+                log.error("what ran beside the engine had failed", exc_info=result)
+        if self._publisher is not None:
+            self._publisher.close()
 
     def _start_loading(self, loop: asyncio.AbstractEventLoop) -> "asyncio.Future[ServedModel]":
         """Load on a daemon thread, so that a signal ends the process while it loads."""
