@@ -140,7 +140,7 @@ TABLE = [
         "chat_template_kwargs.enable_thinking",
         chat_template_kwargs={"enable_thinking": True},
     ),
-    Bad("/v1/embeddings", {}, "there is no POST /v1/embeddings here", None, 404),
+    Bad("/v1/audio/speech", {}, "there is no POST /v1/audio/speech here", None, 404),
     Bad(COMPLETIONS, b"x" * 65537, "the body has 65537 bytes: the limit is 65536 bytes", None, 413),
 ]
 

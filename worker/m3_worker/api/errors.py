@@ -1,6 +1,7 @@
-"""Errors as OpenAI's clients read them: {"error": {message, type, param, code}}.
+"""Errors as each dialect's clients read them, and how a failed check of a field becomes a sentence.
 
-Owns the shape, the status codes and how a failed check of a field becomes a sentence that names field, value and rule.
+OpenAI: {"error": {message, type, param, code}}. Anthropic, under `/v1/messages`: {"type": "error", "error": {type,
+message}, "request_id"}, where a full engine is 529 instead of 429. A message names the field, its value and the rule.
 """
 
 import difflib
@@ -20,6 +21,8 @@ from m3_worker.serving import Phase, WorkerState
 log = logging.getLogger(__name__)
 
 _TYPES = {400: "invalid_request_error", 404: "not_found_error", 413: "request_too_large", 429: "rate_limit_error"}
+_OVERLOADED = 529
+_ANTHROPIC_PATH = "/v1/messages"
 
 
 class ApiError(Exception):
@@ -47,9 +50,24 @@ class ApiError(Exception):
         return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
 
     def response(self) -> Response:
-        """The whole answer."""
-        headers = {} if self.retry_after_seconds is None else {"Retry-After": str(self.retry_after_seconds)}
-        return json_response(self.body(), self.status, headers)
+        """The whole answer, in OpenAI's shape."""
+        return json_response(self.body(), self.status, self._headers())
+
+    def anthropic_body(self, request_id: str | None) -> dict[str, Any]:
+        """The JSON object of the error in Anthropic's shape."""
+        if self.status == 429:
+            kind = "overloaded_error"
+        else:
+            kind = _TYPES.get(self.status, "api_error" if self.status >= 500 else "invalid_request_error")
+        return {"type": "error", "error": {"type": kind, "message": self.message}, "request_id": request_id}
+
+    def anthropic_response(self, request_id: str | None) -> Response:
+        """The whole answer, in Anthropic's shape."""
+        status = _OVERLOADED if self.status == 429 else self.status
+        return json_response(self.anthropic_body(request_id), status, self._headers())
+
+    def _headers(self) -> dict[str, str]:
+        return {} if self.retry_after_seconds is None else {"Retry-After": str(self.retry_after_seconds)}
 
 
 def json_response(value: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:  # noqa: ANN401 # any JSON
@@ -91,12 +109,26 @@ def shown(value: object) -> str:
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
+def request_id_of(request: Request) -> str | None:
+    """The id under which the request is answered."""
+    found: str | None = getattr(request.state, "request_id", None)
+    return found
+
+
+def error_response(request: Request, error: ApiError) -> Response:
+    """The answer in the dialect of the request's path."""
+    path = request.url.path
+    if path == _ANTHROPIC_PATH or path.startswith(f"{_ANTHROPIC_PATH}/"):
+        return error.anthropic_response(request_id_of(request))
+    return error.response()
+
+
 def install_error_handlers(app: FastAPI) -> None:
-    """Make every error of the app an OpenAI error: ours, unknown paths and methods, and defects."""
+    """Make every error of the app one of its dialect: ours, unknown paths and methods, and defects."""
 
     async def api_error(request: Request, error: Exception) -> Response:
         assert isinstance(error, ApiError)  # noqa: S101 # by registration
-        return error.response()
+        return error_response(request, error)
 
     async def http_error(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)  # noqa: S101 # by registration
@@ -106,13 +138,13 @@ def install_error_handlers(app: FastAPI) -> None:
             message = f"{request.url.path} does not take {request.method}"
         else:
             message = str(error.detail) or HTTPStatus(error.status_code).phrase
-        response = ApiError(error.status_code, message).response()
+        response = error_response(request, ApiError(error.status_code, message))
         response.headers.update(error.headers or {})
         return response
 
     async def defect(request: Request, error: Exception) -> Response:
         log.error("%s %s failed", request.method, request.url.path, exc_info=error)
-        return ApiError(500, "internal error; the worker's log has the details").response()
+        return error_response(request, ApiError(500, "internal error; the worker's log has the details"))
 
     app.add_exception_handler(ApiError, api_error)
     app.add_exception_handler(HTTPException, http_error)

@@ -6,7 +6,7 @@ Owns the refusals that are the same everywhere: 503 while not ready, 413, malfor
 import asyncio
 import logging
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -35,8 +35,15 @@ class Incoming:
 
     model: ServedModel
     priority: int
+    cache_salt: bytes
+    """Its tenant, from `x-m3-tenant`: cached pages are never shared between two."""
     body: dict[str, Any]
     body_bytes: int
+
+    def work_bytes(self, slow_fields: Iterable[str]) -> int:
+        """For `off_loop`: the body's size, but never small where a field is given that takes long however short."""
+        is_slow = any(self.body.get(name) for name in slow_fields)
+        return max(self.body_bytes, INLINE_BYTES + 1) if is_slow else self.body_bytes
 
 
 async def receive_request(request: Request, state: WorkerState, *, needs_model: bool = True) -> Incoming:
@@ -52,7 +59,7 @@ async def receive_request(request: Request, state: WorkerState, *, needs_model: 
     body = await off_loop(len(raw), _json_object, raw)
     name = body.get("model")
     model = state.model if name is None and not needs_model else require_model(state.model, name)
-    return Incoming(model, priority, body, len(raw))
+    return Incoming(model, priority, request.headers.get("x-m3-tenant", "").encode(), body, len(raw))
 
 
 def parse_object(kind: type[Parsed], body: Mapping[str, Any]) -> Parsed:
@@ -117,7 +124,10 @@ def _priority(headers: Headers) -> int:
 
 
 class RequestIds:
-    """ASGI middleware: every answer carries `x-request-id`, the client's own where it sent one."""
+    """ASGI middleware: every answer carries `x-request-id`, the client's own where it sent one.
+
+    Anthropic's clients look for it in `request-id`, so it stands there too.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -128,10 +138,12 @@ class RequestIds:
             await self._app(scope, receive, send)
             return
         request_id = Headers(scope=scope).get("x-request-id") or f"req-{uuid.uuid4().hex}"
+        scope.setdefault("state", {})["request_id"] = request_id
 
         async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":
-                MutableHeaders(scope=message)["x-request-id"] = request_id
+                headers = MutableHeaders(scope=message)
+                headers["x-request-id"] = headers["request-id"] = request_id
             await send(message)
 
         await self._app(scope, receive, send_with_id)

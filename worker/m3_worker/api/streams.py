@@ -21,7 +21,7 @@ Next = TypeVar("Next")
 Next_co = TypeVar("Next_co", covariant=True)
 Whole_co = TypeVar("Whole_co", covariant=True)
 
-_CLIENT_CLOSED_REQUEST = 499
+CLIENT_CLOSED_REQUEST = 499
 
 
 class Source(Protocol[Next_co, Whole_co]):
@@ -71,7 +71,7 @@ async def whole_answer(source: Source[Any, T], receive: Receive, render: Callabl
     try:
         return render(await unless_gone(source.collect(), receive))
     except ClientGoneError:
-        return Response(status_code=_CLIENT_CLOSED_REQUEST)
+        return Response(status_code=CLIENT_CLOSED_REQUEST)
     finally:
         source.close()
 
