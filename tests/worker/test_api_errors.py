@@ -51,6 +51,24 @@ def bad_chat(message: str, param: str | None, **fields: Any) -> Bad:
 
 NOT_JSON = "the body is not valid JSON: "
 LACKS = "this version does not support it"
+AUDIO = {"role": "user", "content": [{"type": "input_audio", "input_audio": {"data": ""}}]}
+LOOKAHEAD = {"type": "object", "properties": {"a": {"type": "string", "pattern": "a(?=b)"}}}
+
+
+def calling(*calls: tuple[str, str]) -> dict[str, Any]:
+    """An assistant's calls of f: (id, arguments)."""
+    functions = [(one, {"name": "f", "arguments": arguments}) for one, arguments in calls]
+    return {
+        "role": "assistant",
+        "tool_calls": [{"id": one, "type": "function", "function": function} for one, function in functions],
+    }
+
+
+def result(identity: str) -> dict[str, Any]:
+    return {"role": "tool", "tool_call_id": identity, "content": "done"}
+
+
+CALLING = calling(("c1", "{}"), ("c2", "{}"))
 IMAGE = {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}
 
 TABLE = [
@@ -118,19 +136,57 @@ TABLE = [
     bad_completion("stream_options is 5: must be", "stream_options", stream_options=5),
     Bad(CHAT, {"model": "fake"}, "messages is required", "messages"),
     bad_chat("messages must be a list with at least one message", "messages", messages=[]),
-    bad_chat("tool messages are not supported", "messages[1].role", messages=[USER, {"role": "tool", "content": "x"}]),
     bad_chat("can only open the conversation", "messages[1].role", messages=[USER, {"role": "system", "content": "x"}]),
-    bad_chat("parts of type 'image_url' are not supported", "messages[0].content[0]", messages=[IMAGE]),
-    bad_chat(f"{LACKS}; only [] is accepted", "tools", tools=[{"type": "function"}]),
-    bad_chat(f'tool_choice is "required": {LACKS}', "tool_choice", tool_choice="required"),
-    bad_chat(LACKS, "response_format", response_format={"type": "json_object"}),
-    bad_chat(LACKS, "reasoning_effort", reasoning_effort="high"),
-    bad_chat("n is 2", "n", n=2),
+    bad_chat(
+        "a root message can only be the first", "messages[1].role", messages=[USER, {"role": "root", "content": "x"}]
+    ),
+    bad_chat("messages[0].role is 'bot': must be one of root", "messages[0].role", messages=[{"role": "bot"}]),
+    bad_chat("must follow an assistant message with", "messages[1]", messages=[USER, result("c1")]),
+    bad_chat("has no tool call of this id", "messages[2].tool_call_id", messages=[USER, CALLING, result("c9")]),
+    bad_chat("answers c2; every call", "messages[1].tool_calls", messages=[USER, CALLING, result("c1")]),
+    bad_chat("answers c1, c2; every call", "messages[1].tool_calls", messages=[USER, CALLING]),
+    bad_chat(
+        "is not valid JSON: EOF while parsing",
+        "messages[1].tool_calls[0].function.arguments",
+        messages=[USER, calling(("c1", "{"))],
+    ),
+    bad_chat(
+        "must be a string or a list of parts",
+        "messages[2].content",
+        messages=[USER, calling(("c1", "{}")), {**result("c1"), "content": {"sunny": True}}],
+    ),
+    bad_chat("this model takes no images", "messages[0].content[0].image_url", messages=[IMAGE]),
+    bad_chat("is of type 'input_audio': must be one of", "messages[0].content[0]", messages=[AUDIO]),
+    bad_chat("tools[0].function must be an object", "tools[0].function", tools=[{"type": "function"}]),
+    bad_chat("tool_choice demands a tool call, but there are no tools", "tool_choice", tool_choice="required"),
+    bad_chat(
+        "tool_choice names 'g', which is not among the tools: f",
+        "tool_choice",
+        tools=[{"type": "function", "function": {"name": "f"}}],
+        tool_choice={"type": "function", "function": {"name": "g"}},
+    ),
+    bad_chat(
+        "tools cannot be enforced: ",
+        "tools",
+        tools=[{"type": "function", "function": {"name": "f", "parameters": LOOKAHEAD}}],
+        tool_choice="required",
+    ),
+    bad_chat(
+        "json_schema is required with type json_schema", "response_format", response_format={"type": "json_schema"}
+    ),
+    bad_chat(f'functions is [{{"name": "f"}}]: {LACKS}', "functions", functions=[{"name": "f"}]),
+    bad_chat("reasoning_effort is \"deep\": must be 'none'", "reasoning_effort", reasoning_effort="deep"),
+    bad_chat("n is 0: must be greater than or equal to 1", "n", n=0),
+    bad_chat("max_tokens is -1: must be greater than or equal to 1", "max_tokens", max_tokens=-1),
+    bad_chat(
+        "max_completion_tokens is 524288: with", "max_completion_tokens", max_tokens=None, max_completion_tokens=2**19
+    ),
+    bad_chat("temperature is 5.0: must be less than or equal to 2", "temperature", temperature=5.0),
     bad_chat("max_tokens is 1 and max_completion_tokens is 2: give one of them", None, max_completion_tokens=2),
     bad_chat("top_logprobs needs logprobs to be true", None, top_logprobs=2),
     bad_chat("must be 'enabled', 'disabled' or 'adaptive'", "thinking.type", thinking={"type": "on"}),
     bad_chat(
-        "thinking.type is enabled, but chat_template_kwargs.thinking_mode is another: give one",
+        "thinking.type is enabled and chat_template_kwargs.thinking_mode is disabled: give one of them",
         "thinking",
         thinking={"type": "enabled"},
         chat_template_kwargs={"thinking_mode": "disabled"},

@@ -276,9 +276,9 @@ def test_transformers_reads_tokenizer_and_template_and_renders_the_same_prompt(
             "a message of role system is not possible here",
         ),
         (
-            [{"role": "user", "content": [{"type": "image", "image": "x"}]}],
+            [{"role": "user", "content": [{"type": "audio", "audio": "x"}]}],
             {},
-            "content of type image is not supported: only text is",
+            "content of type audio is not supported: only text, image and video are",
         ),
         (
             [{"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "f", "arguments": "{}"}}]}],

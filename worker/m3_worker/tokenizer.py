@@ -26,6 +26,8 @@ class Tokenizer:
         self._added = {token_id: token.content.encode() for token_id, token in added.items()}
         self._special = frozenset(token_id for token_id, token in added.items() if token.special)
         self._byte_of = {character: byte for byte, character in enumerate(byte_characters())}
+        self.special_texts = tuple(token.content for token in added.values() if token.special)
+        """What special tokens are in a text that is encoded, and never in one that is decoded."""
 
     @classmethod
     def load(cls, directory: Path) -> "Tokenizer":

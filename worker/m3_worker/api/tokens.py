@@ -9,25 +9,23 @@ from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict
 from starlette.responses import Response
 
-from m3_worker.api.chat import Thinking, render_prompt, template_variables
+from m3_worker.api.chat_prompt import prepare_chat, refused
+from m3_worker.api.chat_request import ConversationFields
 from m3_worker.api.completions import prompt_token_ids
 from m3_worker.api.errors import ApiError, json_response
 from m3_worker.api.incoming import Incoming, off_loop, parse_object, receive_request
-from m3_worker.serving import WorkerState
+from m3_worker.chat.conversation import ChatError
+from m3_worker.serving import ServedModel, WorkerState
 
 
-class TokenizeFields(BaseModel):
+class TokenizeFields(ConversationFields):
     """The body of `POST /tokenize`: one of prompt and messages."""
-
-    model_config = ConfigDict(strict=True)
 
     prompt: Any = None
     messages: Any = None
     add_special_tokens: bool | None = True
     """Whether the tokenizer adds what it adds around a prompt; messages are what the chat template makes of them."""
     return_token_strs: bool | None = False
-    chat_template_kwargs: dict[str, Any] | None = None
-    thinking: Thinking | None = None
 
 
 class DetokenizeFields(BaseModel):
@@ -64,9 +62,7 @@ def _tokenize(incoming: Incoming) -> dict[str, Any]:
         special = fields.add_special_tokens is not False
         token_ids = prompt_token_ids(fields.prompt, model, add_special_tokens=special)
     else:
-        variables = template_variables(fields.chat_template_kwargs, fields.thinking)
-        text = render_prompt(fields.messages, variables, model)
-        token_ids = model.tokenizer.encode(text, add_special_tokens=False)
+        token_ids = _chat_token_ids(fields, model)
     texts = [model.tokenizer.token_text(token_id) for token_id in token_ids] if fields.return_token_strs else None
     return {
         "count": len(token_ids),
@@ -74,6 +70,14 @@ def _tokenize(incoming: Incoming) -> dict[str, Any]:
         "tokens": token_ids,
         "token_strs": texts,
     }
+
+
+def _chat_token_ids(fields: TokenizeFields, model: ServedModel) -> list[int]:
+    try:
+        conversation = fields.conversation()
+    except ChatError as error:
+        raise refused(error) from None
+    return prepare_chat(model, conversation).token_ids
 
 
 def _detokenize(incoming: Incoming) -> dict[str, str]:

@@ -15,10 +15,9 @@ import jinja2
 from jinja2 import meta
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from m3_worker.chat.conversation import ChatError
+from m3_worker.chat.conversation import THINKING_MODES, ChatError
 from m3_worker.model_config import CheckpointError, read_json
 
-THINKING_MODES = ("enabled", "disabled", "adaptive")
 _OURS = frozenset({"messages", "tools", "add_generation_prompt", "bos_token", "eos_token"})
 
 
@@ -62,7 +61,12 @@ class ChatTemplate:
         except jinja2.TemplateError as error:
             raise CheckpointError(f"{path if path.exists() else config_path}: chat template: {error}") from None
 
-    def render(self, messages: Sequence[Mapping[str, Any]], variables: Mapping[str, Any]) -> str:
+    def render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        variables: Mapping[str, Any],
+        tools: Sequence[Mapping[str, Any]] = (),
+    ) -> str:
         """The prompt for the assistant's next turn. Raises ChatError with the template's own complaint."""
         for name in variables:
             if name not in self.variables:
@@ -79,8 +83,10 @@ class ChatTemplate:
             )
         given = {**self._special_tokens, **variables}
         try:
-            return self._template.render(messages=messages, tools=None, add_generation_prompt=True, **given)
-        except jinja2.TemplateError as error:
+            return self._template.render(
+                messages=messages, tools=list(tools) or None, add_generation_prompt=True, **given
+            )
+        except (jinja2.TemplateError, TypeError, ValueError, LookupError, RecursionError) as error:
             raise ChatError("messages", f"the model's chat template refuses the messages: {error}") from None
 
 
