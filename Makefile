@@ -1,6 +1,6 @@
 # Everything a contributor types. `make help` lists the targets; CI runs `make test` and nothing cleverer.
 .DEFAULT_GOAL := help
-.PHONY: help demo setup test test-fast test-cluster check format lock crds cluster cluster-bin bench-router clean
+.PHONY: help demo setup test test-fast test-cluster check format lock crds cluster cluster-bin bench-router bench-engine soak tiny-model clean
 
 BIN := .venv/bin
 PYTEST := $(BIN)/python -m pytest
@@ -51,6 +51,15 @@ cluster: cluster-bin ## a real two-node cluster until Ctrl-C; prints the kubecon
 
 bench-router: setup ## the router against nginx in front of the same mock engine, in one run
 	$(BIN)/python benchmarks/router/bench.py
+
+bench-engine: setup ## the engine against transformers and mlx-lm on the same tiny weights, in one run
+	$(BIN)/python benchmarks/engine/bench.py
+
+soak: setup ## ten minutes of random load on a tiny engine; every stream must equal its undisturbed run
+	$(BIN)/python benchmarks/engine/soak.py
+
+tiny-model: setup ## train anew the tiny M3 that ships with the worker (under 10 minutes on 2 cores)
+	$(BIN)/python -m training.tiny_model.train
 
 clean: ## caches of the tools; not .venv, not the cluster's binaries
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis build *.egg-info
