@@ -1,5 +1,6 @@
 """The simulated worker: the real API over a latency model that can be worked out by hand, without torch."""
 
+import json
 import re
 import signal
 import subprocess
@@ -9,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import httpx
+import jsonschema
 import openai
 import pytest
 
@@ -16,7 +18,8 @@ from m3_fakes.worker import running_simulation
 from m3_worker.cache_size import CacheSizeError
 from m3_worker.config import WorkerSettings
 from m3_worker.request import Batch, Chunk, Request, SamplingParameters, Sequence
-from m3_worker.simulate import WORDS, Latency, SimulatedRunner, load_simulated_model
+from m3_worker.simulate import Latency, SimulatedRunner, load_simulated_model
+from m3_worker.simulated_words import WORDS
 
 FAST = WorkerSettings(simulate=True, simulate_token_seconds=0, simulate_prefill_tokens_per_second=1e9)
 HELLO = [{"role": "user", "content": "hello"}]
@@ -104,6 +107,39 @@ def test_a_context_of_half_a_million_tokens_is_no_work() -> None:
     with running_simulation(FAST) as (_, url):
         body = httpx.post(f"{url}/v1/completions", json=prompt, timeout=30).json()
     assert body["usage"]["prompt_tokens"] == 524_288
+
+
+SCHEMA = {
+    "type": "object",
+    "properties": {
+        "title": {"type": "string"},
+        "count": {"type": "integer", "minimum": 3},
+        "kinds": {"type": "array", "items": {"enum": ["a", "b"]}, "minItems": 2},
+        "more": {"type": "object", "additionalProperties": {"type": "boolean"}},
+    },
+    "required": ["title", "count", "kinds", "more"],
+    "additionalProperties": False,
+}
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_an_answer_that_must_match_a_schema_does(seed: int) -> None:
+    form = {"type": "json_schema", "json_schema": {"name": "x", "schema": SCHEMA}}
+    with simulation() as client:
+        body = client.chat.completions.create(model="simulated", messages=HELLO, seed=seed, response_format=form)
+        assert body.choices[0].finish_reason == "stop"
+        jsonschema.validate(json.loads(body.choices[0].message.content or ""), SCHEMA)
+
+
+def test_a_tool_that_must_be_called_is_called() -> None:
+    tool = {"type": "function", "function": {"name": "file", "parameters": SCHEMA}}
+    with simulation() as client:
+        body = client.chat.completions.create(
+            model="simulated", messages=HELLO, tools=[tool], tool_choice="required", max_tokens=2000
+        )
+        (call,) = body.choices[0].message.tool_calls or ()
+        assert call.function.name == "file"
+        jsonschema.validate(json.loads(call.function.arguments), SCHEMA)
 
 
 @pytest.mark.parametrize(

@@ -1,21 +1,19 @@
 """A model that computes nothing: the worker's own engine, scheduler and API over a latency model.
 
-For tests of what stands in front of workers, and for machines without a GPU. Owns how long a step takes, which words an
-answer has, and the built-in vocabulary and template around them. Pages, prefix cache, queues and metrics are the real
-ones. Imports no torch, and is ready in the time that the imports take.
+For tests of what stands in front of workers, and for machines without a GPU. Owns how long a step takes and what the
+model is put together from; its words are simulated_words'. Pages, prefix cache, queues and metrics are the real ones.
+Imports no torch, and is ready in the time that the imports take.
 
 Words are tokens of the vocabulary and every other byte is one, so a simulated prompt has about as many tokens as bytes.
 """
 
-import struct
 import time
-import zlib
 from collections.abc import Callable
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass
 from importlib import resources
 
-from m3_worker.byte_vocabulary import BYTES, M3_TOKENS, byte_level_tokenizer
+from m3_worker.byte_vocabulary import byte_level_tokenizer
 from m3_worker.cache_size import CacheSizeError
 from m3_worker.chat.template import ChatTemplate
 from m3_worker.config import WorkerSettings
@@ -23,29 +21,16 @@ from m3_worker.engine import Engine
 from m3_worker.generation_defaults import GenerationDefaults
 from m3_worker.grammar import Grammars
 from m3_worker.pages import Pages
-from m3_worker.request import Batch, SampledToken, Sequence
+from m3_worker.request import Batch, SampledToken
 from m3_worker.scheduler import Scheduler, SchedulerLimits
 from m3_worker.serving import ServedModel
+from m3_worker.simulated_words import ADDED_TOKENS, END_OF_TURN, VOCAB_SIZE, say
 from m3_worker.tokenizer import Tokenizer
 
 PAGE_TOKENS = 128
 CONTEXT_TOKENS = 1_048_576
 """M3's own, and the longest that can be asked for."""
 CACHE_TOKENS = 4 * CONTEXT_TOKENS
-
-_VOCABULARY = (
-    "a answer any block cache chosen context each every expert first from group head is key large last layer long "
-    "model new of one page past prompt query router same score short small sparse step that the then to token top "
-    "value where with worker"
-)
-WORDS = tuple(f" {word}" for word in _VOCABULARY.split())
-_ADDED = (*M3_TOKENS, *((word, False) for word in WORDS))
-_IDS = {text: BYTES + number for number, (text, _) in enumerate(_ADDED)}
-_END_OF_TURN = _IDS["[e~["]
-_THINKING = _IDS["<mm:think>"]
-_DONE_THINKING = _IDS["</mm:think>"]
-_FIRST_WORD = _IDS[WORDS[0]]
-_LOGPROB = -0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,25 +61,7 @@ class SimulatedRunner:
         """One token for each of `batch.sampling`, after the step's time."""
         decoding = sum(chunk.sequence.is_decoding for chunk in batch.chunks)
         self._sleep(self._latency.step_seconds(batch.tokens - decoding, decoding))
-        return [self._sample(sequence) for sequence in batch.sampling]
-
-    def _sample(self, sequence: Sequence) -> SampledToken:
-        token_id = self._next_token(sequence)
-        wanted = sequence.request.sampling.logprobs
-        if wanted is None:
-            return SampledToken(token_id)
-        return SampledToken(token_id, _LOGPROB, tuple((_FIRST_WORD + rank, _LOGPROB - rank) for rank in range(wanted)))
-
-    def _next_token(self, sequence: Sequence) -> int:
-        """A word; the end of thinking after a quarter of the answer, if it began with thinking; the end in the end."""
-        sampling, generated = sequence.request.sampling, sequence.generated_tokens
-        thinks = sequence.token_ids[sequence.prompt_tokens - 1] == _THINKING
-        if thinks and generated == self._answer_tokens // 4:
-            return _DONE_THINKING
-        if _END_OF_TURN in sampling.stop_token_ids and generated >= max(self._answer_tokens, sampling.min_tokens):
-            return _END_OF_TURN
-        before = struct.pack("<4q", sequence.prompt_tokens, generated, sequence.token_ids[-1], sampling.seed or 0)
-        return _FIRST_WORD + zlib.crc32(before) % len(WORDS)
+        return [say(sequence, self._answer_tokens) for sequence in batch.sampling]
 
 
 def load_simulated_model(settings: WorkerSettings, progress: Callable[[int, int], None]) -> ServedModel:
@@ -107,17 +74,17 @@ def load_simulated_model(settings: WorkerSettings, progress: Callable[[int, int]
     runner = SimulatedRunner(latency, settings.simulate_answer_tokens)
     scheduler = Scheduler(SchedulerLimits(settings.max_concurrent, settings.step_tokens), Pages(pages, PAGE_TOKENS))
     template = resources.files("m3_worker").joinpath("chat_template.jinja").read_text(encoding="utf-8")
-    tokenizer = Tokenizer(byte_level_tokenizer(_ADDED))
+    tokenizer = Tokenizer(byte_level_tokenizer(ADDED_TOKENS))
     return ServedModel(
         name=settings.model_name,
         engine=Engine(scheduler, runner, max_waiting=settings.max_waiting),
         tokenizer=tokenizer,
-        grammars=Grammars(tokenizer, BYTES + len(_ADDED), {_END_OF_TURN}),
+        grammars=Grammars(tokenizer, VOCAB_SIZE, {END_OF_TURN}),
         template=ChatTemplate(template, {"bos_token": "]~!b[", "eos_token": "[e~["}),
         defaults=GenerationDefaults(),
-        vocab_size=BYTES + len(_ADDED),
+        vocab_size=VOCAB_SIZE,
         max_context_tokens=context,
-        eos_token_ids=frozenset({_END_OF_TURN}),
+        eos_token_ids=frozenset({END_OF_TURN}),
         created_seconds=int(time.time()),
     )
 
