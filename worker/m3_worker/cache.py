@@ -17,6 +17,16 @@ from m3_worker.model_config import ModelConfig
 
 
 @dataclass(frozen=True)
+class MediaRows:
+    """Tokens of a step that stand for a part of an image or a video, and what they are embedded as."""
+
+    rows: Tensor
+    """[M] i64: the tokens (0 .. T - 1)."""
+    embeddings: Tensor
+    """[M, C], of the vision tower."""
+
+
+@dataclass(frozen=True)
 class StepTensors:
     """One step: T new tokens of S sequences, one sequence after another, without padding.
 
@@ -38,6 +48,8 @@ class StepTensors:
     """[T] i64: page * page_tokens + offset, where each token's key, value and index key are written."""
     logit_rows: Tensor
     """[R] i64: the tokens (0 .. T - 1) whose logits are wanted."""
+    media: tuple[MediaRows, ...] = ()
+    """Placeholders among the tokens; no token is in two of them."""
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from m3_kernels import ops
 from m3_kernels.layout import AttentionNorms, LayerPages, RaggedBatch, RotaryAngles
 from m3_worker.cache import PagedCache, StepTensors
 from m3_worker.model_config import ModelConfig
-from m3_worker.vision import VisionWeights
+from m3_worker.vision import VisionTower, VisionWeights
 
 
 @dataclass(frozen=True)
@@ -135,6 +135,8 @@ class M3Model:
     def __init__(self, config: ModelConfig, weights: ModelWeights) -> None:
         self.config = config
         self.weights = weights
+        vision = (config.vision, weights.vision)
+        self.vision = None if vision[0] is None or vision[1] is None else VisionTower(vision[0], vision[1])
 
     @torch.inference_mode()
     def forward(self, step: StepTensors, cache: PagedCache) -> Tensor:
@@ -148,6 +150,8 @@ class M3Model:
         batch = RaggedBatch(step.positions, step.slot_mapping, step.query_starts, step.context_lengths, step.page_table)
         angles = ops.rotary_angles(step.positions, self.config.rotary_dim, self.config.rope_theta)
         x = embedding(step.token_ids, self.weights.embedding)  # [T, C]
+        for media in step.media:
+            x[media.rows] = media.embeddings
         for number, layer in enumerate(self.weights.layers):
             normed = self._norm(x, layer.attention_norm)
             x = x + self._attention(normed, layer.attention, cache.layer(number), batch, angles)
@@ -164,8 +168,7 @@ class M3Model:
         if index_q is None or pages.index_k is None:
             attended = ops.dense_attention(q, pages, batch)  # [T, H, D]
         else:
-            scores = ops.index_score(index_q, pages.index_k, batch)  # [G, T, NB]
-            blocks = ops.select_blocks(scores, batch.positions, self.config.topk_blocks, self.config.sparse_block_size)
+            blocks = ops.choose_blocks(index_q, pages.index_k, batch, self.config.topk_blocks)  # [G, T, K]
             attended = ops.sparse_attention(q, pages, blocks, batch)
         return linear(attended.flatten(1), weights.output)
 
@@ -177,22 +180,23 @@ class M3Model:
         return linear(hidden, weights.down)
 
     def _experts(self, x: Tensor, weights: Experts) -> Tensor:
+        """Route, dispatch, compute, combine: in four steps, so that ranks can exchange rows between them."""
         experts, shares = ops.route_experts(
             linear(x.float(), weights.router),
             weights.bias,
             self.config.experts_per_token,
             self.config.routed_scaling_factor,
         )
-        routed = ops.grouped_experts(
-            x,
-            experts,
-            shares,
+        rows = ops.sort_by_expert(experts, len(weights.gate_up))
+        out = ops.run_experts(
+            x.index_select(0, rows.tokens(self.config.experts_per_token)),
+            rows,
             weights.gate_up,
             weights.down,
             alpha=self.config.swiglu_alpha,
             limit=self.config.swiglu_limit,
         )
-        return routed + self._dense_mlp(x, weights.shared)
+        return ops.combine_experts(out, rows, shares) + self._dense_mlp(x, weights.shared)
 
     def _norm(self, x: Tensor, weight: Tensor) -> Tensor:
         return ops.gemma_rms_norm(x, weight, self.config.norm_eps)

@@ -12,6 +12,9 @@ from enum import StrEnum
 from random import Random
 from typing import Literal, Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
 from m3_worker.grammar import Grammar, Matcher
 from m3_worker.host_pages import Copy
 from m3_worker.prefix import Media, PageNames
@@ -73,12 +76,16 @@ class MediaSpan(Media, Protocol):
     """An image or a video of a prompt, as far as scheduler and runner know it; `media` makes them."""
 
     @property
-    def pixels(self) -> object:
-        """What the vision tower is given."""
+    def pixels(self) -> NDArray[np.uint8]:
+        """What the vision tower is given; items of one video share it."""
 
     @property
     def grid(self) -> tuple[int, int, int]:
         """Patches in time, height and width."""
+
+    @property
+    def first_row(self) -> int:
+        """Which of the embeddings that are made of `pixels` its first placeholder takes."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ over the chunks, and copied to the device once.
 """
 
 from array import array
+from dataclasses import replace
 from itertools import accumulate
 
 import numpy as np
@@ -13,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from m3_worker.cache import PagedCache, StepTensors
+from m3_worker.media_embeddings import MediaEmbeddings
 from m3_worker.model import M3Model
 from m3_worker.request import Batch, Chunk, Request, SampledToken, SamplingParameters, Sequence
 from m3_worker.sampling import sample
@@ -26,6 +28,7 @@ class Runner:
         self._cache = cache
         self._page_tokens = page_tokens
         self._device = cache.k.device
+        self._media = None if model.vision is None else MediaEmbeddings(model.vision)
 
     def run(self, batch: Batch) -> list[SampledToken]:
         """Compute the chunks of a batch and sample one token for each of `batch.sampling`, in its order.
@@ -33,6 +36,8 @@ class Runner:
         Effect: the cache holds the chunks' tokens afterwards. Raises what torch raises.
         """
         step = prepare(batch, self._page_tokens, self._device)
+        if self._media is not None:
+            step = replace(step, media=self._media.rows(batch.chunks))
         return sample(self._model.forward(step, self._cache), batch.sampling)
 
     def warm_up(self, tokens: int) -> None:

@@ -1,6 +1,7 @@
 """The model under test, driven without an engine: sequences in, logits out, by scattered pages and any chunking."""
 
-from collections.abc import Mapping, Sequence
+from array import array
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -9,8 +10,12 @@ from torch import Tensor
 
 from m3_worker.cache import PagedCache, StepTensors
 from m3_worker.checkpoint import load_model
+from m3_worker.media import MediaItem
+from m3_worker.media_embeddings import MediaEmbeddings
 from m3_worker.model import M3Model
 from m3_worker.model_config import ModelConfig
+from m3_worker.request import Chunk, Request, SamplingParameters
+from m3_worker.request import Sequence as EngineSequence
 
 
 def load(directory: Path) -> M3Model:
@@ -28,6 +33,10 @@ class Native:
     model: M3Model
     pages: int = 512
     lengths: dict[str, int] = field(default_factory=dict)
+    media: Mapping[str, tuple[MediaItem, ...]] = field(default_factory=dict)
+    """What stands in each sequence, by its name."""
+    kept_bytes: int = 2**30
+    """Of the embeddings of media."""
 
     def __post_init__(self) -> None:
         self.cache = PagedCache.allocate(self.model.config, self.pages, torch.float32, "cpu")
@@ -35,6 +44,8 @@ class Native:
             pool.fill_(float("nan"))
         self._free = torch.randperm(self.pages, generator=torch.Generator().manual_seed(0)).tolist()
         self._tables: dict[str, list[int]] = {}
+        tower = self.model.vision
+        self._embeddings = None if tower is None else MediaEmbeddings(tower, self.kept_bytes)
 
     def step(self, new_tokens: Mapping[str, Sequence[int]]) -> dict[str, Tensor]:
         """Append tokens to each named sequence, in one step. Returns the logits [new tokens, vocabulary] of each."""
@@ -59,9 +70,17 @@ class Native:
             page_table=torch.tensor([table + [0] * (width - len(table)) for table in tables]),
             slot_mapping=torch.tensor(slots),
             logit_rows=torch.arange(starts[-1]),
+            media=() if self._embeddings is None else self._embeddings.rows(self._chunks(new_tokens)),
         )
         logits = self.model.forward(step, self.cache)
         return dict(zip(new_tokens, logits.split([len(tokens) for tokens in new_tokens.values()]), strict=True))
+
+    def _chunks(self, new_tokens: Mapping[str, Sequence[int]]) -> Iterator[Chunk]:
+        """The newest tokens as the engine would say it, as far as media need to know."""
+        for name, tokens in new_tokens.items():
+            request = Request(name, tokens, SamplingParameters(max_tokens=1), media=self.media.get(name, ()))
+            start = self.lengths[name] - len(tokens)
+            yield Chunk(EngineSequence(request), start, len(tokens), array("q"), samples=False)
 
     def chunked(self, sequences: Mapping[str, Sequence[int]], sizes: Sequence[int]) -> dict[str, Tensor]:
         """Feed whole sequences in chunks of changing, uneven sizes, several sequences a step; all their logits."""
