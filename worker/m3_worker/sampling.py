@@ -35,13 +35,7 @@ def sample(logits: Tensor, sequences: SequenceOf[Sequence]) -> list[SampledToken
     _mask(logits, wishes)
     _add_bias(logits, wishes)
     penalise(logits, wishes)
-    tokens = logits.argmax(dim=-1)
-    drawn = [(row, sequence) for row, sequence in wishes if sequence.request.sampling.temperature > 0]
-    if drawn:
-        rows = torch.tensor([row for row, _ in drawn], device=logits.device)
-        parameters = [sequence.request.sampling for _, sequence in drawn]
-        tokens[rows] = draw(logits[rows], parameters, [sequence.generator.random() for _, sequence in drawn])
-    chosen = tokens.tolist()
+    chosen = _choose(logits, [(row, one) for row, one in wishes if one.request.sampling.temperature > 0]).tolist()
     sampled = reported.beside(chosen) if reported else [SampledToken(token) for token in chosen]
     for row, sequence in wishes:
         if sequence.matcher is not None:
@@ -49,47 +43,99 @@ def sample(logits: Tensor, sequences: SequenceOf[Sequence]) -> list[SampledToken
     return sampled
 
 
+def _choose(logits: Tensor, drawn: list[tuple[int, Sequence]]) -> Tensor:
+    """[R]: a token drawn for some of the rows, the likeliest one for the others."""
+    parameters = [sequence.request.sampling for _, sequence in drawn]
+    uniforms = [sequence.generator.random() for _, sequence in drawn]
+    if len(drawn) == len(logits):
+        return draw(logits, parameters, uniforms)
+    tokens = logits.argmax(dim=-1)
+    if drawn:
+        rows = torch.tensor([row for row, _ in drawn], device=logits.device)
+        tokens[rows] = draw(logits[rows], parameters, uniforms)
+    return tokens
+
+
 def draw(logits: Tensor, parameters: SequenceOf[SamplingParameters], uniforms: SequenceOf[float]) -> Tensor:
-    """Draw one token per row by inverting its cumulative distribution, most likely token first, of equals the lower id.
+    """Draw one token per row by inverting its cumulative distribution.
 
     logits: [R, vocabulary] fp32; uniforms: R numbers in [0, 1). Temperatures must be above 0. Returns [R] i64.
     min_p keeps tokens at least that share as likely as the most likely one; of top_p, the least set of tokens whose
-    probability reaches it is kept: the most likely one always is. What is drawn in a row depends on that row alone.
+    probability reaches it is kept, of equals those of lower ids: the most likely one always is. What is drawn in a row
+    depends on that row alone: tokens stand by likelihood in it if they have to be ranked, else by id.
     """
-    vocabulary = logits.shape[-1]
-    limits = [min(one.top_k or vocabulary, vocabulary) for one in parameters]
-    token_ids = _ranking(logits, max(limits))
-    best = logits.gather(-1, token_ids)  # [R, K], descending
-    temperatures = _column([one.temperature for one in parameters], best)
-    scaled = ((best - best[:, :1]) / temperatures).double()  # at most 0, so that no temperature overflows
-    ranks = torch.arange(best.shape[-1], device=logits.device)
-    scaled.masked_fill_(ranks >= _column(limits, ranks), -torch.inf)
-    weights = scaled.exp_()  # the best one's is 1, so these are ratios of probabilities
-    weights.masked_fill_(weights < _column([one.min_p for one in parameters], weights), 0)
-    # Sums run along a row from its best token on: zeros behind its own limit, which others need not have, change none.
+    ranked = [_ranks(one, logits.shape[-1]) for one in parameters]
+    kinds = [(count > 0) + (count == logits.shape[-1]) for count in ranked]  # none, some, all
+    if len(set(kinds)) == 1:
+        return _draw(logits, parameters, uniforms, max(ranked))
+    tokens = torch.empty(len(parameters), dtype=torch.int64, device=logits.device)
+    for kind in set(kinds):  # apart, or one row that needs all of its tokens ranked would have all rows pay for it
+        chosen = [row for row, one in enumerate(kinds) if one == kind]
+        rows = torch.tensor(chosen, device=logits.device)
+        part = [parameters[row] for row in chosen], [uniforms[row] for row in chosen]
+        tokens[rows] = _draw(logits[rows], *part, max(ranked[row] for row in chosen))
+    return tokens
+
+
+def _ranks(sampling: SamplingParameters, vocab_size: int) -> int:
+    """How many of its best tokens have to be put in order; 0 if none."""
+    if sampling.top_k:
+        return min(sampling.top_k, vocab_size)
+    return vocab_size if sampling.top_p < 1 else 0
+
+
+def _draw(
+    logits: Tensor, parameters: SequenceOf[SamplingParameters], uniforms: SequenceOf[float], ranks: int
+) -> Tensor:
+    """`draw` of rows of one kind: the `ranks` best tokens are put in order, or none if it is 0."""
+    values, token_ids = _ranking(logits, ranks) if ranks else (logits, None)
+    best = values[:, :1] if ranks else values.amax(dim=-1, keepdim=True)
+    wanted = [(one.temperature, one.top_k or ranks, one.top_p, one.min_p) for one in parameters]
+    columns = torch.tensor(wanted, dtype=torch.float64, device=logits.device).unsqueeze(-1)
+    temperature, top_k, top_p, min_p = columns.unbind(dim=1)  # [R, 1] each
+    # At most 0, so that no temperature overflows; the best one's weight is 1, so these are ratios of probabilities.
+    weights = ((values - best).double() / temperature).exp_()
+    weights.masked_fill_(weights < min_p, 0)
+    if ranks:
+        rank = torch.arange(ranks, device=logits.device)
+        weights.masked_fill_(rank >= top_k, 0)
+        cumulative = weights.cumsum(dim=-1)  # zeros behind a row's own top_k, which others need not have, change none
+        reached = cumulative - weights >= top_p * cumulative[:, -1:]
+        weights.masked_fill_(reached & (rank > 0), 0)
     cumulative = weights.cumsum(dim=-1)
-    before = cumulative - weights
-    reached = before >= _column([one.top_p for one in parameters], weights) * cumulative[:, -1:]
-    weights.masked_fill_(reached & (ranks > 0), 0)
-    cumulative = weights.cumsum(dim=-1)
-    targets = _column(uniforms, weights) * cumulative[:, -1:]
-    ranks_drawn = torch.searchsorted(cumulative, targets, right=True)
-    last_kept = (weights > 0).sum(dim=-1, keepdim=True) - 1  # rounding may carry a target to the very end
-    return token_ids.gather(-1, torch.minimum(ranks_drawn, last_kept)).squeeze(-1)
+    targets = torch.tensor(uniforms, dtype=torch.float64, device=logits.device).unsqueeze(-1) * cumulative[:, -1:]
+    # The first token whose sum is above the target; rounding may carry a target to the very end, to what is last kept.
+    below = torch.nextafter(cumulative[:, -1:], torch.zeros_like(targets))
+    drawn = torch.searchsorted(cumulative, torch.minimum(targets, below), right=True)
+    return (drawn if token_ids is None else token_ids.gather(-1, drawn)).squeeze(-1)
 
 
-def _ranking(logits: Tensor, count: int) -> Tensor:
-    """[R, count] i64: ids of each row's largest logits, descending, of equals the lower id first.
+def _ranking(logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The largest logits of each row, [R, count], descending, and their ids; of equals the lower ids, and those first.
 
-    `topk` alone leaves the order of equals open, and decides by sizes of the batch: bf16 logits have many equals. So
-    each gets a key of its own: an integer that is ordered as its logit is, and its id.
+    `topk` leaves open which of equals it takes and in what order, and decides by the sizes of the batch: and logits
+    computed in bf16 have many equals.
     """
-    bits = logits.contiguous().view(torch.int32)
-    ordered = torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits).long()
-    last = logits.shape[-1] - 1
-    ids = torch.arange(last, -1, -1, device=logits.device)
-    keys = (ordered << 32) | ids
-    return last - (keys.topk(count, dim=-1).values & 0xFFFFFFFF)
+    vocab_size = logits.shape[-1]
+    if count == vocab_size:
+        values, token_ids = logits.sort(dim=-1, descending=True, stable=True)
+        return values, token_ids
+    values, token_ids = logits.topk(count, dim=-1)
+    is_tied = logits == values[:, -1:]
+    has_equals = (values[:, 1:] == values[:, :-1]).any() | (is_tied.sum(dim=-1) > 1).any()
+    if not has_equals:
+        return values, token_ids
+    is_last = values == values[:, -1:]
+    open_rows = (is_tied.sum(dim=-1) > is_last.sum(dim=-1)).nonzero().squeeze(-1)
+    if len(open_rows):  # more tokens are equal to the last one than there is room for
+        keys = torch.arange(vocab_size, 0, -1, dtype=torch.float32, device=logits.device)
+        lowest = (keys * is_tied[open_rows]).topk(count, dim=-1).indices
+        first = count - is_last[open_rows].sum(dim=-1, keepdim=True)  # the rank from which on they are equal
+        places = torch.arange(count, device=logits.device) - first
+        token_ids[open_rows] = torch.where(places >= 0, lowest.gather(-1, places.clamp_min(0)), token_ids[open_rows])
+    token_ids, order = token_ids.sort(dim=-1)
+    values, order = values.gather(-1, order).sort(dim=-1, descending=True, stable=True)
+    return values, token_ids.gather(-1, order)
 
 
 class _LogProbabilities:
@@ -163,8 +209,3 @@ def _accepted(token: SampledToken, matcher: Matcher) -> SampledToken:
     if matcher.failure is None and matcher.accept(token.token_id):
         return token
     return SampledToken(token.token_id, failure=matcher.failure)
-
-
-def _column(values: SequenceOf[float], like: Tensor) -> Tensor:
-    """[R, 1], in the type and on the device of `like`."""
-    return torch.tensor(values, dtype=like.dtype, device=like.device).unsqueeze(-1)
