@@ -102,6 +102,8 @@ class TinySource(Model):
     """Longest context in tokens."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Type of the weights on disk."""
+    vision: bool = True
+    """Whether it has a vision tower, for images and video."""
 
     @model_validator(mode="after")
     def _shape_is_possible(self) -> Self:
@@ -112,7 +114,11 @@ class TinySource(Model):
         return self
 
 
-ONE_SOURCE = "model.source: set exactly one of pvc, hostPath, image, tiny"
+class PackagedSource(Model):
+    """The tiny M3 that is part of the worker, trained to answer questions about m3serve."""
+
+
+ONE_SOURCE = "model.source: set exactly one of pvc, hostPath, image, tiny, packaged"
 
 
 class ModelSource(Model):
@@ -121,7 +127,8 @@ class ModelSource(Model):
     model_config = ConfigDict(
         json_schema_extra=cel(
             (
-                "[has(self.pvc), has(self.hostPath), has(self.image), has(self.tiny)].filter(x, x).size() == 1",
+                "[has(self.pvc), has(self.hostPath), has(self.image), has(self.tiny), has(self.packaged)]"
+                ".filter(x, x).size() == 1",
                 ONE_SOURCE,
             )
         )
@@ -135,11 +142,13 @@ class ModelSource(Model):
     """An OCI image."""
     tiny: TinySource | None = None
     """A random model, for trying things out."""
+    packaged: PackagedSource | None = None
+    """The trained tiny model that the worker brings with it."""
 
     @model_validator(mode="after")
     def _exactly_one(self) -> Self:
-        chosen = [source for source in (self.pvc, self.host_path, self.image, self.tiny) if source is not None]
-        require(len(chosen) == 1, ONE_SOURCE)
+        sources = (self.pvc, self.host_path, self.image, self.tiny, self.packaged)
+        require(sum(source is not None for source in sources) == 1, ONE_SOURCE)
         return self
 
 
@@ -153,7 +162,7 @@ class ModelSpec(Model):
     dtype: DType = "auto"
     """Type that the engine computes in; auto: the checkpoint's."""
     source: ModelSource
-    """Where the checkpoint comes from: exactly one of pvc, hostPath, image, tiny."""
+    """Where the checkpoint comes from: exactly one of pvc, hostPath, image, tiny, packaged."""
 
     @property
     def served_name(self) -> str:

@@ -38,6 +38,7 @@ SOURCES: dict[str, dict[str, Any]] = {
     "hostPath": {"hostPath": {"path": "/models/m3"}},
     "pvc": {"pvc": {"claimName": "weights", "path": "m3/fp8"}},
     "image": {"image": {"reference": "models.test/m3:1"}},
+    "packaged": {"packaged": {}},
 }
 
 
@@ -123,6 +124,15 @@ def test_a_tiny_model_is_written_by_an_init_container_and_mounted_read_only() ->
     assert TinySettings.parse_arguments(init["args"]) == TinySettings(directory=Path("/model"), seed=3)
     mounts = {mount["name"]: mount for mount in pod["spec"]["containers"][0]["volumeMounts"]}
     assert mounts["model"] == {"name": "model", "mountPath": "/model", "readOnly": True}
+
+
+def test_the_packaged_model_needs_no_volume_because_it_is_part_of_the_worker() -> None:
+    (pod,) = pods(deployment("packaged"))
+    (container,) = pod["spec"]["containers"]
+    assert WorkerSettings.parse_arguments(container["args"]).model == Path("tiny")
+    assert "initContainers" not in pod["spec"]
+    assert "model" not in {volume["name"] for volume in pod["spec"]["volumes"]}
+    assert "model" not in {mount["name"] for mount in container["volumeMounts"]}
 
 
 def test_the_tiny_source_has_exactly_the_shape_that_the_worker_takes() -> None:

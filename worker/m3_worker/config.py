@@ -97,7 +97,11 @@ class WorkerSettings(CommandLineSettings):
     program: ClassVar[str] = "m3-worker"
     summary: ClassVar[str] = "Serve a MiniMax-M3 checkpoint over an OpenAI-compatible HTTP API."
 
-    model: Path | None = Field(None, description="directory of the checkpoint; needed unless --simulate is given")
+    model: Path | None = Field(
+        None,
+        description="directory of the checkpoint, or tiny for the trained model in the package; "
+        "needed unless --simulate is given",
+    )
     served_model_name: Text | None = Field(None, description="name that requests use (default: the directory's name)")
     host: Text = Field("127.0.0.1", description="address to listen on")
     port: int = Field(

@@ -22,6 +22,7 @@ from m3_worker.grammar import Grammars
 from m3_worker.host_pages import HostPages
 from m3_worker.host_tier import HostTier
 from m3_worker.model_config import CheckpointError, ModelConfig
+from m3_worker.packaged import checkpoint_directory
 from m3_worker.pages import Pages
 from m3_worker.runner import Runner
 from m3_worker.scheduler import Scheduler, SchedulerLimits
@@ -53,9 +54,7 @@ def load_served_model(settings: WorkerSettings, progress: Callable[[int, int], N
 
     Raises CheckpointError or CacheSizeError, each with one line to show.
     """
-    directory = settings.checkpoint
-    if not directory.is_dir():
-        raise CheckpointError(f"{directory}: no such directory; --model must be a checkpoint directory")
+    directory = checkpoint_directory(settings.checkpoint)
     config = ModelConfig.load(directory)
     tokenizer = Tokenizer.load(directory)
     template = ChatTemplate.load(directory)

@@ -19,7 +19,7 @@ from m3_operator.api import M3Deployment, M3Router
 from m3_operator.errors import OperatorError
 from m3_operator.local.documents import Documents
 from m3_operator.render.router import keys_secret, router_config
-from m3_operator.render.worker import tiny_settings, worker_arguments, worker_settings
+from m3_operator.render.worker import PACKAGED_MODEL, tiny_settings, worker_arguments, worker_settings
 from m3_router.config import ConfigError, RouterConfig, join_url
 from m3_worker.config import RankSettings, WorkerSettings
 
@@ -207,6 +207,8 @@ def _checkpoint(deployment: M3Deployment, site: Site) -> tuple[Path, Process | N
     source = deployment.spec.model.source
     if source.host_path is not None:
         return Path(source.host_path.path), None
+    if source.packaged is not None:
+        return PACKAGED_MODEL, None
     shape = tiny_settings(deployment, Path("model"))
     digest = hashlib.sha256(shape.model_dump_json().encode()).hexdigest()[:16]
     directory = site.state / "checkpoints" / digest
@@ -259,7 +261,7 @@ def _refuse_what_needs_a_cluster(deployment: M3Deployment) -> None:
     source = spec.model.source
     if source.pvc is not None or source.image is not None:
         kind = "pvc" if source.pvc is not None else "image"
-        raise PlanError(f"{where}.model.source.{kind} needs a cluster; `m3 up` reads hostPath and tiny")
+        raise PlanError(f"{where}.model.source.{kind} needs a cluster; `m3 up` reads hostPath, tiny and packaged")
     ranks = spec.parallelism.nodes * max(1, spec.parallelism.gpus_per_node)
     if ranks > 1:
         raise PlanError(

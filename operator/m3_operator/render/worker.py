@@ -20,6 +20,8 @@ from m3_operator.render import pod
 from m3_worker.config import TinySettings, WorkerSettings
 
 MODEL_DIRECTORY: Final = PurePosixPath("/model")
+PACKAGED_MODEL: Final = Path("tiny")
+"""What `m3-worker --model` calls the model that is part of it."""
 RENDEZVOUS_PORT: Final = 29500
 RENDEZVOUS_PORT_NAME: Final = "rendezvous"
 _REVISION_LENGTH: Final = 10
@@ -122,7 +124,7 @@ def _group_pod(deployment: M3Deployment, group: int, rank: int, revision: str, i
         "subdomain": names.group_name(meta.name, group),
         "terminationGracePeriodSeconds": pod.termination_seconds(deployment.spec.drain.timeout_seconds),
         "containers": [_worker_container(deployment, group, rank, image)],
-        "volumes": [pod.TMP_VOLUME, _model_volume(deployment)],
+        "volumes": [pod.TMP_VOLUME, *_model_volume(deployment)],
     }
     if deployment.spec.model.source.tiny is not None:
         spec["initContainers"] = [_tiny_container(deployment, image)]
@@ -145,7 +147,7 @@ def _worker_container(deployment: M3Deployment, group: int, rank: int, image: st
     spec = deployment.spec
     settings = worker_settings(
         deployment,
-        model=Path(MODEL_DIRECTORY),
+        model=PACKAGED_MODEL if spec.model.source.packaged is not None else Path(MODEL_DIRECTORY),
         host="0.0.0.0",  # noqa: S104 - inside a pod, whose network is its own
         port=spec.engine.port,
     )
@@ -157,7 +159,7 @@ def _worker_container(deployment: M3Deployment, group: int, rank: int, image: st
         "args": worker_arguments(deployment, settings),
         "env": [pod.HOME, *_rank_env(deployment, group, rank), *(_env(variable) for variable in spec.engine.env)],
         "securityContext": pod.CONTAINER_SECURITY,
-        "volumeMounts": [pod.TMP_MOUNT, _model_mount(deployment)],
+        "volumeMounts": [pod.TMP_MOUNT, *_model_mount(deployment)],
     }
     if spec.parallelism.gpus_per_node:
         gpus = {spec.accelerator.resource_name: str(spec.parallelism.gpus_per_node)}
@@ -210,24 +212,29 @@ def _env(variable: EnvVar) -> dict[str, Any]:
     return variable.manifest()
 
 
-def _model_volume(deployment: M3Deployment) -> dict[str, Any]:
+def _model_volume(deployment: M3Deployment) -> list[dict[str, Any]]:
+    """The volume of the checkpoint; none for the one that is part of the worker."""
     source = deployment.spec.model.source
+    if source.packaged is not None:
+        return []
     if source.pvc is not None:
-        return {"name": "model", "persistentVolumeClaim": {"claimName": source.pvc.claim_name, "readOnly": True}}
+        return [{"name": "model", "persistentVolumeClaim": {"claimName": source.pvc.claim_name, "readOnly": True}}]
     if source.host_path is not None:
-        return {"name": "model", "hostPath": {"path": source.host_path.path, "type": "Directory"}}
+        return [{"name": "model", "hostPath": {"path": source.host_path.path, "type": "Directory"}}]
     if source.image is not None:
         image = {"reference": source.image.reference, "pullPolicy": source.image.pull_policy}
-        return {"name": "model", "image": image}
-    return {"name": "model", "emptyDir": {}}
+        return [{"name": "model", "image": image}]
+    return [{"name": "model", "emptyDir": {}}]
 
 
-def _model_mount(deployment: M3Deployment) -> dict[str, Any]:
+def _model_mount(deployment: M3Deployment) -> list[dict[str, Any]]:
+    source = deployment.spec.model.source
+    if source.packaged is not None:
+        return []
     mount: dict[str, Any] = {"name": "model", "mountPath": str(MODEL_DIRECTORY), "readOnly": True}
-    pvc = deployment.spec.model.source.pvc
-    if pvc is not None and pvc.path:
-        mount["subPath"] = pvc.path
-    return mount
+    if source.pvc is not None and source.pvc.path:
+        mount["subPath"] = source.pvc.path
+    return [mount]
 
 
 def _service(deployment: M3Deployment, name: str, labels: dict[str, str], spec: dict[str, Any]) -> dict[str, Any]:

@@ -107,6 +107,15 @@ def test_a_workers_command_says_what_the_resource_says() -> None:
     assert (worker.env["M3_NODES"], worker.env["M3_NODE_RANK"]) == ("1", "0")
 
 
+def test_the_packaged_model_is_served_by_its_name_and_nothing_is_written() -> None:
+    found = planned(deployment("tiny", source="packaged: {}"))
+
+    assert of_kind(found, Kind.CHECKPOINT) == []
+    (worker,) = of_kind(found, Kind.WORKER)
+    assert WorkerSettings.parse_arguments(worker.argv[1:]).model == Path("tiny")
+    assert worker.depends_on == ()
+
+
 def test_a_tiny_checkpoint_is_written_beside_its_place_before_its_workers_start() -> None:
     found = planned(deployment("tiny", "replicas: 2", source="tiny: {seed: 5, layers: 6}"))
 
@@ -237,7 +246,7 @@ def test_every_worker_and_every_admin_port_is_counted() -> None:
     [
         (
             [deployment("tiny", source="pvc: {claimName: weights}")],
-            "M3Deployment tiny: spec.model.source.pvc needs a cluster; `m3 up` reads hostPath and tiny",
+            "M3Deployment tiny: spec.model.source.pvc needs a cluster; `m3 up` reads hostPath, tiny and packaged",
         ),
         (
             [deployment("tiny", source="image: {reference: weights}")],
