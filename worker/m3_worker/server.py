@@ -23,11 +23,15 @@ from rich.console import Console
 from starlette.responses import Response
 
 from m3_worker.api.chat import chat_routes
+from m3_worker.api.code import code_routes
 from m3_worker.api.completions import completion_routes
+from m3_worker.api.embeddings import embedding_routes
 from m3_worker.api.errors import install_error_handlers, json_response
 from m3_worker.api.incoming import RequestIds
 from m3_worker.api.kv_events import kv_event_routes
+from m3_worker.api.messages import message_routes
 from m3_worker.api.models import model_routes
+from m3_worker.api.responses import response_routes
 from m3_worker.api.tokens import token_routes
 from m3_worker.cache_size import CacheSizeError
 from m3_worker.config import RankSettings, WorkerSettings
@@ -48,6 +52,10 @@ Load = Callable[[Callable[[int, int], None]], ServedModel]
 _ROUTES = (
     chat_routes,
     completion_routes,
+    response_routes,
+    message_routes,
+    embedding_routes,
+    code_routes,
     kv_event_routes,
     token_routes,
     model_routes,
