@@ -46,6 +46,17 @@ def test_a_text_prompt_is_tokenised(client: httpx.Client) -> None:
     assert choice["token_ids"] == continuation(list("héllo".encode()), 3)
 
 
+def test_prompt_tokens_from_the_cache_are_told_and_never_shared_between_tenants(client: httpx.Client) -> None:
+    body = {"model": "fake", "prompt": list(b"a prompt of its own"), "max_tokens": 1, "n": 2}
+    cached = [
+        client.post("/v1/completions", json=body, headers={"x-m3-tenant": tenant}).json()["usage"][
+            "prompt_tokens_details"
+        ]["cached_tokens"]
+        for tenant in ("one", "one", "two")
+    ]
+    assert cached == [0, 16, 0]  # whole pages of 4 tokens
+
+
 def test_several_answers_to_several_prompts_are_choices_in_order(client: httpx.Client) -> None:
     body = complete(client, prompt=["ab", "xyz"], n=2, max_tokens=4, return_token_ids=True)
     assert [choice["index"] for choice in body["choices"]] == [0, 1, 2, 3]

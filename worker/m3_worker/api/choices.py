@@ -73,7 +73,8 @@ class Choices:
     def close(self) -> None:
         """Give up what is unfinished: the client is gone."""
         for task in self._waiting:
-            task.cancel()
+            if not task.cancel() and not task.cancelled():
+                task.exception()  # taken note of: one failure was told, and the others are the same
         self._waiting.clear()
         for generation in self.generations:
             generation.close()

@@ -89,6 +89,7 @@ def completion_routes(state: WorkerState) -> APIRouter:
                 seeded(prompt.sampling, number),
                 fields.stops,
                 incoming.priority,
+                cache_salt=incoming.cache_salt,
             )
             for prompt in prompts
             for number in range(fields.candidates)
