@@ -73,8 +73,7 @@ class Choices:
     def close(self) -> None:
         """Give up what is unfinished: the client is gone."""
         for task in self._waiting:
-            if not task.cancel() and not task.cancelled():
-                task.exception()  # taken note of: one failure was told, and the others are the same
+            task.cancel()  # of one that failed already, this takes note: another's failure was told
         self._waiting.clear()
         for generation in self.generations:
             generation.close()
