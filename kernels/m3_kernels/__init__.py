@@ -1,6 +1,9 @@
 """The operations of MiniMax-M3: what each means (`reference`), and the one door to them (`ops`).
 
-Way of one attention: `ops.qk_norm_rope_insert` -> `ops.index_score` -> `ops.select_blocks` -> `ops.sparse_attention`.
+`cpu` is the implementation for CPUs; other devices run the reference.
+
+Way of one attention: `ops.qk_norm_rope_insert` -> `ops.choose_blocks` -> `ops.sparse_attention`.
+Way of one mixture of experts: `ops.route_experts` -> `sort_by_expert` -> `run_experts` -> `combine_experts`.
 
 Symbols, used in every docstring of this package:
 

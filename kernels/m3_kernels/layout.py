@@ -5,8 +5,9 @@ The worker builds these once a step (`RaggedBatch`) or once a model (`AttentionN
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,6 +30,8 @@ class RaggedBatch:
     """[S], on the host: tokens of each sequence, those of this step included."""
     page_table: Tensor
     """[S, at least the longest sequence's blocks] i64; columns beyond a sequence's last block are not read."""
+    memo: dict[Any, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
+    """What an implementation works out of the above once a step, for all layers."""
 
     @property
     def tokens(self) -> int:
@@ -74,6 +77,8 @@ class AttentionNorms:
     index_k: Tensor | None
     """[I]; None in a layer of dense attention."""
     eps: float
+    memo: dict[str, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
+    """What an implementation works out of the above once a model."""
 
 
 @dataclass(frozen=True)
@@ -84,3 +89,22 @@ class RotaryAngles:
     """[T, R / 2] fp32"""
     sin: Tensor
     """[T, R / 2] fp32"""
+
+    @cached_property
+    def both_halves(self) -> tuple[Tensor, Tensor]:
+        """[T, 1, R] each: what a rotated head is multiplied by, and what the head with its halves swapped is."""
+        return torch.cat((self.cos, self.cos), -1)[:, None], torch.cat((-self.sin, self.sin), -1)[:, None]
+
+
+@dataclass(frozen=True)
+class ExpertRows:
+    """The (token, choice) pairs of a step, sorted by expert: row i of what the experts compute is pair `order[i]`."""
+
+    order: Tensor
+    """[T * A] i64: pairs by expert; pair p is choice p % A of token p // A."""
+    ends: Tensor
+    """[E] i32: rows of experts 0 .. e together; expert e has those from ends[e - 1] on."""
+
+    def tokens(self, choices: int) -> Tensor:
+        """[T * A] i64: the token of each row."""
+        return self.order // choices

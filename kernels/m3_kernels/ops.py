@@ -1,6 +1,7 @@
 """The one door to the operations: checks shapes and dtypes, then picks the implementation by device.
 
-Every device runs the torch reference in this version, a CUDA device too: right, and far from what such hardware can do.
+A CPU runs `m3_kernels.cpu`. Every other device runs the torch reference in this version, a CUDA device too: right, and
+far from what such hardware can do.
 What each operation means, and the shapes, are in `reference`; this module adds only the checks, so that a wrong tensor
 is refused with its name, what it has and what it should have, instead of being broadcast into a wrong answer.
 """
@@ -9,7 +10,8 @@ import torch
 from torch import Tensor
 
 from m3_kernels import reference
-from m3_kernels.layout import AttentionNorms, LayerPages, RaggedBatch, RotaryAngles
+from m3_kernels.cpu import attention, experts, pointwise, selection
+from m3_kernels.layout import AttentionNorms, ExpertRows, LayerPages, RaggedBatch, RotaryAngles
 
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -17,6 +19,8 @@ _FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 def gemma_rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """See `reference.gemma_rms_norm`. Raises ValueError if weight is not [last dimension of x]."""
     _check_shape("weight", weight, (x.shape[-1],))
+    if _is_cpu(x):
+        return pointwise.gemma_rms_norm(x, weight, eps)
     return reference.gemma_rms_norm(x, weight, eps)
 
 
@@ -53,26 +57,21 @@ def qk_norm_rope_insert(
     _check_dtype("slots", slots, (torch.int64,))
     _check_shape("angles", angles.cos, (tokens, rotary_dim // 2))
     _check_shape("pages.v", pages.v, tuple(pages.k.shape))
+    if _is_cpu(packed):
+        return pointwise.qk_norm_rope_insert(packed, norms, angles, pages, slots)
     return reference.qk_norm_rope_insert(packed, norms, angles, pages, slots)
 
 
-def index_score(index_q: Tensor, index_k: Tensor, batch: RaggedBatch) -> Tensor:
-    """See `reference.index_score`. Raises ValueError if queries, keys and batch do not fit each other."""
+def choose_blocks(index_q: Tensor, index_k: Tensor, batch: RaggedBatch, k: int = 16) -> Tensor:
+    """See `reference.choose_blocks`. Raises ValueError if k is below 1, or queries, keys and batch do not fit."""
+    if k < 1:
+        raise ValueError(f"k is {k}: at least the query's own block is kept, so k must be 1 or more")
     _check_batch(batch, index_k.shape[1])
     _check_shape("index_q", index_q, (batch.tokens, index_q.shape[1], index_k.shape[2]))
     _check_dtype("index_q", index_q, _FLOATS)
-    return reference.index_score(index_q, index_k, batch)
-
-
-def select_blocks(scores: Tensor, positions: Tensor, k: int = 16, block_tokens: int = 128) -> Tensor:
-    """See `reference.select_blocks`. Raises ValueError if k or block_tokens is below 1 or the shapes do not fit."""
-    if k < 1:
-        raise ValueError(f"k is {k}: at least the query's own block is kept, so k must be 1 or more")
-    if block_tokens < 1:
-        raise ValueError(f"block_tokens is {block_tokens}: must be 1 or more")
-    _check_dtype("scores", scores, (torch.float32,))
-    _check_shape("positions", positions, (scores.shape[1],))
-    return reference.select_blocks(scores, positions, k, block_tokens)
+    if _is_cpu(index_q):
+        return selection.choose_blocks(index_q, index_k, batch, k)
+    return reference.choose_blocks(index_q, index_k, batch, k)
 
 
 def sparse_attention(q: Tensor, pages: LayerPages, blocks: Tensor, batch: RaggedBatch) -> Tensor:
@@ -80,12 +79,16 @@ def sparse_attention(q: Tensor, pages: LayerPages, blocks: Tensor, batch: Ragged
     _check_attention(q, pages, batch)
     _check_shape("blocks", blocks, (pages.k.shape[2], batch.tokens, blocks.shape[2]))
     _check_dtype("blocks", blocks, (torch.int32,))
+    if _is_cpu(q):
+        return attention.sparse_attention(q, pages, blocks, batch)
     return reference.sparse_attention(q, pages, blocks, batch)
 
 
 def dense_attention(q: Tensor, pages: LayerPages, batch: RaggedBatch) -> Tensor:
     """See `reference.dense_attention`. Raises ValueError if queries, pages and batch do not fit each other."""
     _check_attention(q, pages, batch)
+    if _is_cpu(q):
+        return attention.dense_attention(q, pages, batch)
     return reference.dense_attention(q, pages, batch)
 
 
@@ -95,6 +98,8 @@ def swiglu_clamped(gate_up: Tensor, alpha: float, limit: float) -> Tensor:
         raise ValueError(f"gate_up is {gate_up.shape[-1]} wide: gate and up halves must be equal")
     if limit <= 0:
         raise ValueError(f"limit is {limit}: must be positive")
+    if _is_cpu(gate_up):
+        return pointwise.swiglu_clamped(gate_up, alpha, limit)
     return reference.swiglu_clamped(gate_up, alpha, limit)
 
 
@@ -108,16 +113,35 @@ def route_experts(logits: Tensor, bias: Tensor, k: int, scaling: float) -> tuple
     return reference.route_experts(logits, bias, k, scaling)
 
 
-def grouped_experts(
-    x: Tensor, experts: Tensor, weights: Tensor, gate_up: Tensor, down: Tensor, *, alpha: float, limit: float
-) -> Tensor:
-    """See `reference.grouped_experts`. Raises ValueError if the shapes of routing and experts do not fit x."""
-    (tokens, hidden), (count, _, intermediate) = x.shape, down.shape
-    _check_shape("experts", experts, (tokens, experts.shape[-1]))
-    _check_shape("weights", weights, tuple(experts.shape))
-    _check_shape("gate_up", gate_up, (count, 2 * intermediate, hidden))
-    _check_shape("down", down, (count, hidden, intermediate))
-    return reference.grouped_experts(x, experts, weights, gate_up, down, alpha=alpha, limit=limit)
+def sort_by_expert(experts: Tensor, count: int) -> ExpertRows:
+    """See `reference.sort_by_expert`. Raises ValueError unless experts is [T, A] i64."""
+    _check_shape("experts", experts, (experts.shape[0], experts.shape[-1]))
+    _check_dtype("experts", experts, (torch.int64,))
+    return reference.sort_by_expert(experts, count)
+
+
+def run_experts(x: Tensor, rows: ExpertRows, gate_up: Tensor, down: Tensor, *, alpha: float, limit: float) -> Tensor:
+    """See `reference.run_experts`. Raises ValueError if rows and experts do not fit x."""
+    (count, hidden), (held, _, intermediate) = x.shape, down.shape
+    _check_shape("rows.order", rows.order, (count,))
+    _check_shape("rows.ends", rows.ends, (held,))
+    _check_shape("gate_up", gate_up, (held, 2 * intermediate, hidden))
+    _check_shape("down", down, (held, hidden, intermediate))
+    if _is_cpu(x):
+        return experts.run_experts(x, rows, gate_up, down, alpha=alpha, limit=limit)
+    return reference.run_experts(x, rows, gate_up, down, alpha=alpha, limit=limit)
+
+
+def combine_experts(out: Tensor, rows: ExpertRows, weights: Tensor) -> Tensor:
+    """See `reference.combine_experts`. Raises ValueError if rows and weights do not fit out."""
+    _check_shape("weights", weights, (weights.shape[0], weights.shape[-1]))
+    _check_shape("out", out, (weights.numel(), out.shape[-1]))
+    _check_shape("rows.order", rows.order, (weights.numel(),))
+    return reference.combine_experts(out, rows, weights)
+
+
+def _is_cpu(tensor: Tensor) -> bool:
+    return tensor.device.type == "cpu"
 
 
 def _check_attention(q: Tensor, pages: LayerPages, batch: RaggedBatch) -> None:

@@ -13,11 +13,13 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from m3_kernels.layout import AttentionNorms, LayerPages, RaggedBatch, RotaryAngles
+from m3_kernels.layout import AttentionNorms, ExpertRows, LayerPages, RaggedBatch, RotaryAngles
 
 # How large an intermediate of attention and scoring may grow, in elements (8 MiB of fp32): bounded with any context and
 # near the size of a cache, and still so large that the loop over runs costs nothing beside the arithmetic.
 _RUN_ELEMENTS = 1 << 21
+
+FP8_MAX = torch.finfo(torch.float8_e4m3fn).max
 
 
 def gemma_rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -73,14 +75,26 @@ def qk_norm_rope_insert(
     q, k, v, index_q, index_k = torch.split(packed, [query_width, G * D, G * D, G * I, I], dim=1)
     q = partial_rope(gemma_rms_norm(q.view(tokens, -1, D), norms.q, norms.eps), angles)
     k = partial_rope(gemma_rms_norm(k.view(tokens, G, D), norms.k, norms.eps), angles)
-    pages.k.view(-1, G, D)[slots] = k.to(pages.k.dtype)
-    pages.v.view(-1, G, D)[slots] = v.view(tokens, G, D).to(pages.v.dtype)
+    insert(pages.k, slots, k)
+    insert(pages.v, slots, v.view(tokens, G, D))
     if pages.index_k is None or norms.index_q is None or norms.index_k is None:
         return q, None
     index_q = partial_rope(gemma_rms_norm(index_q.view(tokens, G, I), norms.index_q, norms.eps), angles)
     index_k = partial_rope(gemma_rms_norm(index_k.view(tokens, 1, I), norms.index_k, norms.eps), angles)
-    pages.index_k.view(-1, I)[slots] = index_k[:, 0].to(pages.index_k.dtype)
+    insert(pages.index_k, slots, index_k[:, 0])
     return q, index_q
+
+
+def insert(pool: Tensor, slots: Tensor, rows: Tensor) -> None:
+    """Write one row per slot: pool [P, B, ...], slots [T] i64, rows [T, ...] of any float type.
+
+    A cache in FP8 (e4m3) has no scales: keys are normed, and what exceeds the type's range is cut to its ends.
+    """
+    flat = pool.flatten(0, 1)
+    if pool.dtype == torch.float8_e4m3fn:
+        rows = rows.float().clamp(-FP8_MAX, FP8_MAX).to(pool.dtype).view(torch.uint8)
+        flat = flat.view(torch.uint8)  # torch does not copy FP8 by index
+    flat.index_copy_(0, slots, rows.to(flat.dtype))
 
 
 def index_score(index_q: Tensor, index_k: Tensor, batch: RaggedBatch) -> Tensor:
@@ -118,6 +132,14 @@ def select_blocks(scores: Tensor, positions: Tensor, k: int = 16, block_tokens: 
     ids = ranked.indices[..., :k].masked_fill(absent, NB).sort(dim=-1).values  # NB: sorts behind every block
     ids = torch.nn.functional.pad(ids, (0, k - ids.shape[-1]), value=NB)
     return ids.masked_fill(ids == NB, -1).to(torch.int32)
+
+
+def choose_blocks(index_q: Tensor, index_k: Tensor, batch: RaggedBatch, k: int) -> Tensor:
+    """The k blocks per group and query: `index_score`, then `select_blocks`.
+
+    index_q: [T, G, I]. index_k: [P, B, I]. Returns [G, T, k] i32: block ids ascending, then -1.
+    """
+    return select_blocks(index_score(index_q, index_k, batch), batch.positions, k, index_k.shape[1])
 
 
 def sparse_attention(q: Tensor, pages: LayerPages, blocks: Tensor, batch: RaggedBatch) -> Tensor:
@@ -186,21 +208,29 @@ def route_experts(logits: Tensor, bias: Tensor, k: int, scaling: float) -> tuple
     return experts, chosen / chosen.sum(-1, keepdim=True) * scaling
 
 
-def grouped_experts(
-    x: Tensor, experts: Tensor, weights: Tensor, gate_up: Tensor, down: Tensor, *, alpha: float, limit: float
-) -> Tensor:
-    """Run each token through its chosen experts and add up their outputs by weight.
+def sort_by_expert(experts: Tensor, count: int) -> ExpertRows:
+    """Which rows go to which of `count` experts: experts [T, A] i64, the choices of each token. Stable."""
+    flat = experts.flatten()
+    ends = torch.bincount(flat, minlength=count).cumsum(0)
+    return ExpertRows(flat.argsort(stable=True), ends.to(torch.int32))
 
-    x: [T, C]. experts: [T, A] i64. weights: [T, A] fp32. gate_up: [E, 2F, C]. down: [E, C, F]. Returns [T, C].
-    Each expert is one matmul over the tokens that chose it; the sum over experts is taken in fp32.
+
+def run_experts(x: Tensor, rows: ExpertRows, gate_up: Tensor, down: Tensor, *, alpha: float, limit: float) -> Tensor:
+    """Run each row through its expert's MLP.
+
+    x: [T * A, C], in the order of `rows`. gate_up: [E, 2F, C]. down: [E, C, F]. Returns [T * A, C], in that order.
     """
-    T, A = experts.shape
-    order = experts.flatten().argsort(stable=True)  # (token, choice) pairs, sorted by expert
-    counts = torch.bincount(experts.flatten(), minlength=gate_up.shape[0]).tolist()
-    hidden = swiglu_clamped(_matmul_by_expert(x[order // A], gate_up, counts), alpha, limit)
-    out = torch.empty((T * A, x.shape[1]), dtype=x.dtype, device=x.device)
-    out[order] = _matmul_by_expert(hidden, down, counts)
-    return (out.view(T, A, -1).float() * weights[..., None]).sum(1).to(x.dtype)
+    counts = rows.ends.diff(prepend=rows.ends.new_zeros(1)).tolist()
+    hidden = swiglu_clamped(_matmul_by_expert(x, gate_up, counts), alpha, limit)
+    return _matmul_by_expert(hidden, down, counts)
+
+
+def combine_experts(out: Tensor, rows: ExpertRows, weights: Tensor) -> Tensor:
+    """Add up what a token's experts gave, by weight: out [T * A, C], weights [T, A] fp32, to [T, C]; summed in fp32."""
+    T, A = weights.shape
+    back = torch.empty_like(rows.order).index_copy_(0, rows.order, torch.arange(T * A, device=out.device))
+    by_token = out.index_select(0, back).view(T, A, -1)
+    return (weights[:, None] @ by_token.float())[:, 0].to(out.dtype)
 
 
 def _matmul_by_expert(x: Tensor, weights: Tensor, counts: list[int]) -> Tensor:

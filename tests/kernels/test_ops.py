@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -30,6 +31,8 @@ BLOCKS = torch.zeros(G, T, 2, dtype=torch.int32)
 X = torch.randn(T, 6)
 ROUTES = torch.zeros(T, 2, dtype=torch.int64)
 SHARES = torch.ones(T, 2)
+PAIRS = torch.randn(2 * T, 6)
+ROWS = ops.sort_by_expert(ROUTES, 3)
 GATE_UP, DOWN = torch.randn(3, 10, 6), torch.randn(3, 6, 5)
 CLAMP = {"alpha": 1.7, "limit": 7.0}
 
@@ -68,26 +71,14 @@ REFUSALS: dict[str, tuple[Callable[[], Any], str]] = {
         r"pages.v has shape \[2, 4, 2, 8\]: must be \[3, 4, 2, 8\]",
     ),
     "index query shape": (
-        lambda: ops.index_score(INDEX_Q[:, :, :5], PAGES.index_k, BATCH),
+        lambda: ops.choose_blocks(INDEX_Q[:, :, :5], PAGES.index_k, BATCH, 1),
         r"index_q has shape \[5, 2, 5\]: must be \[5, 2, 6\]",
     ),
     "index query dtype": (
-        lambda: ops.index_score(INDEX_Q.double(), PAGES.index_k, BATCH),
+        lambda: ops.choose_blocks(INDEX_Q.double(), PAGES.index_k, BATCH, 1),
         "index_q has dtype float64: must be float32 or bfloat16 or float16",
     ),
-    "k below one": (lambda: ops.select_blocks(torch.zeros(G, T, 2), BATCH.positions, 0), "k is 0: .* 1 or more"),
-    "block below one": (
-        lambda: ops.select_blocks(torch.zeros(G, T, 2), BATCH.positions, 1, 0),
-        "block_tokens is 0: must be 1 or more",
-    ),
-    "scores dtype": (
-        lambda: ops.select_blocks(torch.zeros(G, T, 2).half(), BATCH.positions, 1),
-        "scores has dtype float16: must be float32",
-    ),
-    "positions shape": (
-        lambda: ops.select_blocks(torch.zeros(G, T + 1, 2), BATCH.positions, 1),
-        r"positions has shape \[5\]: must be \[6\]",
-    ),
+    "k below one": (lambda: ops.choose_blocks(INDEX_Q, PAGES.index_k, BATCH, 0), "k is 0: .* 1 or more"),
     "blocks shape": (
         lambda: ops.sparse_attention(Q, PAGES, BLOCKS[:1], BATCH),
         r"blocks has shape \[1, 5, 2\]: must be \[2, 5, 2\]",
@@ -134,13 +125,25 @@ REFUSALS: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: ops.route_experts(torch.zeros(T, 3), torch.zeros(3).half(), 1, 1.0),
         "bias has dtype float16: must be float32",
     ),
-    "shares of another routing": (
-        lambda: ops.grouped_experts(X, ROUTES, SHARES[:, :1], GATE_UP, DOWN, **CLAMP),
-        r"weights has shape \[5, 1\]: must be \[5, 2\]",
+    "experts of the wrong type": (
+        lambda: ops.sort_by_expert(ROUTES.int(), 3),
+        "experts has dtype int32: must be int64",
+    ),
+    "rows of another routing": (
+        lambda: ops.run_experts(X, ROWS, GATE_UP, DOWN, **CLAMP),
+        r"rows.order has shape \[10\]: must be \[5\]",
+    ),
+    "rows of other experts": (
+        lambda: ops.run_experts(PAIRS, replace(ROWS, ends=ROWS.ends[:2]), GATE_UP, DOWN, **CLAMP),
+        r"rows.ends has shape \[2\]: must be \[3\]",
     ),
     "experts of another width": (
-        lambda: ops.grouped_experts(X, ROUTES, SHARES, GATE_UP[:, :8], DOWN, **CLAMP),
+        lambda: ops.run_experts(PAIRS, ROWS, GATE_UP[:, :8], DOWN, **CLAMP),
         r"gate_up has shape \[3, 8, 6\]: must be \[3, 10, 6\]",
+    ),
+    "shares of another routing": (
+        lambda: ops.combine_experts(PAIRS, ROWS, SHARES[:, :1]),
+        r"out has shape \[10, 6\]: must be \[5, 6\]",
     ),
 }
 
@@ -158,13 +161,12 @@ def test_what_fits_is_what_the_reference_gives() -> None:
     assert (q.shape, index_q.shape) == ((T, H, D), (T, G, I))
     q, index_q = insert(packed=(H + 2 * G) * D, norms=DENSE_NORMS, pages=DENSE_PAGES)
     assert (q.shape, index_q) == ((T, H, D), None)
-    scores = ops.index_score(INDEX_Q, PAGES.index_k, BATCH)
-    assert torch.equal(scores, reference.index_score(INDEX_Q, PAGES.index_k, BATCH))
-    blocks = ops.select_blocks(scores, BATCH.positions, 1, B)
-    assert torch.equal(blocks, reference.select_blocks(scores, BATCH.positions, 1, B))
-    assert torch.equal(
-        ops.sparse_attention(Q, PAGES, blocks, BATCH), reference.sparse_attention(Q, PAGES, blocks, BATCH)
+    blocks = ops.choose_blocks(INDEX_Q, PAGES.index_k, BATCH, 1)
+    assert torch.equal(blocks, reference.choose_blocks(INDEX_Q, PAGES.index_k, BATCH, 1))
+    same = partial(torch.testing.assert_close, rtol=0, atol=1e-6)
+    same(ops.sparse_attention(Q, PAGES, blocks, BATCH), reference.sparse_attention(Q, PAGES, blocks, BATCH))
+    same(ops.dense_attention(Q, PAGES, BATCH), reference.dense_attention(Q, PAGES, BATCH))
+    same(
+        ops.run_experts(PAIRS, ROWS, GATE_UP, DOWN, **CLAMP), reference.run_experts(PAIRS, ROWS, GATE_UP, DOWN, **CLAMP)
     )
-    assert torch.equal(ops.dense_attention(Q, PAGES, BATCH), reference.dense_attention(Q, PAGES, BATCH))
-    out = ops.grouped_experts(X, ROUTES, SHARES, GATE_UP, DOWN, **CLAMP)
-    assert torch.equal(out, reference.grouped_experts(X, ROUTES, SHARES, GATE_UP, DOWN, **CLAMP))
+    same(ops.combine_experts(PAIRS, ROWS, SHARES), reference.combine_experts(PAIRS, ROWS, SHARES))

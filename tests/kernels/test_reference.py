@@ -281,14 +281,16 @@ def test_the_router_chooses_with_the_bias_and_weighs_without_it() -> None:
     }
 
 
-def test_grouped_experts_adds_each_tokens_experts_by_weight() -> None:
+def test_rows_go_through_their_experts_and_add_up_by_weight() -> None:
     generator = torch.Generator().manual_seed(2)
     T, C, F, E, A = 11, 6, 5, 7, 3
     x = torch.randn(T, C, generator=generator)
     gate_up, down = torch.randn(E, 2 * F, C, generator=generator), torch.randn(E, C, F, generator=generator)
     experts = torch.stack([torch.randperm(E - 1, generator=generator)[:A] for _ in range(T)])  # the last has no token
     weights = torch.rand(T, A, generator=generator)
-    out = reference.grouped_experts(x, experts, weights, gate_up, down, alpha=1.7, limit=2.0)
+    rows = reference.sort_by_expert(experts, E)
+    of_pairs = reference.run_experts(x[rows.tokens(A)], rows, gate_up, down, alpha=1.7, limit=2.0)
+    out = reference.combine_experts(of_pairs, rows, weights)
     for token in range(T):
         expected = sum(
             weights[token, choice] * (down[expert] @ reference.swiglu_clamped(gate_up[expert] @ x[token], 1.7, 2.0))

@@ -1,0 +1,206 @@
+"""The operations on a CPU give what the reference gives, and choose exactly the same blocks.
+
+Pages are scattered, or follow each other in runs; what no token was written to holds NaN, so that reading it shows.
+Chunks are long enough that blocks gather their queries, and short enough that queries gather their blocks.
+"""
+
+import itertools
+
+import pytest
+import torch
+from torch import Tensor
+
+from m3_kernels import reference
+from m3_kernels.cpu import attention, experts, pages, pointwise, selection
+from m3_kernels.layout import AttentionNorms, LayerPages, RaggedBatch
+
+G, Q, D, I, B, K = 2, 3, 8, 4, 8, 3  # noqa: E741
+# (tokens in the step, tokens after it) of each sequence; beyond K * B = 24 there is something to choose.
+STEPS = {
+    "decode, short and long": [(1, 1), (1, 8), (1, 24), (1, 25), (1, 90), (1, 200)],
+    "a whole prompt": [(200, 200)],
+    "a chunk within a block": [(5, 61)],
+    "a chunk over the edge of choosing": [(40, 50)],
+    "a later chunk that begins within a block": [(100, 203)],
+    "all kinds at once": [(1, 77), (64, 64), (30, 100), (1, 3), (3, 120), (24, 24)],
+}
+LAYOUTS = ("in a row", "scattered", "long runs")
+
+
+class Step:
+    """A ragged batch over a cache of one layer."""
+
+    def __init__(self, lengths: list[tuple[int, int]], layout: str, dtype: torch.dtype) -> None:
+        generator = torch.Generator().manual_seed(0)
+        needed = [-(-context // B) for _, context in lengths]
+        total = sum(needed) + 4
+        order = list(range(total))
+        if layout == "scattered":
+            order = torch.randperm(total, generator=generator).tolist()
+        elif layout == "long runs":
+            order = [*range(12, total), *range(12)]
+        self.pages = LayerPages(
+            torch.full((total, B, G, D), torch.nan, dtype=dtype),
+            torch.full((total, B, G, D), torch.nan, dtype=dtype),
+            torch.full((total, B, I), torch.nan, dtype=dtype),
+        )
+        table = torch.zeros(len(lengths), max(needed) + 1, dtype=torch.int64)
+        free = iter(order)
+        starts, positions, slots = [0], [], []
+        for sequence, (tokens, context) in enumerate(lengths):
+            own = list(itertools.islice(free, needed[sequence]))
+            table[sequence, : len(own)] = torch.tensor(own)
+            places = [own[position // B] * B + position % B for position in range(context)]
+            for pool in (self.pages.k, self.pages.v, self.pages.index_k):
+                assert pool is not None
+                rows = torch.randn(context, *pool.shape[2:], generator=generator)
+                pool.flatten(0, 1)[places] = rows.to(dtype)
+            starts.append(starts[-1] + tokens)
+            positions += range(context - tokens, context)
+            slots += places[-tokens:]
+        contexts = [context for _, context in lengths]
+        self.batch = RaggedBatch(torch.tensor(positions), torch.tensor(slots), starts, contexts, table)
+        self.q = torch.randn(starts[-1], G * Q, D, generator=generator)
+        self.index_q = torch.randn(starts[-1], G, I, generator=generator)
+
+    def blocks(self, k: int = K) -> Tensor:
+        assert self.pages.index_k is not None
+        return reference.choose_blocks(self.index_q, self.pages.index_k, self.batch, k)
+
+
+@pytest.fixture(params=STEPS)
+def lengths(request: pytest.FixtureRequest) -> list[tuple[int, int]]:
+    return STEPS[request.param]
+
+
+@pytest.fixture(params=LAYOUTS)
+def step(request: pytest.FixtureRequest, lengths: list[tuple[int, int]]) -> Step:
+    return Step(lengths, request.param, torch.float32)
+
+
+def same(actual: Tensor, expected: Tensor) -> None:
+    torch.testing.assert_close(actual, expected, rtol=0, atol=2e-6)
+
+
+@pytest.fixture(params=["usual sizes", "small tiles"])
+def tiles(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tiles so small that everything is cut, as only long contexts are otherwise."""
+    if request.param == "small tiles":
+        monkeypatch.setattr(attention, "_QUERY_TILE", 40)
+        monkeypatch.setattr(attention, "_COPY_ELEMENTS", 2 * G * K * B * D)
+        monkeypatch.setattr(selection, "_TILE_QUERIES", 7)
+        monkeypatch.setattr(selection, "_TILE_ELEMENTS", 64)
+        monkeypatch.setattr(pages, "COPIED_PAGES", 3)
+        monkeypatch.setattr(pages, "LONG_RUN_PAGES", 2)
+
+
+@pytest.mark.usefixtures("tiles")
+def test_dense_attention_is_that_of_the_reference(step: Step) -> None:
+    same(
+        attention.dense_attention(step.q, step.pages, step.batch),
+        reference.dense_attention(step.q, step.pages, step.batch),
+    )
+
+
+@pytest.mark.usefixtures("tiles")
+@pytest.mark.parametrize("k", [1, K, 50])
+def test_sparse_attention_is_that_of_the_reference(step: Step, k: int) -> None:
+    blocks = step.blocks(k)
+    same(
+        attention.sparse_attention(step.q, step.pages, blocks, step.batch),
+        reference.sparse_attention(step.q, step.pages, blocks, step.batch),
+    )
+
+
+@pytest.mark.usefixtures("tiles")
+@pytest.mark.parametrize("k", [1, K, 50])
+def test_the_same_blocks_are_chosen(step: Step, k: int) -> None:
+    assert step.pages.index_k is not None
+    chosen = selection.choose_blocks(step.index_q, step.pages.index_k, step.batch, k)
+    assert torch.equal(chosen, step.blocks(k))
+
+
+def test_of_equal_scores_the_lower_block_wins(lengths: list[tuple[int, int]]) -> None:
+    step = Step(lengths, "scattered", torch.float32)
+    assert step.pages.index_k is not None
+    step.pages.index_k.fill_(1.0)
+    chosen = selection.choose_blocks(step.index_q, step.pages.index_k, step.batch, K)
+    assert torch.equal(chosen, step.blocks())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float8_e4m3fn])
+def test_a_narrow_cache_is_computed_in_fp32(lengths: list[tuple[int, int]], dtype: torch.dtype) -> None:
+    narrow = Step(lengths, "scattered", dtype)
+    wide = Step(lengths, "scattered", dtype)
+    assert narrow.pages.index_k is not None
+    wide.pages = LayerPages(*(pool.float() for pool in (wide.pages.k, wide.pages.v, narrow.pages.index_k)))
+    chosen = selection.choose_blocks(narrow.index_q, narrow.pages.index_k, narrow.batch, K)
+    assert torch.equal(chosen, wide.blocks())
+    expected = reference.sparse_attention(wide.q, wide.pages, chosen, wide.batch)
+    same(attention.sparse_attention(narrow.q, narrow.pages, chosen, narrow.batch), expected)
+    same(reference.sparse_attention(narrow.q, narrow.pages, chosen, narrow.batch), expected)
+
+
+@pytest.mark.parametrize("index_dim", [None, D, D + 4], ids=["dense", "as wide as a head", "wider than a head"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float8_e4m3fn])
+def test_norms_and_rotations_are_those_of_the_reference(index_dim: int | None, dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(1)
+    T, slots = 5, torch.tensor([9, 2, 4, 11, 0])
+    index_width = 0 if index_dim is None else (G + 1) * index_dim
+    packed = 3 * torch.randn(T, (G * Q + 2 * G) * D + index_width, generator=generator)
+    packed[0, 0], packed[1, (G * Q + G) * D] = 1e4, 1e4  # a value beyond what FP8 holds
+    norms = AttentionNorms(
+        *(torch.randn(D, generator=generator) for _ in range(2)),
+        *((None if index_dim is None else torch.randn(index_dim, generator=generator)) for _ in range(2)),
+        eps=1e-6,
+    )
+    angles = reference.rotary_angles(torch.tensor([5, 0, 8, 100, 3]), 4, 1e4)
+    results = []
+    for implementation in (pointwise, reference):
+        index_k = None if index_dim is None else torch.zeros(3, B, index_dim, dtype=dtype)
+        cache = LayerPages(torch.zeros(3, B, G, D, dtype=dtype), torch.zeros(3, B, G, D, dtype=dtype), index_k)
+        q, index_q = implementation.qk_norm_rope_insert(packed, norms, angles, cache, slots)
+        results.append([q, index_q, cache.k, cache.v, cache.index_k])
+    for actual, expected in zip(*results, strict=True):
+        assert (actual is None) == (expected is None)
+        if actual is not None:
+            assert torch.isfinite(actual.float()).all()
+            torch.testing.assert_close(actual.float(), expected.float(), rtol=2e-6, atol=2e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_norm_and_activation_are_those_of_the_reference(dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(2)
+    x, weight = (10 * torch.randn(6, 32, generator=generator)).to(dtype), torch.randn(32, generator=generator)
+    tolerance = {"rtol": 1e-5, "atol": 1e-5} if dtype == torch.float32 else {"rtol": 2e-2, "atol": 2e-2}
+    torch.testing.assert_close(
+        pointwise.gemma_rms_norm(x, weight, 1e-6), reference.gemma_rms_norm(x, weight, 1e-6), **tolerance
+    )
+    torch.testing.assert_close(
+        pointwise.swiglu_clamped(x, 1.7, 7.0), reference.swiglu_clamped(x, 1.7, 7.0), **tolerance
+    )
+
+
+@pytest.mark.parametrize("width", [16, 6], ids=["aligned", "odd"])
+@pytest.mark.parametrize("tokens", [1, 11])
+def test_experts_are_those_of_the_reference(width: int, tokens: int) -> None:
+    generator = torch.Generator().manual_seed(3)
+    E, A = 7, 3
+    x = torch.randn(tokens, width, generator=generator)
+    gate_up = torch.randn(E, 2 * width, width, generator=generator)
+    down = torch.randn(E, width, width, generator=generator)
+    chosen = torch.stack([torch.randperm(E - 1, generator=generator)[:A] for _ in range(tokens)])
+    rows = reference.sort_by_expert(chosen, E)
+    pairs = x[rows.tokens(A)]
+    torch.testing.assert_close(
+        experts.run_experts(pairs, rows, gate_up, down, alpha=1.7, limit=2.0),
+        reference.run_experts(pairs, rows, gate_up, down, alpha=1.7, limit=2.0),
+        rtol=1e-5,
+        atol=1e-4,
+    )
+
+
+def test_pages_in_a_row_are_read_in_place() -> None:
+    step = Step([(1, 90)], "in a row", torch.float32)
+    (span,) = pages.spans(step.batch, 0, (0, 90), B)
+    assert span.read(step.pages.k).data_ptr() == step.pages.k.data_ptr()
