@@ -120,6 +120,8 @@ TABLE = [
     bad_completion("n is 0: must be greater than or equal to 1", "n", n=0),
     bad_completion("echo with logprobs is not supported", None, echo=True, logprobs=0),
     bad_completion("best_of is 2: must be at least n, which is 3", None, best_of=2, n=3),
+    bad_completion(f"use_beam_search is true: {LACKS}; only false", "use_beam_search", use_beam_search=True),
+    bad_completion(f"prompt_logprobs is 1: {LACKS}", "prompt_logprobs", prompt_logprobs=1),
     bad_completion("best_of cannot be streamed", None, best_of=2, stream=True),
     bad_completion(f'suffix is "x": {LACKS}; only "" is accepted', "suffix", suffix="x"),
     bad_completion("a bias must be from -100 to 100, not 101.0", "logit_bias", logit_bias={"1": 101}),

@@ -24,14 +24,19 @@ MAX_BIASES = 1024
 
 # The values at which a field of a missing feature does nothing; null always is one.
 WITHOUT_EFFECT_AT: dict[str, tuple[object, ...]] = {
+    "allowed_token_ids": (),
     "audio": (),
+    "bad_words": ([],),
     "best_of": (1,),
     "echo": (False,),
     "function_call": ("none", "auto"),
     "functions": ([],),
+    "include_stop_str_in_output": (False,),
+    "length_penalty": (1, 1.0),
     "modalities": (["text"],),
     "n": (1,),
     "prediction": (),
+    "prompt_logprobs": (),
     "reasoning_effort": (),
     "response_format": ({"type": "text"},),
     "skip_special_tokens": (True,),
@@ -39,6 +44,8 @@ WITHOUT_EFFECT_AT: dict[str, tuple[object, ...]] = {
     "suffix": ("",),
     "tool_choice": ("none", "auto"),
     "tools": ([],),
+    "truncate_prompt_tokens": (),
+    "use_beam_search": (False,),
     "verbosity": (),
     "web_search_options": (),
 }
