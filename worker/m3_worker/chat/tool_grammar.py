@@ -158,14 +158,15 @@ class _Writer:
         return self.rule(" ".join(elements) or '""')
 
     def _items(self, schema: Schema) -> str:
+        """Elements of an array: those of the first places stand in order, and none without the one before it."""
         first, fewest, most = schema.first_items, schema.fewest_items, schema.most_items
-        elements = [self._element("item", part) + ("" if place < fewest else "?") for place, part in enumerate(first)]
-        if most is None:
-            elements.append(f"{self._element('item', schema.get('items'))}{{{max(fewest - len(first), 0)},}}")
-        elif most > len(first):
-            bounds = f"{{{max(fewest - len(first), 0)},{most - len(first)}}}"
-            elements.append(f"{self._element('item', schema.get('items'))}{bounds}")
-        return self.rule(" ".join(elements[:most]) or '""')
+        rest = ""
+        if most is None or most > len(first):
+            bound = "" if most is None else most - len(first)
+            rest = f"{self._element('item', schema.get('items'))}{{{max(fewest - len(first), 0)},{bound}}}"
+        for place, part in reversed(list(enumerate(first[:most]))):
+            rest = f"({self._element('item', part)} {rest})" + ("" if place < fewest else "?")
+        return self.rule(rest or '""')
 
 
 def _string(schema: Mapping[str, object]) -> str:
