@@ -245,6 +245,13 @@ def test_a_grammar_that_becomes_too_complex_ends_its_sequence_with_the_reason() 
     assert reason is FinishReason.STOP
 
 
+def test_the_logits_of_a_model_that_only_infers_can_be_bent() -> None:
+    one = sequence(grammar=LETTERS, min_tokens=2, stop_token_ids=frozenset({99}), presence_penalty=1.0)
+    with torch.inference_mode():
+        logits = torch.zeros(1, VOCABULARY)
+    assert sample(logits, [one])[0].failure is None
+
+
 def test_only_what_is_wanted_makes_a_request_more_than_plain() -> None:
     assert sequence(temperature=0.0, top_p=0.5, top_k=3, seed=5).request.sampling.is_plain
     for wish in ({"temperature": 1.0}, {"logprobs": 0}, {"min_tokens": 1}, {"presence_penalty": 0.1}):

@@ -20,6 +20,7 @@ _BAN = 1e4
 """What a bias of 100 adds: more than any two logits differ by, and finite, so that what a grammar forbids stays so."""
 
 
+@torch.inference_mode()
 def sample(logits: Tensor, sequences: SequenceOf[Sequence]) -> list[SampledToken]:
     """Choose one token for each row.
 

@@ -18,6 +18,7 @@ class NoiseRunner:
         for token, value in favoured.items():
             self._lean[token] = value
 
+    @torch.inference_mode()
     def logits(self, rows: int) -> torch.Tensor:
         """[rows, vocabulary], never the same twice."""
         return torch.randn(rows, len(self._lean), generator=self._generator) * 2 + self._lean
