@@ -2,7 +2,7 @@
 
 Owns the order of the operations; their meaning is in `m3_kernels`. Holds weights and nothing that changes: all that a
 step reads comes in as arguments (`StepTensors`), all that it leaves behind goes to the cache. Knows no file (weights
-come from `checkpoint`), no request and no rank.
+come from `checkpoint`), no request and no rank: a rank has the heads and experts that it has, `token_rows` does the rest.
 
 Per layer: x += attention(norm(x)); x += mlp(norm(x)). Every norm is a Gemma norm. Source: reference of the released
 model (`model_type: minimax_m3_vl`); the symbols in the shapes are those of `m3_kernels`.
@@ -15,9 +15,10 @@ from torch import Tensor
 from torch.nn.functional import embedding, linear
 
 from m3_kernels import ops
-from m3_kernels.layout import AttentionNorms, LayerPages, RaggedBatch, RotaryAngles
+from m3_kernels.layout import AttentionNorms, ExpertRows, LayerPages, RaggedBatch, RotaryAngles
 from m3_worker.cache import PagedCache, StepTensors
 from m3_worker.model_config import ModelConfig
+from m3_worker.token_rows import OneRank, Ranks, StepRows
 from m3_worker.vision import VisionTower, VisionWeights
 
 
@@ -132,9 +133,11 @@ class ModelWeights:
 class M3Model:
     """One M3 text model on one device."""
 
-    def __init__(self, config: ModelConfig, weights: ModelWeights) -> None:
+    def __init__(self, config: ModelConfig, weights: ModelWeights, ranks: Ranks | None = None) -> None:
+        """`config` counts the heads that are in `weights`; without `ranks`, weights are all there are."""
         self.config = config
         self.weights = weights
+        self.ranks = ranks or OneRank(sum(config.moe_layers), config.experts, weights.embedding.device)
         vision = (config.vision, weights.vision)
         self.vision = None if vision[0] is None or vision[1] is None else VisionTower(vision[0], vision[1])
 
@@ -147,18 +150,36 @@ class M3Model:
         must hold those of all earlier tokens of each sequence. However a sequence is cut into steps, and whatever else
         is in a step, its logits are the same up to rounding.
         """
+        return self.logits(self.states(step, cache).index_select(0, step.logit_rows))
+
+    @torch.inference_mode()
+    def states(self, step: StepTensors, cache: PagedCache) -> Tensor:
+        """Run the tokens of one step and return their final normed states, [T, C]; for the effect see `forward`."""
+        states = self.states(step, cache)
+        wanted = self._norm(states[step.logit_rows], self.weights.norm)  # [R, C]
+        return linear(wanted, self.weights.lm_head).float()
+
+    @torch.inference_mode()
+    def states(self, step: StepTensors, cache: PagedCache) -> Tensor:
+        """[T, C]: the residual stream after the last layer, not normed. Effect: as `forward`'s."""
         batch = RaggedBatch(step.positions, step.slot_mapping, step.query_starts, step.context_lengths, step.page_table)
         angles = ops.rotary_angles(step.positions, self.config.rotary_dim, self.config.rope_theta)
         x = embedding(step.token_ids, self.weights.embedding)  # [T, C]
         for media in step.media:
             x[media.rows] = media.embeddings
+        rows = self.ranks.step(len(x))
+        x = rows.own(x)
+        moe_layers = 0
         for number, layer in enumerate(self.weights.layers):
-            normed = self._norm(x, layer.attention_norm)
-            x = x + self._attention(normed, layer.attention, cache.layer(number), batch, angles)
+            normed = rows.all(self._norm(x, layer.attention_norm))
+            x = x + rows.sum(self._attention(normed, layer.attention, cache.layer(number), batch, angles))
             normed = self._norm(x, layer.mlp_norm)
-            x = x + self._mlp(normed, layer.mlp)
-        wanted = self._norm(x[step.logit_rows], self.weights.norm)  # [R, C]
-        return linear(wanted, self.weights.lm_head).float()
+            if isinstance(layer.mlp, Experts):
+                x = x + self._experts(normed, layer.mlp, moe_layers, rows)
+                moe_layers += 1
+            else:
+                x = x + self._dense_mlp(normed, layer.mlp)
+        return rows.all(x)
 
     def _attention(
         self, x: Tensor, weights: Attention, pages: LayerPages, batch: RaggedBatch, angles: RotaryAngles
@@ -172,31 +193,24 @@ class M3Model:
             attended = ops.sparse_attention(q, pages, blocks, batch)
         return linear(attended.flatten(1), weights.output)
 
-    def _mlp(self, x: Tensor, weights: Mlp | Experts) -> Tensor:
-        return self._experts(x, weights) if isinstance(weights, Experts) else self._dense_mlp(x, weights)
-
     def _dense_mlp(self, x: Tensor, weights: Mlp) -> Tensor:
         hidden = ops.swiglu_clamped(linear(x, weights.gate_up), self.config.swiglu_alpha, self.config.swiglu_limit)
         return linear(hidden, weights.down)
 
-    def _experts(self, x: Tensor, weights: Experts) -> Tensor:
-        """Route, dispatch, compute, combine: in four steps, so that ranks can exchange rows between them."""
-        experts, shares = ops.route_experts(
+    def _experts(self, x: Tensor, weights: Experts, layer: int, rows: StepRows) -> Tensor:
+        """Route; dispatch, compute and combine, which is for `rows` to do where ranks share the experts."""
+        chosen, shares = ops.route_experts(
             linear(x.float(), weights.router),
             weights.bias,
             self.config.experts_per_token,
             self.config.routed_scaling_factor,
         )
-        rows = ops.sort_by_expert(experts, len(weights.gate_up))
-        out = ops.run_experts(
-            x.index_select(0, rows.tokens(self.config.experts_per_token)),
-            rows,
-            weights.gate_up,
-            weights.down,
-            alpha=self.config.swiglu_alpha,
-            limit=self.config.swiglu_limit,
-        )
-        return ops.combine_experts(out, rows, shares) + self._dense_mlp(x, weights.shared)
+
+        def run(sorted_x: Tensor, by_expert: ExpertRows) -> Tensor:
+            alpha, limit = self.config.swiglu_alpha, self.config.swiglu_limit
+            return ops.run_experts(sorted_x, by_expert, weights.gate_up, weights.down, alpha=alpha, limit=limit)
+
+        return rows.run_experts(layer, x, chosen, shares, run) + self._dense_mlp(x, weights.shared)
 
     def _norm(self, x: Tensor, weight: Tensor) -> Tensor:
         return ops.gemma_rms_norm(x, weight, self.config.norm_eps)
