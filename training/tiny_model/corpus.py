@@ -3,6 +3,7 @@
 Owns the reading and checking of `questions/*.yaml`, and which documents are read. Knows no token and no randomness.
 """
 
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,20 +33,19 @@ class Corpus:
 
 
 def load() -> Corpus:
-    """Read all of it. Raises ValueError naming the file and what is wrong."""
+    """Read all of it. Raises ValueError that names what is wrong."""
     pairs = tuple(pair for path in sorted(QUESTIONS.glob("*.yaml")) for pair in _pairs(path))
+    asked = Counter(question for pair in pairs for question in pair.ask)
+    question, times = asked.most_common(1)[0]
+    if times > 1:
+        raise ValueError(f"{QUESTIONS}: {question!r} is asked {times} times: one question has one answer")
     paths = sorted({path for pattern in DOCUMENTS for path in ROOT.glob(pattern)})
     return Corpus(pairs, tuple(path.read_text(encoding="utf-8") for path in paths))
 
 
 def _pairs(path: Path) -> list[Pair]:
     content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    pairs = [Pair(content["topic"], _asked(entry, path), _text(entry["answer"], path)) for entry in content["pairs"]]
-    asked = [question for pair in pairs for question in pair.ask]
-    twice = {question for question in asked if asked.count(question) > 1}
-    if twice:
-        raise ValueError(f"{path}: {sorted(twice)[0]!r} is asked twice, with one answer or two")
-    return pairs
+    return [Pair(content["topic"], _asked(entry, path), _text(entry["answer"], path)) for entry in content["pairs"]]
 
 
 def _asked(entry: dict[str, object], path: Path) -> tuple[str, ...]:

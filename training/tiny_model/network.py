@@ -26,7 +26,6 @@ from transformers.models.minimax_m3_vl.modeling_minimax_m3_vl import (
 )
 
 _NAME = "m3_training"
-_BIAS_STEP = 0.002
 
 
 class Network:
@@ -67,11 +66,11 @@ class Network:
             parameter.copy_(parameter.bfloat16())
 
     @torch.no_grad()
-    def balance(self) -> float:
-        """Move each router's bias against its load. Returns the highest load, 1 being even."""
+    def balance(self, step: float) -> float:
+        """Move each router's bias by `step` against its load. Returns the highest load, 1 being even."""
         highest = 0.0
         for gate, load in self._loads.items():
-            gate.e_score_correction_bias += _BIAS_STEP * torch.sign(load.mean() - load)
+            gate.e_score_correction_bias += step * torch.sign(load.mean() - load)
             highest = max(highest, float(load.max() / load.mean()))
         return highest
 

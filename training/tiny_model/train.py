@@ -36,6 +36,8 @@ class Schedule:
     muon_rate: float = 0.02
     adam_rate: float = 0.004
     norm_limit: float = 1.0
+    bias_step: float = 0.01
+    """How far the bias of an expert moves in a step, of scores between 0 and 1."""
 
     def rate(self, step: int) -> float:
         """Share of the learning rates: up, level, then down to nearly nothing."""
@@ -61,7 +63,7 @@ def train(network: Network, rows: Rows, schedule: Schedule, say: Callable[[str],
         tokens = schedule.sparse_tokens if network.is_sparse else schedule.dense_tokens
         batch = rows.batch(schedule.batch_tokens // tokens, tokens)
         loss, index_loss = _step(network, batch, optimizers, schedule)
-        load = network.balance()
+        load = network.balance(schedule.bias_step * schedule.rate(step))
         seen += batch.ids.numel()
         if time.monotonic() - said > REPORT_SECONDS or step + 1 == schedule.steps:
             said = time.monotonic()
