@@ -208,6 +208,24 @@ def test_followers_are_told_what_is_stored_and_what_is_gone() -> None:
     assert pages.take_events() == [Cleared()]
 
 
+def test_a_victims_pages_that_the_newcomer_shares_are_no_gain() -> None:
+    pages = Pages(8, page_tokens=4)
+    compute(pages, start(pages, "a", [*range(8), 1, 2]))
+    compute(pages, start(pages, "b", [*range(8), 3, 4]))
+    newcomer = sequence("c", [*range(8), 5, 6, 7, 8, 9])
+    shortfall = pages.shortfall(newcomer, pages.found(newcomer))
+    assert shortfall.pages == 2
+    shortfall.preempt(pages.table("a"))
+    assert shortfall.pages == 1
+    shortfall.preempt(pages.table("b"))
+    assert shortfall.pages == 0
+    other = pages.shortfall(sequence("d", [50] * 9), [])
+    other.preempt(pages.table("a"))
+    assert other.pages == 3 - 1
+    other.preempt(pages.table("b"))
+    assert other.pages == 3 - 1 - 3
+
+
 def test_what_is_forgotten_is_found_no_more_and_its_holders_keep_it() -> None:
     pages = Pages(8, page_tokens=4, host=HostPages(4))
     compute(pages, start(pages, "a", list(range(9))))
