@@ -164,19 +164,19 @@ def test_a_call_that_was_cut_off_has_no_input(worker: FakeWorker, sdk: anthropic
 
 
 @pytest.mark.parametrize(
-    ("fields", "reason", "sequence", "text"),
+    ("fields", "stop", "text"),
     [
-        ({"max_tokens": 3}, "max_tokens", None, "one"),
-        ({"stop_sequences": ["never", "thr"]}, "stop_sequence", "thr", "one two "),
-        ({}, "end_turn", None, "one two three"),
+        ({"max_tokens": 3}, ("max_tokens", None), "one"),
+        ({"stop_sequences": ["never", "thr"]}, ("stop_sequence", "thr"), "one two "),
+        ({}, ("end_turn", None), "one two three"),
     ],
 )
 def test_why_an_answer_ended_is_told(
-    worker: FakeWorker, sdk: anthropic.Anthropic, fields: dict[str, Any], reason: str, sequence: str | None, text: str
+    worker: FakeWorker, sdk: anthropic.Anthropic, fields: dict[str, Any], stop: tuple[str, str | None], text: str
 ) -> None:
     say(worker, "one two three")
     for message in (send(sdk, **fields), streamed(sdk, **fields)[1]):
-        assert (message.stop_reason, message.stop_sequence) == (reason, sequence)
+        assert (message.stop_reason, message.stop_sequence) == stop
         assert message.content[0].model_dump()["text"] == text
 
 

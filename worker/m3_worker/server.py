@@ -31,6 +31,7 @@ from m3_worker.api.incoming import RequestIds
 from m3_worker.api.kv_events import kv_event_routes
 from m3_worker.api.messages import message_routes
 from m3_worker.api.models import model_routes
+from m3_worker.api.openapi import openapi_routes
 from m3_worker.api.responses import response_routes
 from m3_worker.api.tokens import token_routes
 from m3_worker.cache_size import CacheSizeError
@@ -59,6 +60,7 @@ _ROUTES = (
     kv_event_routes,
     token_routes,
     model_routes,
+    openapi_routes,
 )
 _FLUSH_SECONDS = 5
 _TELL_SECONDS = 1.0
@@ -261,6 +263,8 @@ class WorkerServer:
         if model.engine.in_flight_count:
             log.warning("%d requests did not finish in time", model.engine.in_flight_count)
         model.engine.stop()
+        if model.media is not None:
+            model.media.close()
 
 
 async def _first_of(*waits: "asyncio.Future[Any]") -> None:
