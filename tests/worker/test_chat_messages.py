@@ -107,7 +107,7 @@ def test_images_and_videos_stand_among_text() -> None:
         (
             [{"role": "user", "content": [{"type": "input_audio", "input_audio": {}}]}],
             "messages[0].content[0]",
-            "messages[0].content[0] is of type 'input_audio': must be one of text, refusal, image_url, video_url",
+            "messages[0].content[0] is of type 'input_audio': audio is not supported, this model does not hear",
         ),
         ([{"role": "user", "content": [{"type": "text"}]}], "messages[0].content[0].text", "must be a string"),
         (

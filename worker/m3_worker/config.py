@@ -140,6 +140,21 @@ class WorkerSettings(CommandLineSettings):
     threads: int | None = Field(
         None, ge=1, le=1024, description="CPU threads of torch (default: one for a tiny model, else torch's choice)"
     )
+    allow_media_urls: bool = Field(
+        False, description="fetch images and videos from http(s) URLs, of public addresses only; data: URLs always work"
+    )
+    max_media_items: int = Field(32, ge=0, le=4096, description="images and videos in one request")
+    max_media_bytes: int = Field(32 * 2**20, ge=1024, le=2**31, description="largest file of an image or a video")
+    max_image_pixels: int = Field(
+        50_000_000, ge=784, le=2**31, description="width x height of the largest image, or frame of a video"
+    )
+    max_video_seconds: float = Field(600.0, gt=0, le=86400, description="longest video")
+    media_seconds: float = Field(
+        60.0, gt=0, le=3600, description="time to fetch one image or video, and as much to decode it"
+    )
+    media_memory_bytes: int = Field(
+        2**30, ge=2**20, le=2**44, description="images and videos of all requests together, decoded; more get 429"
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least severe line logged")
     simulate: bool = Field(
         False, description="compute nothing: the same API and metrics over a latency model; --model then only names it"
@@ -260,6 +275,8 @@ class RankSettings(BaseModel):
     node_rank: int = Field(0, ge=0)
     nodes: int = Field(1, ge=1)
     gpus_per_node: int = Field(1, ge=0)
+    local_rank: int = Field(0, ge=0)
+    """Of the ranks of its node; the first starts the others."""
     master_address: str = "127.0.0.1"
     master_port: int = Field(29500, ge=1, le=65535)
 
@@ -267,14 +284,25 @@ class RankSettings(BaseModel):
         "node_rank": "M3_NODE_RANK",
         "nodes": "M3_NODES",
         "gpus_per_node": "M3_GPUS_PER_NODE",
+        "local_rank": "M3_LOCAL_RANK",
         "master_address": "MASTER_ADDR",
         "master_port": "MASTER_PORT",
     }
 
     @property
+    def ranks_per_node(self) -> int:
+        """One a GPU, and one where there are none."""
+        return max(self.gpus_per_node, 1)
+
+    @property
     def world_size(self) -> int:
-        """Ranks of the group: one a GPU, and one a node where there are none."""
-        return self.nodes * max(self.gpus_per_node, 1)
+        """Ranks of the group."""
+        return self.nodes * self.ranks_per_node
+
+    @property
+    def rank(self) -> int:
+        """This process, among all of the group."""
+        return self.node_rank * self.ranks_per_node + self.local_rank
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str]) -> Self:
@@ -289,6 +317,10 @@ class RankSettings(BaseModel):
             raise ValueError(f"{cls.variables[str(fault['loc'][0])]}={fault['input']}: {fault['msg']}") from None
         if settings.node_rank >= settings.nodes:
             raise ValueError(f"M3_NODE_RANK={settings.node_rank}: must be below M3_NODES={settings.nodes}")
+        if settings.local_rank >= settings.ranks_per_node:
+            raise ValueError(
+                f"M3_LOCAL_RANK={settings.local_rank}: must be below M3_GPUS_PER_NODE={settings.gpus_per_node}"
+            )
         return settings
 
     def require_single(self) -> None:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from m3_worker.model_config import CheckpointError, Json, read_json
+from m3_worker.config_fields import CheckpointError, Json, read_json
 
 
 @dataclass(frozen=True, slots=True)

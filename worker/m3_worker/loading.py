@@ -21,6 +21,10 @@ from m3_worker.generation_defaults import GenerationDefaults
 from m3_worker.grammar import Grammars
 from m3_worker.host_pages import HostPages
 from m3_worker.host_tier import HostTier
+from m3_worker.media import MediaLimits
+from m3_worker.media_loader import MediaLoader
+from m3_worker.media_prompt import check_tokens
+from m3_worker.media_sources import MediaFetcher
 from m3_worker.model_config import CheckpointError, ModelConfig
 from m3_worker.packaged import checkpoint_directory
 from m3_worker.pages import Pages
@@ -96,7 +100,24 @@ def load_served_model(settings: WorkerSettings, progress: Callable[[int, int], N
         max_context_tokens=size.max_context_tokens,
         eos_token_ids=frozenset(config.eos_token_ids),
         created_seconds=int(time.time()),
+        media=_media_loader(settings, config, tokenizer),
     )
+
+
+def _media_loader(settings: WorkerSettings, config: ModelConfig, tokenizer: Tokenizer) -> MediaLoader | None:
+    """None for a text model. Raises CheckpointError if the tokenizer lacks M3's tokens for media."""
+    if config.vision is None:
+        return None
+    check_tokens(tokenizer, config.vision)
+    limits = MediaLimits(
+        items=settings.max_media_items,
+        item_bytes=settings.max_media_bytes,
+        image_pixels=settings.max_image_pixels,
+        video_seconds=settings.max_video_seconds,
+        seconds=settings.media_seconds,
+        held_bytes=settings.media_memory_bytes,
+    )
+    return MediaLoader(config.vision, limits, MediaFetcher(limits) if settings.allow_media_urls else None)
 
 
 def _place(settings: WorkerSettings, config: ModelConfig) -> _Place:

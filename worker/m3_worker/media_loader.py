@@ -23,7 +23,7 @@ _DECODING_THREADS = 2
 
 
 @dataclass(frozen=True, slots=True)
-class MediaSource:
+class MediaReference:
     """An image or a video as a request names it."""
 
     kind: Kind
@@ -43,7 +43,7 @@ class MediaLoader:
         self._threads = ThreadPoolExecutor(_DECODING_THREADS, thread_name_prefix="m3-media")
         self._held = _HeldBytes(limits.held_bytes)
 
-    async def load(self, sources: Sequence[MediaSource]) -> list[ProcessedMedia]:
+    async def load(self, sources: Sequence[MediaReference]) -> list[ProcessedMedia]:
         """All of a request's media, in order.
 
         Raises MediaError with its `where` for the first that is refused, MediaMemoryError if the worker holds too much.
@@ -64,7 +64,7 @@ class MediaLoader:
         """Let the decoding threads end."""
         self._threads.shutdown(wait=False, cancel_futures=True)
 
-    async def _load(self, source: MediaSource) -> ProcessedMedia:
+    async def _load(self, source: MediaReference) -> ProcessedMedia:
         try:
             content = await self._content(source.url)
             decode = decode_image if source.kind == "image" else decode_video

@@ -39,14 +39,13 @@ def data_url_bytes(url: str, limits: MediaLimits) -> bytes:
     _check_type(head["type"])
     if not head["parameters"].lower().endswith(";base64"):
         raise MediaError("the data: URL is not base64: must be data:TYPE;base64,CONTENT")
-    encoded = len(url) - head.end()
-    if encoded // 4 * 3 > limits.item_bytes + 2:
-        raise MediaError(f"it has {encoded // 4 * 3:,} bytes: must be at most {limits.item_bytes:,}")
+    size = (len(url) - head.end()) // 4 * 3 - url.count("=", len(url) - 2)
+    if size > limits.item_bytes:
+        raise MediaError(f"it has {size:,} bytes: must be at most {limits.item_bytes:,}")
     try:
-        content = base64.b64decode(url[head.end() :], validate=True)
+        return base64.b64decode(url[head.end() :], validate=True)
     except (binascii.Error, ValueError) as error:
         raise MediaError(f"the data: URL is not valid base64: {error}") from None
-    return content
 
 
 def is_public(address: Address) -> bool:
@@ -155,6 +154,8 @@ def _parsed(url: str) -> httpx.URL:
         raise MediaError("its URL is not valid") from None
     if parsed.scheme not in ("http", "https"):
         raise MediaError(f"its URL has the scheme {parsed.scheme[:20]!r}: must be data, http or https")
+    if (parsed.port or 0) > 65535:
+        raise MediaError("its URL is not valid")
     if not parsed.host or parsed.userinfo:
         raise MediaError("its URL must name a host, and no user")
     return parsed

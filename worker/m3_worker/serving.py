@@ -11,6 +11,7 @@ from m3_worker.chat.template import ChatTemplate
 from m3_worker.engine import Engine
 from m3_worker.generation_defaults import GenerationDefaults
 from m3_worker.grammar import Grammars
+from m3_worker.media_loader import MediaLoader
 from m3_worker.tokenizer import Tokenizer
 
 
@@ -38,6 +39,8 @@ class ServedModel:
     eos_token_ids: frozenset[int]
     created_seconds: int
     """Unix time when it was loaded."""
+    media: MediaLoader | None = None
+    """Reads images and videos; None if the model takes none."""
 
 
 @dataclass(slots=True)

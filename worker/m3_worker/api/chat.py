@@ -10,17 +10,17 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from m3_worker.api.chat_answer import ChatAnswer
-from m3_worker.api.chat_prompt import compile_chat, prepare_chat, refused
+from m3_worker.api.chat_prompt import compile_chat, load_media, prepare_chat, refused
 from m3_worker.api.chat_request import ChatFields
 from m3_worker.api.choices import Choices, seeded
 from m3_worker.api.fields import parse_fields
 from m3_worker.api.generation import Generation
 from m3_worker.api.incoming import INLINE_BYTES, Incoming, off_loop, receive_request
 from m3_worker.api.streams import EventStream, whole_answer
-from m3_worker.chat.conversation import ChatError
+from m3_worker.chat.conversation import ChatError, Conversation
 from m3_worker.chat.prompt import PreparedChat
 from m3_worker.request import SamplingParameters
-from m3_worker.serving import WorkerState
+from m3_worker.serving import ServedModel, WorkerState
 
 _COMPILED = frozenset({"tools", "response_format", "structured_outputs"})
 
@@ -33,9 +33,10 @@ def chat_routes(state: WorkerState) -> APIRouter:
     async def chat_completions(request: Request) -> Response:
         incoming = await receive_request(request, state)
         is_slow = not _COMPILED.isdisjoint(incoming.body)
-        fields, chat, sampling = await off_loop(
-            INLINE_BYTES + 1 if is_slow else incoming.body_bytes, _prepare, incoming
-        )
+        fields, conversation = await off_loop(incoming.body_bytes, _parse, incoming)
+        conversation = await load_media(incoming.model, conversation)
+        size = INLINE_BYTES + 1 if is_slow else incoming.body_bytes
+        chat, sampling = await off_loop(size, _prepare, incoming.model, fields, conversation)
         choices = Choices.start(
             partial(
                 Generation,
@@ -45,6 +46,7 @@ def chat_routes(state: WorkerState) -> APIRouter:
                 fields.stops,
                 incoming.priority,
                 cache_salt=incoming.cache_salt,
+                media=chat.media,
             )
             for number in range(fields.answers)
         )
@@ -56,12 +58,17 @@ def chat_routes(state: WorkerState) -> APIRouter:
     return router
 
 
-def _prepare(incoming: Incoming) -> tuple[ChatFields, PreparedChat, SamplingParameters]:
+def _parse(incoming: Incoming) -> tuple[ChatFields, Conversation]:
     fields = parse_fields(ChatFields, incoming.body)
     try:
-        conversation = fields.conversation(fields.grammar_spec)
+        return fields, fields.conversation(fields.grammar_spec)
     except ChatError as error:
         raise refused(error) from None
-    chat = prepare_chat(incoming.model, conversation)
-    grammar = compile_chat(incoming.model, chat, conversation)
-    return fields, chat, fields.sampling(incoming.model, len(chat.token_ids), fields.wanted_logprobs, grammar)
+
+
+def _prepare(
+    model: ServedModel, fields: ChatFields, conversation: Conversation
+) -> tuple[PreparedChat, SamplingParameters]:
+    chat = prepare_chat(model, conversation)
+    grammar = compile_chat(model, chat, conversation)
+    return chat, fields.sampling(model, len(chat.token_ids), fields.wanted_logprobs, grammar)

@@ -10,7 +10,7 @@ from fastapi import APIRouter, Request
 from pydantic import Field
 from starlette.responses import Response
 
-from m3_worker.api.chat_prompt import prepare_chat, refused
+from m3_worker.api.chat_prompt import load_media, prepare_chat, refused
 from m3_worker.api.errors import json_response, request_id_of
 from m3_worker.api.fields import GenerationFields
 from m3_worker.api.incoming import Incoming, off_loop, parse_object, receive_request
@@ -18,9 +18,8 @@ from m3_worker.api.messages_answer import MessageAnswer
 from m3_worker.api.messages_request import ConversationFields
 from m3_worker.api.named_events import NamedEvents
 from m3_worker.api.streams import whole_answer
-from m3_worker.api.turns import TurnRequest, request_turn
+from m3_worker.api.turns import request_turn
 from m3_worker.chat.conversation import ChatError, Conversation
-from m3_worker.chat.prompt import PreparedChat
 from m3_worker.serving import WorkerState
 
 _COMPILED = ("tools", "output_config")
@@ -61,7 +60,10 @@ def message_routes(state: WorkerState) -> APIRouter:
     @router.post("/v1/messages")
     async def messages(request: Request) -> Response:
         incoming = await receive_request(request, state)
-        fields, asked = await off_loop(incoming.work_bytes(_COMPILED), _prepare, incoming)
+        fields, conversation = await off_loop(incoming.body_bytes, _parse, incoming)
+        conversation = await load_media(incoming.model, conversation)
+        size = incoming.work_bytes(_COMPILED)
+        asked = await off_loop(size, request_turn, incoming, conversation, fields.generation)
         turn = asked.start(tuple(fields.stop_sequences or ()))
         answer = MessageAnswer(turn, request_id_of(request), omits_thinking=fields.omits_thinking)
         if fields.stream:
@@ -74,19 +76,21 @@ def message_routes(state: WorkerState) -> APIRouter:
     @router.post("/v1/messages/count_tokens")
     async def count_tokens(request: Request) -> Response:
         incoming = await receive_request(request, state)
-        chat = await off_loop(incoming.body_bytes, _count, incoming)
+        conversation = await off_loop(incoming.body_bytes, _parse_counted, incoming)
+        conversation = await load_media(incoming.model, conversation)
+        chat = await off_loop(incoming.body_bytes, prepare_chat, incoming.model, conversation)
         return json_response({"input_tokens": len(chat.token_ids)})
 
     return router
 
 
-def _prepare(incoming: Incoming) -> tuple[MessageFields, TurnRequest]:
+def _parse(incoming: Incoming) -> tuple[MessageFields, Conversation]:
     fields = parse_object(MessageFields, incoming.body)
-    return fields, request_turn(incoming, _conversation(fields), fields.generation)
+    return fields, _conversation(fields)
 
 
-def _count(incoming: Incoming) -> PreparedChat:
-    return prepare_chat(incoming.model, _conversation(parse_object(ConversationFields, incoming.body)))
+def _parse_counted(incoming: Incoming) -> Conversation:
+    return _conversation(parse_object(ConversationFields, incoming.body))
 
 
 def _conversation(fields: ConversationFields) -> Conversation:

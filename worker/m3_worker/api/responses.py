@@ -11,7 +11,7 @@ from fastapi import APIRouter, Request
 from pydantic import Field
 from starlette.responses import Response
 
-from m3_worker.api.chat_prompt import refused
+from m3_worker.api.chat_prompt import load_media, refused
 from m3_worker.api.errors import ApiError, json_response, shown
 from m3_worker.api.fields import GenerationFields
 from m3_worker.api.incoming import Incoming, off_loop, parse_object, receive_request
@@ -19,8 +19,8 @@ from m3_worker.api.named_events import NamedEvents
 from m3_worker.api.responses_answer import ResponseAnswer
 from m3_worker.api.responses_request import InputFields
 from m3_worker.api.streams import whole_answer
-from m3_worker.api.turns import TurnRequest, request_turn
-from m3_worker.chat.conversation import ChatError
+from m3_worker.api.turns import request_turn
+from m3_worker.chat.conversation import ChatError, Conversation
 from m3_worker.request import SamplingParameters
 from m3_worker.serving import WorkerState
 
@@ -63,7 +63,10 @@ def response_routes(state: WorkerState) -> APIRouter:
     @router.post("/v1/responses")
     async def responses(request: Request) -> Response:
         incoming = await receive_request(request, state)
-        fields, asked = await off_loop(incoming.work_bytes(_COMPILED), _prepare, incoming)
+        fields, conversation = await off_loop(incoming.body_bytes, _parse, incoming)
+        conversation = await load_media(incoming.model, conversation)
+        size = incoming.work_bytes(_COMPILED)
+        asked = await off_loop(size, request_turn, incoming, conversation, fields.generation)
         turn = asked.start()
         answer = ResponseAnswer(turn, _echoed(incoming.body, asked.sampling))
         if fields.stream:
@@ -76,17 +79,16 @@ def response_routes(state: WorkerState) -> APIRouter:
     return router
 
 
-def _prepare(incoming: Incoming) -> tuple[ResponseFields, TurnRequest]:
+def _parse(incoming: Incoming) -> tuple[ResponseFields, Conversation]:
     for name, (neutral, reason) in _REFUSED.items():
         value = incoming.body.get(name)
         if value is not None and not any(type(value) is type(one) and value == one for one in neutral):
             raise ApiError(400, f"{name} is {shown(value)}: {reason}", param=name, code="unsupported_field")
     fields = parse_object(ResponseFields, incoming.body)
     try:
-        conversation = fields.conversation()
+        return fields, fields.conversation()
     except ChatError as error:
         raise refused(error) from None
-    return fields, request_turn(incoming, conversation, fields.generation)
 
 
 def _echoed(body: dict[str, Any], sampling: SamplingParameters) -> dict[str, Any]:

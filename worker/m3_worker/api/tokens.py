@@ -9,12 +9,12 @@ from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict
 from starlette.responses import Response
 
-from m3_worker.api.chat_prompt import prepare_chat, refused
+from m3_worker.api.chat_prompt import load_media, prepare_chat, refused
 from m3_worker.api.chat_request import ConversationFields
 from m3_worker.api.completions import prompt_token_ids
 from m3_worker.api.errors import ApiError, json_response
 from m3_worker.api.incoming import Incoming, off_loop, parse_object, receive_request
-from m3_worker.chat.conversation import ChatError
+from m3_worker.chat.conversation import ChatError, Conversation
 from m3_worker.serving import ServedModel, WorkerState
 
 
@@ -43,7 +43,10 @@ def token_routes(state: WorkerState) -> APIRouter:
     @router.post("/tokenize")
     async def tokenize(request: Request) -> Response:
         incoming = await receive_request(request, state, needs_model=False)
-        return json_response(await off_loop(incoming.body_bytes, _tokenize, incoming))
+        fields, conversation = await off_loop(incoming.body_bytes, _parse, incoming)
+        if conversation is not None:
+            conversation = await load_media(incoming.model, conversation)
+        return json_response(await off_loop(incoming.body_bytes, _tokenize, incoming.model, fields, conversation))
 
     @router.post("/detokenize")
     async def detokenize(request: Request) -> Response:
@@ -53,16 +56,23 @@ def token_routes(state: WorkerState) -> APIRouter:
     return router
 
 
-def _tokenize(incoming: Incoming) -> dict[str, Any]:
+def _parse(incoming: Incoming) -> tuple[TokenizeFields, Conversation | None]:
+    """The fields, and the conversation if there is one."""
     fields = parse_object(TokenizeFields, incoming.body)
-    model = incoming.model
     if (fields.prompt is None) == (fields.messages is None):
         raise ApiError(400, "give one of prompt and messages", param="prompt", code="invalid_value")
-    if fields.messages is None:
+    try:
+        return fields, None if fields.messages is None else fields.conversation()
+    except ChatError as error:
+        raise refused(error) from None
+
+
+def _tokenize(model: ServedModel, fields: TokenizeFields, conversation: Conversation | None) -> dict[str, Any]:
+    if conversation is None:
         special = fields.add_special_tokens is not False
         token_ids = prompt_token_ids(fields.prompt, model, add_special_tokens=special)
     else:
-        token_ids = _chat_token_ids(fields, model)
+        token_ids = prepare_chat(model, conversation).token_ids
     texts = [model.tokenizer.token_text(token_id) for token_id in token_ids] if fields.return_token_strs else None
     return {
         "count": len(token_ids),
@@ -70,14 +80,6 @@ def _tokenize(incoming: Incoming) -> dict[str, Any]:
         "tokens": token_ids,
         "token_strs": texts,
     }
-
-
-def _chat_token_ids(fields: TokenizeFields, model: ServedModel) -> list[int]:
-    try:
-        conversation = fields.conversation()
-    except ChatError as error:
-        raise refused(error) from None
-    return prepare_chat(model, conversation).token_ids
 
 
 def _detokenize(incoming: Incoming) -> dict[str, str]:

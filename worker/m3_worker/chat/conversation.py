@@ -5,9 +5,11 @@ forms: a dialect parses its own body into these, `check` holds them against the 
 them. All are frozen; all text is as the client sent it.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
+
+from m3_worker.media import ProcessedMedia
 
 Role = Literal["root", "system", "developer", "user", "assistant", "tool"]
 Thinking = Literal["enabled", "disabled", "adaptive"]
@@ -49,6 +51,8 @@ class ImagePart:
     """One image."""
 
     source: MediaSource
+    loaded: ProcessedMedia | None = None
+    """None until the source was read, which `prompt.prepare` needs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +60,8 @@ class VideoPart:
     """One video."""
 
     source: MediaSource
+    loaded: ProcessedMedia | None = None
+    """As of an image."""
 
 
 Part = TextPart | ImagePart | VideoPart
@@ -141,3 +147,18 @@ class Conversation:
     def media(self) -> tuple[ImagePart | VideoPart, ...]:
         """All images and videos, in order."""
         return tuple(part for message in self.messages for part in message.media)
+
+    def with_media(self, loaded: Iterable[ProcessedMedia]) -> "Conversation":
+        """The same with what was read of each image and video, in the order of `media`."""
+        remaining = iter(loaded)
+
+        def filled(message: Message) -> Message:
+            if isinstance(message.content, str):
+                return message
+            parts = (
+                part if isinstance(part, TextPart) else replace(part, loaded=next(remaining))
+                for part in message.content
+            )
+            return replace(message, content=tuple(parts))
+
+        return replace(self, messages=tuple(map(filled, self.messages)))

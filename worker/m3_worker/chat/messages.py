@@ -145,6 +145,8 @@ def _parse_content(where: str, content: object) -> str | tuple[Part, ...]:
 def _parse_part(where: str, part: object) -> Part:
     kind = part.get("type") if isinstance(part, Mapping) else None
     parse = _PARTS.get(kind) if isinstance(kind, str) else None
+    if isinstance(kind, str) and "audio" in kind:
+        raise ChatError(where, f"{where} is of type {kind!r}: audio is not supported, this model does not hear")
     if not isinstance(part, Mapping) or parse is None:
         raise ChatError(where, f"{where} is of type {kind!r}: must be one of {', '.join(_PARTS)}")
     return parse(where, part)

@@ -20,6 +20,7 @@ from m3_worker.chat.conversation import (
     TextPart,
     Tool,
     ToolCall,
+    VideoPart,
 )
 from m3_worker.chat.rules import check
 from m3_worker.chat.template import ChatTemplate
@@ -28,7 +29,10 @@ from m3_worker.chat.tool_grammar import needs_grammar, tool_grammar
 from m3_worker.chat.tool_parser import NAMESPACE
 from m3_worker.chat.turn import TurnParser
 from m3_worker.grammar import GrammarSpec
+from m3_worker.media import MediaError, MediaItem
+from m3_worker.media_prompt import ExpandedPrompt, expand
 from m3_worker.tokenizer import Tokenizer
+from m3_worker.vision_config import VisionConfig
 
 _THINKING_MODE = "thinking_mode"
 _MARKS = tuple(map(chr, range(0xFDD0, 0xFDF0)))
@@ -45,27 +49,52 @@ class PreparedChat:
     """What the answer is held to."""
     tools: tuple[Tool, ...] = ()
     """Those that may be called."""
+    media: tuple[MediaItem, ...] = ()
+    """What stands where among the token ids."""
 
     def parser(self) -> TurnParser:
         """A parser of one answer; each of several answers to the prompt needs its own."""
         return TurnParser(self.prompt, self.tools)
 
 
-def prepare(conversation: Conversation, template: ChatTemplate, tokenizer: Tokenizer) -> PreparedChat:
-    """Check and render a conversation. Pure, and long for a long one: call it off the event loop. Raises ChatError."""
+def prepare(
+    conversation: Conversation, template: ChatTemplate, tokenizer: Tokenizer, vision: VisionConfig | None = None
+) -> PreparedChat:
+    """Check and render a conversation, its images and videos loaded. Raises ChatError.
+
+    Pure, and long for a long one: call it off the event loop.
+    """
     check(conversation)
-    for part in conversation.media:
-        kind = "images" if isinstance(part, ImagePart) else "videos"
-        raise ChatError(part.source.where, f"{part.source.where}: this model takes no {kind}, it has no vision tower")
     splitter = _Splitter(conversation, tokenizer)
     messages = [splitter.split(message) for message in _in_order(conversation.messages)]
     tools = [{"type": "function", "function": _definition(tool)} for tool in conversation.tools]
     text = template.render(list(map(_rendered, messages)), _variables(conversation, template), tools)
     pieces = splitter.pieces(text)
     prompt = "".join(pieces)
-    token_ids = [one for piece in pieces for one in tokenizer.encode(piece, add_special_tokens=False)]
+    expanded = _expanded(pieces, [part for message in messages for part in message.media], tokenizer, vision)
     callable_tools = () if conversation.tool_choice.mode == "none" else conversation.tools
-    return PreparedChat(prompt, token_ids, _grammar(conversation, prompt, tokenizer), callable_tools)
+    grammar = _grammar(conversation, prompt, tokenizer)
+    return PreparedChat(prompt, expanded.token_ids, grammar, callable_tools, expanded.items)
+
+
+def _expanded(
+    pieces: Sequence[str], parts: Sequence[ImagePart | VideoPart], tokenizer: Tokenizer, vision: VisionConfig | None
+) -> ExpandedPrompt:
+    """The prompt's token ids, with the placeholders of its media. `parts` in the order of the prompt."""
+
+    def encode(text: str) -> list[int]:
+        return tokenizer.encode(text, add_special_tokens=False)
+
+    if not parts:
+        return ExpandedPrompt([one for piece in pieces for one in encode(piece)], ())
+    media = [part.loaded for part in parts if part.loaded is not None]
+    if vision is None or len(media) < len(parts):
+        where, kind = parts[0].source.where, "images" if isinstance(parts[0], ImagePart) else "videos"
+        raise ChatError(where, f"{where}: this model takes no {kind}, it has no vision tower")
+    try:
+        return expand(pieces, media, encode, vision)
+    except MediaError as error:
+        raise ChatError("messages", str(error)) from None
 
 
 def _grammar(conversation: Conversation, prompt: str, tokenizer: Tokenizer) -> GrammarSpec | None:
