@@ -2,7 +2,7 @@
 
 Owns the order of the operations; their meaning is in `m3_kernels`. Holds weights and nothing that changes: all that a
 step reads comes in as arguments (`StepTensors`), all that it leaves behind goes to the cache. Knows no file (weights
-come from `checkpoint`), no request and no rank: a rank has the heads and experts that it has, `token_rows` does the rest.
+come from `checkpoint`), no request and no rank: it computes the heads and experts it is given, `token_rows` the rest.
 
 Per layer: x += attention(norm(x)); x += mlp(norm(x)). Every norm is a Gemma norm. Source: reference of the released
 model (`model_type: minimax_m3_vl`); the symbols in the shapes are those of `m3_kernels`.
@@ -155,13 +155,6 @@ class M3Model:
     @torch.inference_mode()
     def states(self, step: StepTensors, cache: PagedCache) -> Tensor:
         """Run the tokens of one step and return their final normed states, [T, C]; for the effect see `forward`."""
-        states = self.states(step, cache)
-        wanted = self._norm(states[step.logit_rows], self.weights.norm)  # [R, C]
-        return linear(wanted, self.weights.lm_head).float()
-
-    @torch.inference_mode()
-    def states(self, step: StepTensors, cache: PagedCache) -> Tensor:
-        """[T, C]: the residual stream after the last layer, not normed. Effect: as `forward`'s."""
         batch = RaggedBatch(step.positions, step.slot_mapping, step.query_starts, step.context_lengths, step.page_table)
         angles = ops.rotary_angles(step.positions, self.config.rotary_dim, self.config.rope_theta)
         x = embedding(step.token_ids, self.weights.embedding)  # [T, C]
@@ -179,7 +172,12 @@ class M3Model:
                 moe_layers += 1
             else:
                 x = x + self._dense_mlp(normed, layer.mlp)
-        return rows.all(x)
+        return rows.all(self._norm(x, self.weights.norm))
+
+    @torch.inference_mode()
+    def logits(self, states: Tensor) -> Tensor:
+        """Final normed states [R, C] -> [R, vocabulary] fp32."""
+        return linear(states, self.weights.lm_head).float()
 
     def _attention(
         self, x: Tensor, weights: Attention, pages: LayerPages, batch: RaggedBatch, angles: RotaryAngles
