@@ -4,6 +4,7 @@ Every run goes beyond block x top-k = 16 tokens, where attention is sparse.
 """
 
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -117,6 +118,48 @@ def test_a_seed_gives_the_same_tokens_in_any_company(model: M3Model) -> None:
     mixed.add("p40", temperature=1.0, top_p=0.95, top_k=40, seed=3)
     assert mixed.finish()["p40"] == expected
     assert expected != generate(model, ["p40"])["p40"]
+
+
+class Pooled(Run):
+    """Requests that want a vector; others may run beside them."""
+
+    def __init__(self, model: M3Model, pooling: Literal["mean", "last"], names: list[str], **sizes: int) -> None:
+        super().__init__(model, **sizes)
+        self.vectors: dict[str, tuple[float, ...]] = {}
+        self.add("p17")
+        for name in names:
+            parameters = SamplingParameters(max_tokens=1)
+            self.scheduler.add(Sequence(Request(f"{pooling} {name}", PROMPTS[name], parameters, pooling=pooling)))
+
+    def step(self) -> None:
+        batch = self.scheduler.schedule(self.now)
+        for output in self.scheduler.commit(batch, self.runner.run(batch)):
+            if output.embedding is not None:
+                self.vectors[output.request_id.split()[1]] = output.embedding
+        self.now += 1
+
+
+@pytest.mark.parametrize("pooling", ["mean", "last"])
+def test_pooling_does_not_depend_on_chunks_or_company(model: M3Model, pooling: Literal["mean", "last"]) -> None:
+    names = ["p40", "p1", "p75", "p9"]
+    runs = [Pooled(model, pooling, names), Pooled(model, pooling, names, step_tokens=11)]
+    runs += [Pooled(model, pooling, [name]) for name in names]
+    for run in runs:
+        run.finish()
+    whole, cut, *alone = (run.vectors for run in runs)
+    assert whole.keys() == cut.keys() == set(names)
+    for name, vector in whole.items():
+        assert sum(value * value for value in vector) == pytest.approx(1.0, abs=1e-5)
+        assert cut[name] == pytest.approx(vector, abs=1e-5)
+        assert alone[names.index(name)][name] == pytest.approx(vector, abs=1e-5)
+
+
+def test_the_mean_of_one_token_is_its_last_and_of_more_is_not(model: M3Model) -> None:
+    mean, last = (Pooled(model, pooling, ["p1", "p40"]) for pooling in ("mean", "last"))
+    mean.finish()
+    last.finish()
+    assert mean.vectors["p1"] == pytest.approx(last.vectors["p1"], abs=1e-6)
+    assert mean.vectors["p40"] != pytest.approx(last.vectors["p40"], abs=1e-2)
 
 
 def test_the_tensors_of_a_step_are_these() -> None:

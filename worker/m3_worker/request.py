@@ -152,6 +152,8 @@ class Sequence:
     """Where it stands in its grammar, if it has one."""
     occurrences: object | None = field(init=False, default=None)
     """What penalties remember of it, made and read by them alone."""
+    pooled: object | None = field(init=False, default=None)
+    """The sum of its states so far if they are to be pooled; `pooling`'s alone."""
 
     def __post_init__(self) -> None:
         self.token_ids = array("q", self.request.prompt_token_ids)

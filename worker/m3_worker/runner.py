@@ -1,8 +1,8 @@
 """One batch through the model: its tensors are filled, it is computed, its next tokens are sampled.
 
 Owns the translation of a `Batch` (ids and counts) into `StepTensors` (tensors on the device), and the cache they refer
-to. Who runs is the scheduler's, what is computed is the model's. Tensors are filled by numpy on the host, in one pass
-over the chunks, and copied to the device once.
+to. Who runs is the scheduler's, what is computed is the model's, how a token is chosen sampling's, a vector pooling's.
+Tensors are filled by numpy on the host, in one pass over the chunks, and copied to the device once.
 """
 
 from array import array
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from m3_worker.cache import PagedCache, StepTensors
 from m3_worker.media_embeddings import MediaEmbeddings
 from m3_worker.model import M3Model
+from m3_worker.pooling import pool
 from m3_worker.request import Batch, Chunk, Request, SampledToken, SamplingParameters, Sequence
 from m3_worker.sampling import sample
 
@@ -31,14 +32,31 @@ class Runner:
         self._media = None if model.vision is None else MediaEmbeddings(model.vision)
 
     def run(self, batch: Batch) -> list[SampledToken]:
-        """Compute the chunks of a batch and sample one token for each of `batch.sampling`, in its order.
+        """Compute the chunks of a batch; one token for each of `batch.sampling`, in its order: sampled, or embedded.
 
         Effect: the cache holds the chunks' tokens afterwards. Raises what torch raises.
         """
         step = prepare(batch, self._page_tokens, self._device)
         if self._media is not None:
             step = replace(step, media=self._media.rows(batch.chunks))
-        return sample(self._model.forward(step, self._cache), batch.sampling)
+        states = self._model.states(step, self._cache)
+        logits = self._model.logits(states.index_select(0, step.logit_rows))
+        drawing = [sequence for sequence in batch.sampling if sequence.request.pooling is None]
+        sampled = iter(sample(logits, drawing))
+        embedded = self._embed(batch, states)
+        return [next(sampled) if one.request.pooling is None else embedded[one.id] for one in batch.sampling]
+
+    def _embed(self, batch: Batch, states: torch.Tensor) -> dict[str, SampledToken]:
+        """Pool the states of the requests that want it; returns those that are complete, by request."""
+        complete = {}
+        row = 0
+        for chunk in batch.chunks:
+            if chunk.sequence.request.pooling is not None:
+                vector = pool(chunk, states[row : row + chunk.tokens])
+                if vector is not None:
+                    complete[chunk.sequence.id] = SampledToken(chunk.sequence.token_ids[-1], embedding=vector)
+            row += chunk.tokens
+        return complete
 
     def warm_up(self, tokens: int) -> None:
         """Compute a prompt of `tokens` tokens in the first pages, so that what is slow or too big shows at start.
@@ -69,7 +87,11 @@ def prepare(batch: Batch, page_tokens: int, device: torch.device) -> StepTensors
     def on_device(values: NDArray[np.int64]) -> torch.Tensor:
         return torch.from_numpy(values).to(device)
 
-    last_rows = [end - 1 for chunk, end in zip(chunks, ends, strict=True) if chunk.samples]
+    last_rows = [
+        end - 1
+        for chunk, end in zip(chunks, ends, strict=True)
+        if chunk.samples and chunk.sequence.request.pooling is None
+    ]
     return StepTensors(
         token_ids=on_device(token_ids),
         positions=on_device(positions),
