@@ -21,8 +21,8 @@ from m3_kernels.layout import LayerPages, RaggedBatch
 
 FEW_QUERIES = 16
 """Below this, a query copies its blocks; from here on, blocks gather their queries."""
-_COPY_ELEMENTS = 1 << 21
-"""Elements of keys that the queries of one turn may copy."""
+_COPY_ELEMENTS = 1 << 17
+"""Elements of keys that the queries of one turn may copy: half a core's cache, but always one query's."""
 _QUERY_TILE = 2048
 """Queries that gather at blocks together: they bound the partial results, [tile, K, H/G, D]."""
 
