@@ -160,6 +160,9 @@ class Pages:
 
     def reserve(self, sequence_id: str, tokens: int) -> bool:
         """Give the sequence pages for `tokens` tokens in all. False, and nothing changed, if there are too few free."""
+        table = self._tables.get(sequence_id)
+        if table is not None and len(table.pages) * self.page_tokens >= tokens:
+            return True  # as nearly always: one page lasts for many tokens
         missing = self.missing_pages(sequence_id, tokens)
         if missing > len(self._free):
             return False

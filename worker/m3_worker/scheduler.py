@@ -214,7 +214,8 @@ class Scheduler:
         if self._waiting and self._running:
             step.growth_pages = sum(map(self._can_grow, self._running.values()))
             step.last_standing = max(map(self._standing, self._running.values()))
-        running = sorted((s for s in self._running.values() if not _is_decoding(s)), key=self._standing)
+        running = [s for s in self._running.values() if s.id not in step.tokens and not _is_decoding(s)]
+        running.sort(key=self._standing)
         too_long: Sequence | None = None
         barred = False
         for sequence in merge(running, tuple(self._waiting), key=self._standing):

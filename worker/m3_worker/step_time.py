@@ -40,6 +40,12 @@ class StepTime:
     def __init__(self) -> None:
         self.steps = 0
         """Steps that it has learnt from."""
+        self.step_seconds = 0.0
+        """a: what every step costs."""
+        self.token_seconds = 0.0
+        """b: what a new token costs."""
+        self.pair_seconds = 0.0
+        """c: what a pair of a new token and one that it looks back at costs."""
         self._estimate = [0.0, 0.0, 0.0]
         self._moments = [[_RIDGE * (row == column) for column in range(3)] for row in range(3)]
         self._target = [0.0, 0.0, 0.0]
@@ -48,21 +54,6 @@ class StepTime:
     def is_fitted(self) -> bool:
         """Whether it has seen enough to predict by."""
         return self.steps >= _TRUSTED_STEPS
-
-    @property
-    def step_seconds(self) -> float:
-        """a: what every step costs."""
-        return self._estimate[0] * _SCALES[0]
-
-    @property
-    def token_seconds(self) -> float:
-        """b: what a new token costs."""
-        return self._estimate[1] * _SCALES[1]
-
-    @property
-    def pair_seconds(self) -> float:
-        """c: what a pair of a new token and one that it looks back at costs."""
-        return self._estimate[2] * _SCALES[2]
 
     def predict(self, tokens: int, pairs: float) -> float:
         """Seconds of a step with so many new tokens and pairs."""
@@ -99,6 +90,8 @@ class StepTime:
             self._moments[row][row] += leak
             self._target[row] = _FORGETTING * self._target[row] + x[row] + leak * self._estimate[row]
         self._estimate = self._fit()
+        coefficients = map(mul, self._estimate, _SCALES)
+        self.step_seconds, self.token_seconds, self.pair_seconds = coefficients
 
     def _fit(self) -> Vector:
         """The coefficients that solve moments . w = target, none of them negative."""
