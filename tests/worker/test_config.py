@@ -22,6 +22,11 @@ worker_settings = st.builds(
     max_context_tokens=st.none() | counts,
     max_concurrent=st.integers(1, 4096),
     step_tokens=counts,
+    step_milliseconds=st.none() | st.floats(0.001, 3_600_000),
+    step_deadline_seconds=st.floats(0.001, 86400),
+    host_cache_tokens=st.integers(0, 2**40),
+    kv_events_zmq=st.just("tcp://127.0.0.1:5557"),
+    kv_events_zmq_replay=st.none() | st.just("tcp://127.0.0.1:5558"),
     cache_tokens=st.none() | counts,
     max_waiting=st.integers(0, 2**20),
     max_body_bytes=st.integers(1024, 2**31),
@@ -29,6 +34,12 @@ worker_settings = st.builds(
     threads=st.none() | st.integers(1, 1024),
     log_level=st.sampled_from(["debug", "info", "warning", "error"]),
 )
+
+
+def test_missed_events_can_be_asked_for_only_where_events_are_published(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        WorkerSettings.parse_arguments(["--model=m", "--kv-events-zmq-replay=tcp://127.0.0.1:5558"])
+    assert "--kv-events-zmq-replay tcp://127.0.0.1:5558: needs --kv-events-zmq" in capsys.readouterr().err
 
 
 @given(worker_settings)

@@ -10,6 +10,8 @@ from m3_worker.cache_size import CacheSizeError
 from m3_worker.config import TinySettings, WorkerSettings
 from m3_worker.loading import load_served_model
 from m3_worker.model_config import CheckpointError
+from m3_worker.pages import Pages
+from m3_worker.request import Request, SamplingParameters, Sequence
 from m3_worker.serving import ServedModel
 from m3_worker.tiny import write_checkpoint
 
@@ -37,6 +39,24 @@ def test_a_checkpoint_is_served_with_its_own_name_context_and_defaults(checkpoin
     assert model.template is not None
     assert told[0][0] == 0
     assert told[-1][0] == told[-1][1] > 0
+
+
+def test_host_memory_keeps_as_many_tokens_as_the_settings_say(checkpoint: Path) -> None:
+    model, _ = load(checkpoint, host_cache_tokens=100, max_concurrent=1, max_context_tokens=64)
+    pages = model.engine.pages
+    serve_whole(pages, [1] * 49)
+    serve_whole(pages, [2] * 64)
+    assert pages.host_pages == 3
+    assert len(pages.take_copies()) == 3
+
+
+def serve_whole(pages: Pages, prompt: list[int]) -> None:
+    served = Sequence(Request("x", prompt, SamplingParameters(max_tokens=1)))
+    assert pages.admit(served, pages.found(served)) == 0
+    served.admit(0)
+    served.advance(len(prompt))
+    pages.commit(served)
+    pages.release("x")
 
 
 def test_a_tiny_model_gets_one_thread_unless_more_are_asked_for(checkpoint: Path) -> None:
