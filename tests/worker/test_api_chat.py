@@ -94,6 +94,87 @@ def test_log_probabilities_have_openai_s_form(worker: FakeWorker, client: httpx.
     assert sum(len(part["content"]) for part in streamed if part) == 2
 
 
+NS = "]<]minimax[>["
+CALL = f'{NS}<tool_call>\n{NS}<invoke name="f">{NS}<a>x & <y>{NS}</a>{NS}<n>2{NS}</n>{NS}</invoke>\n{NS}</tool_call>'
+PARAMETERS = {"type": "object", "properties": {"a": {"type": "string"}, "n": {"type": "integer"}}}
+TOOLS = [{"type": "function", "function": {"name": "f", "parameters": PARAMETERS}}]
+
+
+def say(worker: FakeWorker, text: str) -> None:
+    """What the model answers from now on, and the end of its turn."""
+    worker.runner.reply = [*worker.model.tokenizer.encode(text, add_special_tokens=False), END_OF_TURN]
+
+
+def test_tool_calls_are_parsed_and_end_the_turn(worker: FakeWorker, client: httpx.Client) -> None:
+    say(worker, f"Let me see.{CALL}")
+    (choice,) = ask(client, tools=TOOLS)["choices"]
+    (call,) = choice["message"].pop("tool_calls")
+    assert choice["message"] == {"role": "assistant", "content": "Let me see."}
+    assert (choice["finish_reason"], call["type"]) == ("tool_calls", "function")
+    assert call["function"] == {"name": "f", "arguments": '{"a":"x & <y>","n":2}'}
+
+
+def test_tool_calls_stream_with_id_and_name_first(worker: FakeWorker, client: httpx.Client) -> None:
+    say(worker, CALL)
+    choices = [event["choices"][0] for event in stream(client, tools=TOOLS)]
+    first, *rest = [call for choice in choices for call in choice["delta"].get("tool_calls", ())]
+    assert first.pop("id").startswith("call_")
+    assert first == {"index": 0, "type": "function", "function": {"name": "f", "arguments": ""}}
+    assert all(call.keys() == {"index", "function"} and call["function"].keys() == {"arguments"} for call in rest)
+    assert "".join(call["function"]["arguments"] for call in rest) == '{"a":"x & <y>","n":2}'
+    assert [choice["finish_reason"] for choice in choices] == [None] * (len(choices) - 1) + ["tool_calls"]
+
+
+def test_a_call_that_a_limit_cuts_off_is_no_call_to_make(worker: FakeWorker, client: httpx.Client) -> None:
+    say(worker, CALL)
+    (choice,) = ask(client, tools=TOOLS, max_tokens=74)["choices"]
+    assert choice["finish_reason"] == "length"
+    assert choice["message"]["tool_calls"][0]["function"]["arguments"].startswith('{"a":"x')
+
+
+def test_calls_are_text_without_tools_and_malformed_ones_with_them(worker: FakeWorker, client: httpx.Client) -> None:
+    say(worker, CALL)
+    assert ask(client)["choices"][0]["message"] == {"role": "assistant", "content": CALL}
+    malformed = CALL.replace("invoke name", "call")
+    say(worker, malformed)
+    deltas = [event["choices"][0]["delta"] for event in stream(client, tools=TOOLS)]
+    assert "".join(delta.get("content") or "" for delta in deltas) == malformed
+    assert not any("tool_calls" in delta for delta in deltas)
+
+
+def test_several_answers_stream_side_by_side(worker: FakeWorker, client: httpx.Client) -> None:
+    say(worker, f"hm</mm:think>yes{CALL}")
+    fields: dict[str, Any] = {"n": 2, "tools": TOOLS, "thinking": {"type": "enabled"}}
+    body = ask(client, **fields)
+    assert [choice["index"] for choice in body["choices"]] == [0, 1]
+    for index in (0, 1):
+        message = body["choices"][index]["message"]
+        choices = [event["choices"][0] for event in stream(client, **fields)]
+        deltas = [choice["delta"] for choice in choices if choice["index"] == index]
+        assert deltas[0] == {"role": "assistant", "content": ""}
+        assert "".join(delta.get("reasoning_content", "") for delta in deltas) == message["reasoning_content"] == "hm"
+        assert "".join(delta.get("content", "") for delta in deltas) == message["content"] == "yes"
+    identities = {choice["message"]["tool_calls"][0]["id"] for choice in body["choices"]}
+    assert len(identities) == 2
+
+
+@pytest.mark.parametrize(
+    ("fields", "last"),
+    [
+        ({"reasoning_effort": "none"}, CLOSING),
+        ({"reasoning_effort": "minimal"}, CLOSING),
+        ({"reasoning_effort": "high"}, OPENING),
+        ({"reasoning_effort": "high", "thinking": {"type": "disabled"}}, CLOSING),
+        ({}, ord(":")),
+    ],
+)
+def test_an_effort_switches_thinking_where_nothing_else_does(
+    client: httpx.Client, fields: dict[str, Any], last: int
+) -> None:
+    body = ask(client, max_tokens=1, return_token_ids=True, **fields)
+    assert body["prompt_token_ids"][-1] == last
+
+
 def test_max_completion_tokens_limits_the_answer(client: httpx.Client) -> None:
     assert ask(client, max_completion_tokens=3)["usage"]["completion_tokens"] == 3
     assert ask(client, max_completion_tokens=3, max_tokens=3)["usage"]["completion_tokens"] == 3
