@@ -76,6 +76,25 @@ async def test_a_stop_token_finishes_a_request(start: StartEngine) -> None:
     assert outputs[-1].finish_reason == FinishReason.STOP
 
 
+async def test_a_pooled_request_gets_its_embedding_and_no_token(start: StartEngine) -> None:
+    engine = start(step_tokens=8)
+    pooled = Request("e", list(range(20)), SamplingParameters(max_tokens=1), pooling="mean")
+    (output,) = await read(engine.submit(pooled))
+    assert (output.embedding, output.finish_reason) == ((1.0, 0.0), FinishReason.STOP)
+    await until(lambda: engine.counters.steps == 3)
+    assert (engine.counters.prompt_tokens, engine.counters.generation_tokens) == (20, 0)
+    assert engine.cache_used_ratio == 0
+
+
+async def test_the_first_output_tells_how_much_of_the_prompt_was_cached(start: StartEngine) -> None:
+    engine = start()
+    first = await read(engine.submit(request("a", list(range(30)))))
+    second = await read(engine.submit(request("b", list(range(30)))))
+    assert [output.cached_tokens for output in first] == [0] * 5
+    assert [output.cached_tokens for output in second] == [28, 0, 0, 0, 0]
+    assert [output.token for output in second] == [output.token for output in first]
+
+
 async def test_more_requests_than_may_wait_are_refused(start: StartEngine) -> None:
     engine = start(gate=threading.Semaphore(0), max_concurrent=1, max_waiting=2)
     for number in range(3):

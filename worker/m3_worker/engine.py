@@ -1,6 +1,7 @@
 """The loop that computes, on a thread of its own, and the one way between it and asyncio.
 
-Owns the order of a step (schedule, run, commit, deliver), the command queue into the thread, and the streams out of it.
+Owns the order of a step (schedule, copy pages, run, commit, tell, deliver), the command queue into the thread, and the
+streams out of it.
 The scheduler and the runner are touched by the engine's thread alone; `submit`, `abort` and the streams by the event
 loop alone. What a step brought reaches the loop in one call; a request that was given up is gone before the next step.
 If a step fails, every request fails, and so does each later one: `failure` says why.
@@ -287,7 +288,7 @@ class Engine:
         counters.step_seconds.observe(ended - began)
         counters.preemptions = self._scheduler.preemptions
         for sequence in batch.sampling:
-            counters.generation_tokens += 1
+            counters.generation_tokens += sequence.request.pooling is None
             if sequence.last_token_seconds is None:
                 counters.prompt_tokens += sequence.prompt_tokens
                 arrival = sequence.request.arrival_seconds
