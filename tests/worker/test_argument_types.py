@@ -73,6 +73,14 @@ def test_references_are_followed_also_in_circles() -> None:
     assert len(ArgumentType({"$ref": "#/nowhere"}).types) == 7
 
 
+def test_a_chain_of_references_is_followed_only_so_far() -> None:
+    chain = {f"d{level}": {"$ref": f"#/$defs/d{level + 1}"} for level in range(5000)}
+    assert len(ArgumentType({"$ref": "#/$defs/d0", "$defs": chain}).types) == 7
+    assert ArgumentType({"$ref": "#/$defs/d4980", "$defs": {**chain, "d5000": {"type": "integer"}}}).types == {
+        "integer"
+    }
+
+
 def test_the_first_element_says_whether_a_value_is_an_array() -> None:
     assert ArgumentType({}).is_array("item")
     assert not ArgumentType({}).is_array("x")

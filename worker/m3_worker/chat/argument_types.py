@@ -14,6 +14,8 @@ from typing import Any
 from pydantic_core import from_json
 
 _TYPES = frozenset({"null", "boolean", "integer", "number", "string", "array", "object"})
+_MAX_REFERENCES = 64
+"""Beyond, a schema says nothing more: it is a stranger's, and each is a level of recursion."""
 _INTEGER = re.compile(r"-?(0|[1-9]\d*)")
 _NUMBER = re.compile(r"-?(0|[1-9]\d*)(\.\d+)?([eE][+-]?\d+)?")
 _JSON_START = {"[": "array", "{": "object"}
@@ -148,10 +150,10 @@ def _type_statements(
             yield _types(part, root, known)
     reference = schema.get("$ref")
     if isinstance(reference, str):
-        if reference not in known:
+        if reference not in known and len(known) < _MAX_REFERENCES:
             known[reference] = frozenset()  # while it is looked at: one that leads to itself says nothing
             known[reference] = _types(referred(reference, root), root, known)
-        yield known[reference]
+        yield known.get(reference, frozenset())
     if not named and isinstance(schema.get("properties"), Mapping):
         yield frozenset({"object"})
     if not named and "items" in schema:
@@ -164,7 +166,7 @@ def _alternatives(schema: object, root: object, seen: set[str]) -> Iterator[Mapp
         return
     yield schema
     reference = schema.get("$ref")
-    if isinstance(reference, str) and reference not in seen:
+    if isinstance(reference, str) and reference not in seen and len(seen) < _MAX_REFERENCES:
         seen.add(reference)
         yield from _alternatives(referred(reference, root), root, seen)
     for name in ("anyOf", "oneOf", "allOf"):

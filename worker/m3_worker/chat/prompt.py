@@ -188,11 +188,11 @@ class _Splitter:
     """
 
     def __init__(self, conversation: Conversation, tokenizer: Tokenizer) -> None:
-        texts = "|".join(map(re.escape, (*tokenizer.special_texts, OPENING, CLOSING, NAMESPACE)))
-        self._beginning = re.compile(f"(?=(?:{texts})).", re.DOTALL)  # of one; they may overlap
+        tokens = (*tokenizer.special_texts, OPENING, CLOSING, NAMESPACE)
+        self._beginning = re.compile(f"(?=(?:{'|'.join(map(re.escape, tokens))})).", re.DOTALL)  # they may overlap
         said = [message for message in conversation.messages if message.role != "assistant"]
         self._mark: str | None = None
-        if any(map(self._beginning.search, _texts(said))):
+        if any(token in text for text in _texts(said) for token in tokens):
             free = (one for one in _MARKS if not any(one in text for text in _texts(conversation.messages)))
             self._mark = next(free, None)
             if self._mark is None:
