@@ -8,6 +8,7 @@ import sys
 from array import array
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import httpx
 import jsonschema
@@ -100,6 +101,28 @@ def test_a_simulated_model_thinks_when_it_is_told_to() -> None:
         message = body.choices[0].message.model_dump()
         assert len(message["reasoning_content"].split()) == 16
         assert len(message["content"].split()) == 64 - 16 - 1
+
+
+def test_a_prompt_that_was_seen_is_found_by_its_tenant_alone_in_every_dialect() -> None:
+    prompt = "the same again and again " * 40
+    with running_simulation(FAST) as (_, url), httpx.Client(base_url=url, timeout=30) as client:
+
+        def usage(path: str, tenant: str) -> dict[str, Any]:
+            body = {"model": "simulated", "max_tokens": 1, "messages": [{"role": "user", "content": prompt}]}
+            body |= {"input": prompt} if path == "responses" else {}
+            found: dict[str, Any] = client.post(f"/v1/{path}", json=body, headers={"x-m3-tenant": tenant}).json()
+            return dict(found["usage"])
+
+        for path, cached in (
+            ("chat/completions", lambda found: found["prompt_tokens_details"]["cached_tokens"]),
+            ("responses", lambda found: found["input_tokens_details"]["cached_tokens"]),
+            ("messages", lambda found: found["cache_read_input_tokens"]),
+        ):
+            first, again, other = usage(path, f"a-{path}"), usage(path, f"a-{path}"), usage(path, f"b-{path}")
+            assert cached(first) == cached(other) == 0, path
+            assert cached(again) >= 128, path
+            assert cached(again) % 128 == 0, path
+        assert again["input_tokens"] + again["cache_read_input_tokens"] == first["input_tokens"]
 
 
 def test_a_context_of_half_a_million_tokens_is_no_work() -> None:
