@@ -58,8 +58,9 @@ def _written(choice: ToolChoice, tools: Sequence[Tool], answer: ResponseFormat |
     calls = call if choice.mode == "named" or not choice.parallel else f"{call}+"
     block = f"{_NEW_LINE} {calls} {_literal(BLOCK_CLOSING)}"
     if choice.mode == "auto" and answer is None:
-        before = writer.terminal(f"({_ANY_TEXT}) {_literal(BLOCK_OPENING)}")
-        return writer.grammar(f"{writer.terminal(_ANY_TEXT)} | {before} {block}")
+        words = writer.terminal(_ANY_TEXT)
+        before = writer.terminal(f"{words} {_literal(BLOCK_OPENING)}")
+        return writer.grammar(f"{words} | {before} {block}")
     called = f"{_literal(BLOCK_OPENING)} {block}"
     return writer.grammar(called if answer is None else f"{called} | {_format(answer)}")
 
@@ -134,7 +135,7 @@ class _Writer:
         end = _literal(closing)
         match kind:
             case "string":
-                return self.terminal(f"({_string(schema)}) {end}")
+                return self.terminal(f"({_string(schema, self.terminal(_ANY_TEXT))}) {end}")
             case "boolean":
                 value = '("true" | "false")'
             case "null":
@@ -169,9 +170,9 @@ class _Writer:
         return self.rule(rest or '""')
 
 
-def _string(schema: Mapping[str, object]) -> str:
+def _string(schema: Mapping[str, object], any_text: str) -> str:
     """A string's text as the expression of a terminal. Raises ChatError for a length beyond what is counted."""
-    parts = [_ANY_TEXT]
+    parts = [any_text]
     fewest, most = schema.get("minLength") or 0, schema.get("maxLength")
     if not isinstance(fewest, int) or fewest > _MAX_LENGTH:
         raise ChatError("tools", f"tools: a minLength of {fewest} cannot be enforced: at most {_MAX_LENGTH} can")
