@@ -158,7 +158,7 @@ TABLE = [
         messages=[USER, calling(("c1", "{}")), {**result("c1"), "content": {"sunny": True}}],
     ),
     bad_chat("this model takes no images", "messages[0].content[0].image_url", messages=[IMAGE]),
-    bad_chat("is of type 'input_audio': must be one of", "messages[0].content[0]", messages=[AUDIO]),
+    bad_chat("is of type 'input_audio': audio is not supported", "messages[0].content[0]", messages=[AUDIO]),
     bad_chat("tools[0].function must be an object", "tools[0].function", tools=[{"type": "function"}]),
     bad_chat("tool_choice demands a tool call, but there are no tools", "tool_choice", tool_choice="required"),
     bad_chat(
