@@ -31,6 +31,16 @@ class MediaMemoryError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
+class MediaReference:
+    """An image or a video as a request names it."""
+
+    kind: Kind
+    url: str
+    where: str
+    """What the client calls it, for complaints: "messages[0].content[1]"."""
+
+
+@dataclass(frozen=True, slots=True)
 class MediaLimits:
     """How much media a stranger may send; see the settings of the same names."""
 

@@ -38,7 +38,9 @@ class MediaEmbeddings:
         found = []
         row = 0  # of the chunk's first token in the step
         for chunk in chunks:
-            for item in chunk.sequence.request.media:
+            media = chunk.sequence.request.media
+            is_beyond = not media or chunk.start >= media[-1].start + media[-1].tokens  # as in every step of decoding
+            for item in () if is_beyond else media:
                 start, end = max(item.start, chunk.start), min(item.start + item.tokens, chunk.end)
                 if start < end:
                     first = item.first_row + start - item.start

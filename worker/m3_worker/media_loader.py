@@ -8,28 +8,17 @@ import asyncio
 import weakref
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from threading import Lock
 
 import numpy as np
 
-from m3_worker.media import Kind, MediaError, MediaLimits, MediaMemoryError, ProcessedMedia
+from m3_worker.media import MediaError, MediaLimits, MediaMemoryError, MediaReference, ProcessedMedia
 from m3_worker.media_decode import decode_image, decode_video
 from m3_worker.media_sources import MediaFetcher, data_url_bytes
 from m3_worker.vision_config import VisionConfig
 
 _DECODING_THREADS = 2
 """How many files are decoded at one time: each may take the memory of one of the largest pictures a few times over."""
-
-
-@dataclass(frozen=True, slots=True)
-class MediaReference:
-    """An image or a video as a request names it."""
-
-    kind: Kind
-    url: str
-    where: str
-    """What the client calls it, for complaints: "messages[0].content[1]"."""
 
 
 class MediaLoader:

@@ -6,13 +6,16 @@ read by the API, both on the event loop.
 
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import TYPE_CHECKING
 
 from m3_worker.chat.template import ChatTemplate
 from m3_worker.engine import Engine
 from m3_worker.generation_defaults import GenerationDefaults
 from m3_worker.grammar import Grammars
-from m3_worker.media_loader import MediaLoader
 from m3_worker.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from m3_worker.media_loader import MediaLoader  # brings the decoders, which only a model that sees needs
 
 
 class Phase(StrEnum):
@@ -39,7 +42,7 @@ class ServedModel:
     eos_token_ids: frozenset[int]
     created_seconds: int
     """Unix time when it was loaded."""
-    media: MediaLoader | None = None
+    media: "MediaLoader | None" = None
     """Reads images and videos; None if the model takes none."""
 
 
