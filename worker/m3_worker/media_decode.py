@@ -4,8 +4,8 @@ Owns what is decoded at all: a few formats, found by their content and never by 
 limits that are checked before memory is taken. What a decoder raises on a broken file becomes a MediaError.
 
 Images are turned as their EXIF says and made RGB. Resizing is Pillow's bicubic, which antialiases, rows before columns:
-so 99 of 100 values are those of torchvision (bicubic, antialias on), which the oracle uses, and none differs by more
-than 2 of 255.
+so about 99 of 100 values are those of torchvision (bicubic, antialias on), which the oracle uses, and none differs by
+more than 2 of 255.
 """
 
 import io
