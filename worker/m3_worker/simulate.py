@@ -31,6 +31,8 @@ PAGE_TOKENS = 128
 CONTEXT_TOKENS = 1_048_576
 """M3's own, and the longest that can be asked for."""
 CACHE_TOKENS = 4 * CONTEXT_TOKENS
+STEP_SECONDS = 0.1
+"""What a step should take, as on a GPU."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +74,9 @@ def load_simulated_model(settings: WorkerSettings, progress: Callable[[int, int]
         settings.simulate_prefill_tokens_per_second, settings.simulate_token_seconds, settings.simulate_load_factor
     )
     runner = SimulatedRunner(latency, settings.simulate_answer_tokens)
-    scheduler = Scheduler(SchedulerLimits(settings.max_concurrent, settings.step_tokens), Pages(pages, PAGE_TOKENS))
+    step_seconds = STEP_SECONDS if settings.step_milliseconds is None else settings.step_milliseconds / 1000
+    limits = SchedulerLimits(settings.max_concurrent, settings.step_tokens, step_seconds)
+    scheduler = Scheduler(limits, Pages(pages, PAGE_TOKENS))
     template = resources.files("m3_worker").joinpath("chat_template.jinja").read_text(encoding="utf-8")
     tokenizer = Tokenizer(byte_level_tokenizer(ADDED_TOKENS))
     return ServedModel(
