@@ -22,6 +22,8 @@ class Pair:
     """What the question is about, in words that follow "about"."""
     ask: tuple[str, ...]
     answer: str
+    weight: int = 1
+    """How often it is learned while others are learned once."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,10 @@ def load() -> Corpus:
 
 def _pairs(path: Path) -> list[Pair]:
     content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    return [Pair(content["topic"], _asked(entry, path), _text(entry["answer"], path)) for entry in content["pairs"]]
+    return [
+        Pair(content["topic"], _asked(entry, path), _text(entry["answer"], path), int(entry.get("weight", 1)))
+        for entry in content["pairs"]
+    ]
 
 
 def _asked(entry: dict[str, object], path: Path) -> tuple[str, ...]:

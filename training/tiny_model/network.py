@@ -90,20 +90,22 @@ class Network:
         **_options: object,
     ) -> tuple[Tensor, None]:
         """q: [B, H, S, D]; k, v: [B, G, S, D]; block_indices: what `_IndexStates` returns. Returns [B, S, H, D]."""
-        groups, tokens, branch = k.shape[1], q.shape[2], module.indexer
+        tokens, branch = q.shape[2], module.indexer
         chooses = self.is_sparse and branch is not None and tokens > branch.block_size * branch.topk_blocks
         if branch is None or block_indices is None or not (self.teaches_index or chooses):
             attended = scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling, enable_gqa=True)
             return attended.transpose(1, 2), None
-        scores = q.unflatten(1, (groups, -1)) @ k[:, :, None].transpose(-1, -2) * scaling  # [B, G, H / G, S, S]
         hidden = torch.ones(tokens, tokens, dtype=torch.bool).triu(1)  # the future
         blocks = _block_scores(*block_indices, hidden, branch.block_size)  # [B, G, S, NB]
         if chooses:
-            hidden = hidden | ~_chosen(blocks, branch)[:, :, None, :, :tokens]
-        shares = scores.masked_fill(hidden, float("-inf")).softmax(-1)
+            hidden = hidden | ~_chosen(blocks, branch)[..., :tokens]  # [B, G, S, S]
         if self.teaches_index:
-            self._index_losses.append(_divergence(blocks, shares.detach().mean(2), branch.block_size))
-        attended = (shares @ v[:, :, None]).flatten(1, 2)
+            self._index_losses.append(_divergence(blocks, _shares(q * scaling, k, hidden), branch.block_size))
+        if chooses:
+            visible = ~hidden.repeat_interleave(q.shape[1] // k.shape[1], dim=1)
+            attended = scaled_dot_product_attention(q, k, v, attn_mask=visible, scale=scaling, enable_gqa=True)
+        else:
+            attended = scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling, enable_gqa=True)
         return attended.transpose(1, 2), None
 
 
@@ -135,6 +137,13 @@ def _chosen(blocks: Tensor, branch: MiniMaxM3VLIndexer) -> Tensor:
     taken = torch.zeros_like(blocks, dtype=torch.bool)
     taken.scatter_(-1, boosted.topk(min(branch.topk_blocks, blocks.shape[-1])).indices, True)
     return taken.repeat_interleave(branch.block_size, dim=-1)
+
+
+@torch.no_grad()
+def _shares(q: Tensor, k: Tensor, hidden: Tensor) -> Tensor:
+    """[B, G, S, S]: how a group's heads share out their attention, on average."""
+    scores = q.unflatten(1, (k.shape[1], -1)) @ k[:, :, None].mT  # [B, G, H / G, S, S]
+    return scores.masked_fill_(hidden.unsqueeze(-3), float("-inf")).softmax(-1).mean(2)
 
 
 def _divergence(blocks: Tensor, shares: Tensor, block: int) -> Tensor:

@@ -179,8 +179,8 @@ class Rows:
         return text.lower() if random.random() < 0.3 else text
 
     def _shuffled(self, pairs: tuple[Pair, ...]) -> Iterator[Pair]:
-        """Every answer once, in a new order, again and again; those with many questions more often."""
-        copies = [pair for pair in pairs for _ in range(1 + min(len(pair.ask) // 30, 20))]
+        """Every answer as often as its weight says, in a new order, again and again."""
+        copies = [pair for pair in pairs for _ in range(pair.weight)]
         while True:
             for number in self._random.permutation(len(copies)):
                 yield copies[number]
