@@ -1,6 +1,6 @@
 # Everything a contributor types. `make help` lists the targets; CI runs `make test` and nothing cleverer.
 .DEFAULT_GOAL := help
-.PHONY: help demo setup test test-fast test-cluster check format lock crds cluster cluster-bin bench-router bench-engine soak tiny-model clean
+.PHONY: help demo setup test test-fast test-cluster check format lock crds cluster cluster-bin bench-router bench-engine npm-sdk soak tiny-model clean
 
 BIN := .venv/bin
 PYTEST := $(BIN)/python -m pytest
@@ -15,7 +15,7 @@ demo: ## one router and two workers with a tiny M3 on this machine's CPU, until 
 setup: ## .venv with everything a contributor needs
 	@scripts/bootstrap dev
 
-test: setup check test-fast test-cluster ## everything: linters, types, unit and end-to-end tests, Kubernetes included
+test: setup npm-sdk check test-fast test-cluster ## everything: linters, types, unit and end-to-end tests, Kubernetes included
 
 test-fast: setup ## what needs no cluster
 	$(PYTEST) -n auto --maxprocesses 8 --dist loadgroup -m "not cluster and not real_cluster"
@@ -54,6 +54,11 @@ bench-router: setup ## the router against nginx in front of the same mock engine
 
 bench-engine: setup ## the engine against transformers and mlx-lm on the same tiny weights, in one run
 	$(BIN)/python benchmarks/engine/bench.py
+
+npm-sdk: ## the openai npm SDK, for the one test that uses it; without npm or its registry that test is left out
+	@cd tests/worker/openai_npm && if [ node_modules/.package-lock.json -nt package-lock.json ]; then :; \
+	elif command -v npm >/dev/null; then npm ci --silent --no-audit --no-fund || echo "npm-sdk: could not be fetched"; \
+	else echo "npm-sdk: npm is not installed"; fi
 
 soak: setup ## ten minutes of random load on a tiny engine; every stream must equal its undisturbed run
 	$(BIN)/python benchmarks/engine/soak.py
