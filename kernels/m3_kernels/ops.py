@@ -9,11 +9,18 @@ is refused with its name, what it has and what it should have, instead of being 
 import torch
 from torch import Tensor
 
-from m3_kernels import reference
+from m3_kernels import mxfp8, reference
 from m3_kernels.cpu import attention, experts, pointwise, selection
 from m3_kernels.layout import AttentionNorms, ExpertRows, LayerPages, RaggedBatch, RotaryAngles
+from m3_kernels.mxfp8 import Weight
 
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def linear(x: Tensor, weight: Weight) -> Tensor:
+    """See `mxfp8.linear`. Raises ValueError if weight is not [N, last dimension of x]."""
+    _check_shape("weight", weight, (weight.shape[0], x.shape[-1]))
+    return mxfp8.linear(x, weight)
 
 
 def gemma_rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -120,7 +127,7 @@ def sort_by_expert(experts: Tensor, count: int) -> ExpertRows:
     return reference.sort_by_expert(experts, count)
 
 
-def run_experts(x: Tensor, rows: ExpertRows, gate_up: Tensor, down: Tensor, *, alpha: float, limit: float) -> Tensor:
+def run_experts(x: Tensor, rows: ExpertRows, gate_up: Weight, down: Weight, *, alpha: float, limit: float) -> Tensor:
     """See `reference.run_experts`. Raises ValueError if rows and experts do not fit x."""
     (count, hidden), (held, _, intermediate) = x.shape, down.shape
     _check_shape("rows.order", rows.order, (count,))
@@ -174,7 +181,7 @@ def _check_batch(batch: RaggedBatch, block_tokens: int) -> None:
         )
 
 
-def _check_shape(name: str, tensor: Tensor, expected: tuple[int, ...]) -> None:
+def _check_shape(name: str, tensor: Weight, expected: tuple[int, ...]) -> None:
     if tuple(tensor.shape) != expected:
         raise ValueError(f"{name} has shape {list(tensor.shape)}: must be {list(expected)}")
 

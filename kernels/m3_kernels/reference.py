@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from m3_kernels.layout import AttentionNorms, ExpertRows, LayerPages, RaggedBatch, RotaryAngles
+from m3_kernels.mxfp8 import Weight, linear
 
 # How large an intermediate of attention and scoring may grow, in elements (8 MiB of fp32): bounded with any context and
 # near the size of a cache, and still so large that the loop over runs costs nothing beside the arithmetic.
@@ -215,7 +216,7 @@ def sort_by_expert(experts: Tensor, count: int) -> ExpertRows:
     return ExpertRows(flat.argsort(stable=True), ends.to(torch.int32))
 
 
-def run_experts(x: Tensor, rows: ExpertRows, gate_up: Tensor, down: Tensor, *, alpha: float, limit: float) -> Tensor:
+def run_experts(x: Tensor, rows: ExpertRows, gate_up: Weight, down: Weight, *, alpha: float, limit: float) -> Tensor:
     """Run each row through its expert's MLP.
 
     x: [T * A, C], in the order of `rows`. gate_up: [E, 2F, C]. down: [E, C, F]. Returns [T * A, C], in that order.
@@ -233,10 +234,10 @@ def combine_experts(out: Tensor, rows: ExpertRows, weights: Tensor) -> Tensor:
     return (weights[:, None] @ by_token.float())[:, 0].to(out.dtype)
 
 
-def _matmul_by_expert(x: Tensor, weights: Tensor, counts: list[int]) -> Tensor:
+def _matmul_by_expert(x: Tensor, weights: Weight, counts: list[int]) -> Tensor:
     """Rows of x, sorted by expert, each times its expert's weights: x [sum(counts), N], weights [E, M, N]."""
     parts = torch.split(x, counts)
-    return torch.cat([part @ weights[expert].T for expert, part in enumerate(parts) if counts[expert]])
+    return torch.cat([linear(part, weights[expert]) for expert, part in enumerate(parts) if counts[expert]])
 
 
 def _attend(q: Tensor, pages: LayerPages, heads: Tensor, visible: Tensor) -> Tensor:

@@ -104,6 +104,8 @@ def test_the_released_model_has_its_published_tensors() -> None:
     assert len(text) == 3 + 3 * per_dense + 57 * per_moe
     assert round(sum(place.numel() for place in text) / 1e9, 2) == 426.17
     assert PagedCache.bytes_per_token(config, torch.bfloat16) == 137_472
+    assert PagedCache.bytes_per_token(config, torch.float8_e4m3fn) == 68_736
+    assert PagedCache.bytes_per_token(config, torch.float8_e4m3fn, torch.bfloat16) == 76_032
     prefix = "language_model.model.layers.3"
     shapes = {name: tuple(place.shape) for name, place in places.items()}
     assert shapes[f"{prefix}.self_attn.q_proj.weight"] == (8192, 6144)

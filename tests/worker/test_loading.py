@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 
+from m3_worker.cache import PagedCache
 from m3_worker.cache_size import CacheSizeError
 from m3_worker.config import TinySettings, WorkerSettings
 from m3_worker.loading import load_served_model
@@ -87,3 +88,29 @@ def test_a_directory_that_is_not_there_is_named(tmp_path: Path) -> None:
 def test_cuda_where_there_is_none_is_refused(checkpoint: Path) -> None:
     with pytest.raises(CheckpointError, match="--device cuda: torch sees no CUDA device here"):
         load_served_model(WorkerSettings(model=checkpoint, device="cuda"), lambda read, needed: None)
+
+
+@pytest.mark.parametrize(
+    ("settings", "dtypes"),
+    [
+        ({}, (torch.float32, torch.float32)),
+        ({"dtype": "bfloat16"}, (torch.bfloat16, torch.bfloat16)),
+        ({"cache_dtype": "fp8"}, (torch.float8_e4m3fn, torch.float8_e4m3fn)),
+        ({"cache_dtype": "bfloat16", "index_cache_dtype": "fp8"}, (torch.bfloat16, torch.float8_e4m3fn)),
+    ],
+)
+def test_the_cache_has_the_types_that_are_asked_for(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch, settings: dict[str, str], dtypes: tuple[torch.dtype, torch.dtype]
+) -> None:
+    caches = []
+    allocate = PagedCache.allocate
+
+    def watched(*arguments: Any) -> PagedCache:
+        caches.append(allocate(*arguments))
+        return caches[0]
+
+    monkeypatch.setattr(PagedCache, "allocate", watched)
+    load(checkpoint, **settings)
+    (cache,) = caches
+    assert (cache.k.dtype, cache.index_k.dtype) == dtypes
+    assert cache.v.dtype == cache.k.dtype

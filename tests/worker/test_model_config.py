@@ -142,6 +142,7 @@ def test_the_released_config_is_read_as_it_is() -> None:
         topk_blocks=16,
         sparse_layers=(False,) * 3 + (True,) * 57,
         moe_layers=(False,) * 3 + (True,) * 57,
+        is_mxfp8=False,
         dtype="bfloat16",
         eos_token_ids=(200020,),
         vision=VisionConfig(
@@ -161,6 +162,31 @@ def test_the_released_config_is_read_as_it_is() -> None:
         ),
     )
     assert (config.layers, config.page_tokens) == (60, 128)
+
+
+@pytest.mark.parametrize(
+    "quantization",
+    [
+        {"quant_method": "mxfp8"},
+        {"quant_method": "mxfp8", "weight_block_size": [1, 32], "activation_scheme": "dynamic"},
+        {"quant_method": "fp8", "weight_block_size": [1, 32]},
+    ],
+)
+def test_mxfp8_is_known_by_each_of_its_names(quantization: dict[str, Any]) -> None:
+    assert ModelConfig.from_json(released() | {"quantization_config": quantization}).is_mxfp8
+
+
+def test_a_model_of_which_all_layers_are_sparse_is_read() -> None:
+    config = released()
+    text = config["text_config"]
+    text["moe_layer_freq"] = [1] * 60
+    del text["dense_intermediate_size"]
+    sparse = text["sparse_attention_config"]
+    sparse["sparse_attention_freq"] = sparse["sparse_disable_index_value"] = [1] * 60
+    read = ModelConfig.from_json(config)
+    assert all(read.sparse_layers)
+    assert all(read.moe_layers)
+    assert read.dense_intermediate_size == 0
 
 
 @pytest.mark.parametrize(
@@ -227,8 +253,18 @@ def test_the_released_config_is_read_as_it_is() -> None:
         ),
         (
             "quantization_config",
-            {"quant_method": "mxfp8"},
-            "quantization_config (mxfp8) is not supported: use the bfloat16 or float32 release",
+            {"quant_method": "modelopt", "quant_algo": "NVFP4"},
+            "quantization_config (modelopt, NVFP4) is not supported: use the bfloat16, float32 or MXFP8 release",
+        ),
+        (
+            "text_config.quantization_config",
+            {"quant_method": "fp8", "weight_block_size": [128, 128]},
+            "text_config.quantization_config (fp8, blocks of [128, 128]) is not supported",
+        ),
+        (
+            "quantization_config",
+            {"quant_method": "mxfp8", "weight_block_size": [1, 16]},
+            "quantization_config (mxfp8, blocks of [1, 16]) is not supported",
         ),
         ("torch_dtype", "float8_e4m3fn", 'torch_dtype is "float8_e4m3fn": only "bfloat16" or "float32" or "float16"'),
         ("torch_dtype", ..., "torch_dtype is missing: must be bfloat16, float32 or float16"),

@@ -120,6 +120,22 @@ def test_a_seed_gives_the_same_tokens_in_any_company(model: M3Model) -> None:
     assert expected != generate(model, ["p40"])["p40"]
 
 
+@pytest.mark.parametrize("dtypes", [(torch.bfloat16, torch.bfloat16), (torch.float8_e4m3fn, torch.bfloat16)])
+def test_chunks_change_nothing_in_a_narrow_cache_either(
+    model: M3Model, alone: dict[str, list[int]], dtypes: tuple[torch.dtype, torch.dtype]
+) -> None:
+    tokens = []
+    for step_tokens in (512, 23):
+        run = Run(model, step_tokens=step_tokens)
+        cache = PagedCache.allocate(model.config, 256, dtypes[0], "cpu", dtypes[1])
+        run.runner = Runner(model, cache, model.config.page_tokens)
+        for name in PROMPTS:
+            run.add(name)
+        tokens.append(run.finish())
+    assert tokens[0] == tokens[1]
+    assert tokens[0] != alone  # the cache is narrow indeed
+
+
 class Pooled(Run):
     """Requests that want a vector; others may run beside them."""
 

@@ -65,8 +65,18 @@ class PagedCache:
     sparse_layers: tuple[bool, ...]
 
     @classmethod
-    def allocate(cls, config: ModelConfig, pages: int, dtype: torch.dtype, device: torch.device | str) -> "PagedCache":
-        """Room for `pages` pages, zeroed. Raises ValueError if pages < 1, torch's error if the device is full."""
+    def allocate(
+        cls,
+        config: ModelConfig,
+        pages: int,
+        dtype: torch.dtype,
+        device: torch.device | str,
+        index_dtype: torch.dtype | None = None,
+    ) -> "PagedCache":
+        """Room for `pages` pages, zeroed; index keys in `index_dtype`, or as the rest.
+
+        Raises ValueError if pages < 1, torch's error if the device is full.
+        """
         if pages < 1:
             raise ValueError(f"pages is {pages}: a cache needs at least one")
         kv_shape = (config.layers, pages, config.page_tokens, config.kv_heads, config.head_dim)
@@ -74,15 +84,15 @@ class PagedCache:
         return cls(
             k=torch.zeros(kv_shape, dtype=dtype, device=device),
             v=torch.zeros(kv_shape, dtype=dtype, device=device),
-            index_k=torch.zeros(index_shape, dtype=dtype, device=device),
+            index_k=torch.zeros(index_shape, dtype=index_dtype or dtype, device=device),
             sparse_layers=config.sparse_layers,
         )
 
     @staticmethod
-    def bytes_per_token(config: ModelConfig, dtype: torch.dtype) -> int:
-        """Bytes one token takes in all layers: 137,472 for the released M3 in bfloat16."""
-        kv_elements = 2 * config.layers * config.kv_heads * config.head_dim
-        return (kv_elements + sum(config.sparse_layers) * config.index_dim) * dtype.itemsize
+    def bytes_per_token(config: ModelConfig, dtype: torch.dtype, index_dtype: torch.dtype | None = None) -> int:
+        """Bytes one token takes in all layers: 137,472 for the released M3 in bfloat16, 68,736 in FP8."""
+        kv_bytes = 2 * config.layers * config.kv_heads * config.head_dim * dtype.itemsize
+        return kv_bytes + sum(config.sparse_layers) * config.index_dim * (index_dtype or dtype).itemsize
 
     @property
     def pages(self) -> int:

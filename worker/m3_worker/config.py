@@ -14,6 +14,7 @@ from typing import Annotated, Any, ClassVar, Literal, NoReturn, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 Count = Annotated[int, Field(ge=1, le=2**31)]
+CacheType = Literal["auto", "float32", "bfloat16", "fp8"]
 Text = Annotated[str, Field(min_length=1, pattern=r"^[^\x00]+$")]
 
 
@@ -109,6 +110,10 @@ class WorkerSettings(CommandLineSettings):
     )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto is cuda where there is one")
     dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="auto is the checkpoint's own")
+    cache_dtype: CacheType = Field("auto", description="type of cached keys and values; auto is that of the weights")
+    index_cache_dtype: CacheType = Field(
+        "auto", description="type of cached index keys, which is what long contexts read most; auto is --cache-dtype"
+    )
     max_context_tokens: Count | None = Field(
         None, description="longest prompt and answer together (default: the checkpoint's, as far as the cache holds it)"
     )
@@ -240,7 +245,7 @@ class TinySettings(CommandLineSettings):
     block: int = Field(16, ge=1, le=1024, description="tokens of a sparse block")
     topk: int = Field(4, ge=1, le=65536, description="blocks that a query keeps")
     context: int = Field(8192, ge=1, le=2**24, description="max_position_embeddings")
-    dtype: Literal["float32", "bfloat16"] = Field("float32", description="type of the weights")
+    dtype: Literal["float32", "bfloat16", "mxfp8"] = Field("float32", description="type of the weights")
     vision: bool = Field(True, description="with a vision tower of two layers, for images and video")
 
     @field_validator("directory")
@@ -261,6 +266,11 @@ class TinySettings(CommandLineSettings):
                 self.index_dim >= self.head_dim // 2
             ),
         }
+        if self.dtype == "mxfp8":
+            widths = {"--hidden": self.hidden, "--intermediate": self.intermediate}
+            widths["--heads x --head-dim"] = self.heads * self.head_dim
+            for name, width in widths.items():
+                rules[f"{name} {width}: must be a multiple of 32 with --dtype mxfp8"] = width % 32 == 0
         for message, holds in rules.items():
             if not holds:
                 raise ValueError(message)

@@ -67,12 +67,13 @@ def load_served_model(settings: WorkerSettings, progress: Callable[[int, int], N
     threads = _threads(settings, sum(path.stat().st_size for path in directory.glob("*.safetensors")))
     if threads is not None:
         torch.set_num_threads(threads)
-    bytes_per_token = PagedCache.bytes_per_token(config, place.dtype)
+    cache_dtype, index_dtype = _cache_dtypes(settings, place)
+    bytes_per_token = PagedCache.bytes_per_token(config, cache_dtype, index_dtype)
     if place.free_bytes is None:  # what does not depend on the weights is refused before they are read
         choose_cache_size(settings, config, bytes_per_token, None)
     model = load_model(directory, config, place.dtype, place.device, progress)
     size = choose_cache_size(settings, config, bytes_per_token, place.free_bytes)
-    cache = PagedCache.allocate(config, size.pages, place.dtype, place.device)
+    cache = PagedCache.allocate(config, size.pages, cache_dtype, place.device, index_dtype)
     runner = Runner(model, cache, config.page_tokens)
     runner.warm_up(_warm_up_tokens(settings, place, size.pages * config.page_tokens))
     limits = SchedulerLimits(settings.max_concurrent, settings.step_tokens, _step_seconds(settings, place))
@@ -128,6 +129,13 @@ def _place(settings: WorkerSettings, config: ModelConfig) -> _Place:
     device = torch.device("cuda" if settings.device == "cuda" or (settings.device == "auto" and has_cuda) else "cpu")
     dtype: torch.dtype = getattr(torch, config.dtype if settings.dtype == "auto" else settings.dtype)
     return _Place(device, dtype)
+
+
+def _cache_dtypes(settings: WorkerSettings, place: _Place) -> tuple[torch.dtype, torch.dtype]:
+    """Of keys and values, and of index keys."""
+    dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16, "fp8": torch.float8_e4m3fn}
+    of_cache = dtypes.get(settings.cache_dtype, place.dtype)
+    return of_cache, dtypes.get(settings.index_cache_dtype, of_cache)
 
 
 def _threads(settings: WorkerSettings, weight_bytes: int) -> int | None:

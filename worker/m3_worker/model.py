@@ -8,7 +8,9 @@ Per layer: x += attention(norm(x)); x += mlp(norm(x)). Every norm is a Gemma nor
 model (`model_type: minimax_m3_vl`); the symbols in the shapes are those of `m3_kernels`.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -16,19 +18,24 @@ from torch.nn.functional import embedding, linear
 
 from m3_kernels import ops
 from m3_kernels.layout import AttentionNorms, ExpertRows, LayerPages, RaggedBatch, RotaryAngles
+from m3_kernels.mxfp8 import Mxfp8, Weight
 from m3_worker.cache import PagedCache, StepTensors
 from m3_worker.model_config import ModelConfig
+from m3_worker.rank_share import RankShare
 from m3_worker.token_rows import OneRank, Ranks, StepRows
 from m3_worker.vision import VisionTower, VisionWeights
+
+WeightKind = Literal["projections", "output", "mlp", "experts", "shared"]
+"""Matrices that a checkpoint may hold in MXFP8: of an attention, a dense MLP, the routed and the shared experts."""
 
 
 @dataclass(frozen=True)
 class Attention:
     """Weights of one attention, with or without an index branch."""
 
-    projections: Tensor
+    projections: Weight
     """[H*D + 2*G*D + G*I + I, C]: queries, keys, values; in sparse layers also index queries, index key."""
-    output: Tensor
+    output: Weight
     """[C, H*D]"""
     norms: AttentionNorms
 
@@ -37,9 +44,9 @@ class Attention:
 class Mlp:
     """Weights of a dense MLP, which a shared expert is too."""
 
-    gate_up: Tensor
+    gate_up: Weight
     """[2F, C], the gate half first."""
-    down: Tensor
+    down: Weight
     """[C, F]"""
 
 
@@ -51,10 +58,10 @@ class Experts:
     """[E, C] fp32"""
     bias: Tensor
     """[E] fp32, added to the scores for choosing only."""
-    gate_up: Tensor
-    """[E, 2F, C], the gate half first."""
-    down: Tensor
-    """[E, C, F]"""
+    gate_up: Weight
+    """[E, 2F, C], the gate half first; on a rank its slots instead of the experts."""
+    down: Weight
+    """[E, C, F], as well"""
     shared: Mlp
 
 
@@ -80,19 +87,33 @@ class ModelWeights:
     norm: Tensor
     """[C]"""
     lm_head: Tensor
-    """[vocabulary, C]"""
+    """[vocabulary, C]; no rows on a rank that samples nothing."""
     vision: VisionWeights | None = None
     """None for a checkpoint that has only text."""
 
     @classmethod
-    def allocate(cls, config: ModelConfig, dtype: torch.dtype, device: torch.device | str) -> "ModelWeights":
-        """Uninitialised weights of the right shapes. On the device "meta" they take no memory."""
+    def allocate(
+        cls,
+        config: ModelConfig,
+        dtype: torch.dtype,
+        device: torch.device | str,
+        share: RankShare | None = None,
+        *,
+        quantised: Collection[WeightKind] = (),
+    ) -> "ModelWeights":
+        """Uninitialised weights of the right shapes: of the whole model, or a rank's share (`config` is the share's).
+
+        The matrices of the kinds `quantised` are in MXFP8. On the device "meta" they take no memory.
+        """
 
         def empty(*shape: int, dtype: torch.dtype = dtype) -> Tensor:
             return torch.empty(shape, dtype=dtype, device=device)
 
-        def mlp(width: int) -> Mlp:
-            return Mlp(gate_up=empty(2 * width, hidden), down=empty(hidden, width))
+        def matrix(kind: WeightKind, *shape: int) -> Weight:
+            return Mxfp8.empty(shape, device) if kind in quantised else empty(*shape)
+
+        def mlp(kind: WeightKind, width: int) -> Mlp:
+            return Mlp(gate_up=matrix(kind, 2 * width, hidden), down=matrix(kind, hidden, width))
 
         def attention(is_sparse: bool) -> Attention:
             index_width = (config.kv_heads + 1) * config.index_dim if is_sparse else 0
@@ -104,16 +125,18 @@ class ModelWeights:
                 eps=config.norm_eps,
             )
             width = (config.heads + 2 * config.kv_heads) * config.head_dim + index_width
-            return Attention(empty(width, hidden), empty(hidden, config.heads * config.head_dim), norms)
+            output = matrix("output", hidden, config.heads * config.head_dim)
+            return Attention(matrix("projections", width, hidden), output, norms)
 
         def experts() -> Experts:
             count, width = config.experts, config.expert_intermediate_size
+            held = count if share is None else share.plan.slots_per_rank
             return Experts(
                 router=empty(count, hidden, dtype=torch.float32),
                 bias=empty(count, dtype=torch.float32),
-                gate_up=empty(count, 2 * width, hidden),
-                down=empty(count, hidden, width),
-                shared=mlp(config.shared_intermediate_size),
+                gate_up=matrix("experts", held, 2 * width, hidden),
+                down=matrix("experts", held, hidden, width),
+                shared=mlp("shared", config.shared_intermediate_size),
             )
 
         hidden = config.hidden_size
@@ -122,12 +145,13 @@ class ModelWeights:
                 attention_norm=empty(hidden),
                 attention=attention(is_sparse),
                 mlp_norm=empty(hidden),
-                mlp=experts() if is_moe else mlp(config.dense_intermediate_size),
+                mlp=experts() if is_moe else mlp("mlp", config.dense_intermediate_size),
             )
             for is_sparse, is_moe in zip(config.sparse_layers, config.moe_layers, strict=True)
         )
         vision = None if config.vision is None else VisionWeights.allocate(config.vision, hidden, dtype, device)
-        return cls(empty(config.vocab_size, hidden), layers, empty(hidden), empty(config.vocab_size, hidden), vision)
+        head = empty(config.vocab_size if share is None or share.has_ends else 0, hidden)
+        return cls(empty(config.vocab_size, hidden), layers, empty(hidden), head, vision)
 
 
 class M3Model:
@@ -182,18 +206,18 @@ class M3Model:
     def _attention(
         self, x: Tensor, weights: Attention, pages: LayerPages, batch: RaggedBatch, angles: RotaryAngles
     ) -> Tensor:
-        packed = linear(x, weights.projections)
+        packed = ops.linear(x, weights.projections)
         q, index_q = ops.qk_norm_rope_insert(packed, weights.norms, angles, pages, batch.slots)
         if index_q is None or pages.index_k is None:
             attended = ops.dense_attention(q, pages, batch)  # [T, H, D]
         else:
             blocks = ops.choose_blocks(index_q, pages.index_k, batch, self.config.topk_blocks)  # [G, T, K]
             attended = ops.sparse_attention(q, pages, blocks, batch)
-        return linear(attended.flatten(1), weights.output)
+        return ops.linear(attended.flatten(1), weights.output)
 
     def _dense_mlp(self, x: Tensor, weights: Mlp) -> Tensor:
-        hidden = ops.swiglu_clamped(linear(x, weights.gate_up), self.config.swiglu_alpha, self.config.swiglu_limit)
-        return linear(hidden, weights.down)
+        hidden = ops.swiglu_clamped(ops.linear(x, weights.gate_up), self.config.swiglu_alpha, self.config.swiglu_limit)
+        return ops.linear(hidden, weights.down)
 
     def _experts(self, x: Tensor, weights: Experts, layer: int, rows: StepRows) -> Tensor:
         """Route; dispatch, compute and combine, which is for `rows` to do where ranks share the experts."""

@@ -33,6 +33,7 @@ class ModelConfig:
     norm_eps: float
     max_position_embeddings: int
     dense_intermediate_size: int
+    """0 if the config does not say: then no layer has a dense MLP."""
     expert_intermediate_size: int
     shared_intermediate_size: int
     experts: int
@@ -47,6 +48,8 @@ class ModelConfig:
     """True where attention is sparse and has an index branch."""
     moe_layers: tuple[bool, ...]
     """True where the MLP is a mixture of experts."""
+    is_mxfp8: bool
+    """Whether its matrices may be in MXFP8, each with its scales."""
     dtype: str
     """The dtype the checkpoint was saved in, as `config.json` writes it: bfloat16, float32 or float16."""
     eos_token_ids: tuple[int, ...]
@@ -86,6 +89,7 @@ def _parse(config: Json, generation: Json) -> ModelConfig:
     _refuse_unsupported(config, text, sparse)
     layers = _number(text, "num_hidden_layers", int, _TEXT)
     head_dim = _number(text, "head_dim", int, _TEXT)
+    moe_layers = _layer_flags(text, "moe_layer_freq", layers, _TEXT)
     model = ModelConfig(
         vocab_size=_number(text, "vocab_size", int, _TEXT),
         hidden_size=_number(text, "hidden_size", int, _TEXT),
@@ -96,7 +100,7 @@ def _parse(config: Json, generation: Json) -> ModelConfig:
         rope_theta=_number(text, "rope_theta", float, _TEXT),
         norm_eps=_number(text, "rms_norm_eps", float, _TEXT),
         max_position_embeddings=_number(text, "max_position_embeddings", int, _TEXT),
-        dense_intermediate_size=_number(text, "dense_intermediate_size", int, _TEXT),
+        dense_intermediate_size=_dense_intermediate_size(text, moe_layers),
         expert_intermediate_size=_number(text, "intermediate_size", int, _TEXT),
         shared_intermediate_size=_number(text, "shared_intermediate_size", int, _TEXT),
         experts=_number(text, "num_local_experts", int, _TEXT),
@@ -108,7 +112,8 @@ def _parse(config: Json, generation: Json) -> ModelConfig:
         sparse_block_size=_number(sparse, "sparse_block_size", int, _SPARSE),
         topk_blocks=_number(sparse, "sparse_topk_blocks", int, _SPARSE),
         sparse_layers=_layer_flags(sparse, "sparse_attention_freq", layers, _SPARSE),
-        moe_layers=_layer_flags(text, "moe_layer_freq", layers, _TEXT),
+        moe_layers=moe_layers,
+        is_mxfp8=_is_mxfp8(config, text),
         dtype=_dtype(config, text),
         eos_token_ids=_eos_token_ids(generation, text, config),
         vision=VisionConfig.from_json(config, _number(text, "vocab_size", int, _TEXT)),
@@ -117,6 +122,7 @@ def _parse(config: Json, generation: Json) -> ModelConfig:
     return model
 
 
+_MX_BLOCK = [1, 32]
 _TEXT = "text_config."
 _SPARSE = "text_config.sparse_attention_config."
 
@@ -145,12 +151,6 @@ _SPARSE_RULES: tuple[tuple[str, tuple[object, ...]], ...] = (
 
 
 def _refuse_unsupported(config: Json, text: Json, sparse: Json) -> None:
-    for section, prefix in ((config, ""), (text, _TEXT)):
-        if section.get("quantization_config") is not None:
-            method = _section(section, "quantization_config", prefix).get("quant_method", "unnamed")
-            raise CheckpointError(
-                f"{prefix}quantization_config ({method}) is not supported: use the bfloat16 or float32 release"
-            )
     _require(config, "tie_word_embeddings", (False, _ABSENT))
     for name, allowed in _TEXT_RULES:
         _require(text, name, allowed, _TEXT)
@@ -164,6 +164,29 @@ def _refuse_unsupported(config: Json, text: Json, sparse: Json) -> None:
     rope = text.get("rope_parameters")
     if rope is not None:
         raise CheckpointError(f"{_TEXT}rope_parameters is not supported: give rope_theta and partial_rotary_factor")
+
+
+def _dense_intermediate_size(text: Json, moe_layers: tuple[bool, ...]) -> int:
+    if all(moe_layers) and "dense_intermediate_size" not in text:
+        return 0
+    return _number(text, "dense_intermediate_size", int, _TEXT)
+
+
+def _is_mxfp8(config: Json, text: Json) -> bool:
+    """Whether the matrices are in MXFP8, under either of its names. Any other quantisation is refused by name."""
+    sections = ((config, ""), (text, _TEXT))
+    present = [(section, prefix) for section, prefix in sections if section.get("quantization_config") is not None]
+    for section, prefix in present:
+        quantization = _section(section, "quantization_config", prefix)
+        method, block = quantization.get("quant_method", "unnamed"), quantization.get("weight_block_size")
+        if (method == "mxfp8" and block in (None, _MX_BLOCK)) or (method == "fp8" and block == _MX_BLOCK):
+            continue
+        details = (quantization.get("quant_algo"), None if block is None else f"blocks of {block}")
+        shown = ", ".join(str(word) for word in (method, *details) if word)
+        raise CheckpointError(
+            f"{prefix}quantization_config ({shown}) is not supported: use the bfloat16, float32 or MXFP8 release"
+        )
+    return bool(present)
 
 
 def _rotary_dim(text: Json, head_dim: int) -> int:

@@ -17,8 +17,9 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
+from m3_kernels.mxfp8 import quantise
 from m3_worker.byte_vocabulary import M3_TOKENS, byte_level_tokenizer
-from m3_worker.checkpoint import tensor_places
+from m3_worker.checkpoint import SCALES, tensor_places, weight_kind
 from m3_worker.config import TinySettings
 from m3_worker.model import ModelWeights
 from m3_worker.model_config import ModelConfig
@@ -26,6 +27,15 @@ from m3_worker.model_config import ModelConfig
 _TOKEN_IDS = {text: 256 + number for number, (text, _) in enumerate(M3_TOKENS)}
 _VOCAB_SIZE = 256 + len(M3_TOKENS)
 _SHARDS = 2
+_MXFP8_JSON = {
+    "quantization_config": {
+        "quant_method": "mxfp8",
+        "fmt": "e4m3",
+        "activation_scheme": "dynamic",
+        "weight_block_size": [1, 32],
+        "modules_to_not_convert": ["lm_head", "embed_tokens", "gate", "vision_tower"],
+    }
+}
 _PLAIN_NORMS = ("layrnorm.weight", "layer_norm1.weight", "layer_norm2.weight")
 """Norms of which the weight itself is applied."""
 
@@ -64,7 +74,8 @@ def config_json(settings: TinySettings) -> dict[str, Any]:
     return {
         "architectures": ["MiniMaxM3SparseForConditionalGeneration"],
         "model_type": "minimax_m3_vl",
-        "torch_dtype": settings.dtype,
+        "torch_dtype": "bfloat16" if settings.dtype == "mxfp8" else settings.dtype,
+        **(_MXFP8_JSON if settings.dtype == "mxfp8" else {}),
         "image_token_index": _TOKEN_IDS["]<]image[>["],
         "video_token_index": _TOKEN_IDS["]<]video[>["],
         "tie_word_embeddings": False,
@@ -177,7 +188,12 @@ def write_weights(directory: Path, config: ModelConfig, seed: int) -> int:
     """Write random weights for any config into its directory, with their index. Returns the bytes of the tensors."""
     places = tensor_places(ModelWeights.allocate(config, getattr(torch, config.dtype), "meta"), config)
     generator = torch.Generator().manual_seed(seed)
-    tensors = {name: _random(name, place, generator) for name, place in places.items()}
+    tensors: dict[str, Tensor] = {}
+    for name, place in places.items():
+        tensors[name] = _random(name, place, generator)
+        if config.is_mxfp8 and weight_kind(name) is not None:
+            quantised = quantise(tensors[name])
+            tensors[name], tensors[name + SCALES] = quantised.values, quantised.scales
     names = list(tensors)
     per_shard = -(-len(names) // _SHARDS)
     weight_map: dict[str, str] = {}
