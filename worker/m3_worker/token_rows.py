@@ -58,9 +58,10 @@ class ExpertLoad:
         """Count one step's: ends [experts], of the pairs (token, choice) sorted by expert."""
         self._ends[layer] += ends
 
-    def by_layer(self) -> list[list[int]]:
-        """[layers][experts]. May be called from any thread; a step may be half counted."""
-        counts: list[list[int]] = self._ends.diff(dim=1, prepend=self._ends.new_zeros((len(self._ends), 1))).tolist()
+    def by_layer(self, total: Callable[[Tensor], Tensor] = lambda own: own) -> list[list[int]]:
+        """[layers][experts]. total: makes the sum over ranks of each one's own numbers."""
+        ends = total(self._ends.clone())
+        counts: list[list[int]] = ends.diff(dim=1, prepend=ends.new_zeros((len(ends), 1))).tolist()
         return counts
 
 

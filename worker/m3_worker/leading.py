@@ -1,0 +1,82 @@
+"""Rank 0: it decides what a step is and samples, and tells the other ranks to compute it with it.
+
+Owns what rank 0 says (`rank_words`) around what it does itself: a step, copies of pages, a plan, the end. To the engine
+it is a model and a mover like those of one process. All but `end` are for the engine's thread.
+"""
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from m3_worker.cache import PagedCache, StepTensors
+from m3_worker.engine import PageMover
+from m3_worker.expert_exchange import GroupRanks
+from m3_worker.expert_swap import ExpertSwap
+from m3_worker.experts import ExpertPlan
+from m3_worker.host_pages import Copy
+from m3_worker.model import M3Model
+from m3_worker.rank_words import Kind, Voice, pack_copies, pack_step
+
+
+class SwapError(Exception):
+    """A plan could not be taken; the layers before the one that failed have it, all others their old one."""
+
+
+class LeadingModel(M3Model):
+    """The model on rank 0: what it computes, all ranks do."""
+
+    def __init__(self, model: M3Model, ranks: GroupRanks, voice: Voice) -> None:
+        super().__init__(model.config, model.weights, ranks)
+        self._voice = voice
+
+    def states(self, step: StepTensors, cache: PagedCache) -> Tensor:
+        """See `M3Model.states`."""
+        self._voice.say(Kind.STEP, *pack_step(step))
+        return super().states(step, cache)
+
+
+class LeadingMover:
+    """Copies of pages on rank 0, and so on all ranks: each has its own heads of a page."""
+
+    def __init__(self, mover: PageMover, voice: Voice) -> None:
+        self._mover = mover
+        self._voice = voice
+
+    def copy(self, copies: Sequence[Copy]) -> None:
+        """See `HostTier.copy`."""
+        self._voice.say(Kind.COPIES, pack_copies(copies))
+        self._mover.copy(copies)
+
+
+class Leader:
+    """What rank 0 does with its group beside steps."""
+
+    def __init__(self, ranks: GroupRanks, voice: Voice, swap: ExpertSwap) -> None:
+        self._ranks = ranks
+        self._voice = voice
+        self._swap = swap
+
+    @property
+    def plan(self) -> ExpertPlan:
+        """Where the experts are. May be read on any thread."""
+        return self._ranks.plan
+
+    def take_layer(self, plan: ExpertPlan, layer: int) -> None:
+        """Have all ranks take one layer of `plan`. Raises SwapError if one cannot."""
+        slots = plan.layers[layer]
+        self._voice.say(Kind.LAYER, (layer, *slots))
+        if not self._swap.take(layer, slots):
+            raise SwapError(f"layers[{layer}]: a rank could not read its experts from the checkpoint; its log says why")
+
+    def finish(self, plan: ExpertPlan) -> None:
+        """Every rank has all layers of `plan`: from now on its epoch is the group's."""
+        self._ranks.plan = plan
+
+    def load(self) -> list[list[int]]:
+        """[layers with experts][experts]: tokens that chose each, on all ranks, since the start."""
+        self._voice.say(Kind.LOAD)
+        return self._ranks.total_load()
+
+    def end(self) -> None:
+        """Let the other ranks end. No thread may be in a step."""
+        self._voice.say(Kind.END)
