@@ -1,4 +1,4 @@
-"""From a checkpoint directory to a model: official tensor names, each shard opened once.
+"""From a checkpoint directory to a model: official tensor names, each tensor read once.
 
 Owns the names (`tensor_places`) and the reading. The files are memory-mapped and every tensor is copied once, straight
 to its place among the stacked and fused weights of `model.ModelWeights`: no second copy of the model in memory.
@@ -12,19 +12,19 @@ vision. Any other name that the config does not explain is refused.
 import logging
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
 from itertools import count
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import Tensor
 
 from m3_kernels.mxfp8 import BLOCK, Mxfp8, Weight
 from m3_worker.model import Attention, Experts, M3Model, Mlp, ModelWeights, WeightKind
-from m3_worker.model_config import CheckpointError, ModelConfig, read_json
+from m3_worker.model_config import CheckpointError, ModelConfig
 from m3_worker.rank_share import RankShare
+from m3_worker.shards import Shards
 from m3_worker.vision import Affine, VisionWeights
 
 log = logging.getLogger(__name__)
@@ -32,10 +32,10 @@ log = logging.getLogger(__name__)
 Progress = Callable[[int, int], None]
 """Called with (bytes read, bytes needed), first with zero bytes read, last with all."""
 
-_INDEX_FILE = "model.safetensors.index.json"
-_SINGLE_FILE = "model.safetensors"
 _VISION_PREFIXES = ("vision_tower.", "multi_modal_projector.", "patch_merge_mlp.")
 _MTP_PREFIXES = ("mtp.", "model.mtp.", "language_model.mtp.", "language_model.model.mtp.")
+_MAPPED_SHARE = 1 / 32
+"""How much of the weights may be mapped from files beside those that are loaded: what loading takes above them."""
 _FLOATS = ("F32", "BF16", "F16")
 _FP8 = "F8_E4M3"
 _SCALE_TYPES = ("U8", "F8_E8M0")
@@ -66,24 +66,26 @@ def load_model(
     another shape than `config` says, or of a dtype that is neither a plain float nor, where `config` says so, MXFP8.
     """
     held = config if share is None else share.config
-    with ExitStack() as stack:
-        shards = {path: stack.enter_context(_open(path)) for path in _shard_paths(directory)}
-        found = {name: shard for shard in shards.values() for name in shard.keys()}  # noqa: SIM118 # not a mapping
-        quantised = _quantised_kinds(found) if config.is_mxfp8 else frozenset()
-        _check(found, tensor_places(ModelWeights.allocate(config, dtype, "meta", quantised=quantised), config), config)
+    with Shards(directory) as shards:
+        quantised = _quantised_kinds(shards) if config.is_mxfp8 else frozenset()
+        _check(shards, tensor_places(ModelWeights.allocate(config, dtype, "meta", quantised=quantised), config), config)
         weights = ModelWeights.allocate(held, dtype, device, share, quantised=quantised)
         places: dict[str, list[Tensor]] = {}
         for name, place in _model_places(weights, held, share):
             places.setdefault(name, []).append(place)  # one expert may have several slots
-        needed_bytes = sum(_needed_bytes(found[name], name, each) for name, each in places.items())
-        read_bytes = 0
+        needed_bytes = sum(_needed_bytes(shards, name, each) for name, each in places.items())
+        read_bytes = mapped_bytes = 0
         progress(read_bytes, needed_bytes)
-        for path, shard in shards.items():
-            for name in shard.keys():  # noqa: SIM118
-                for place in places.get(name, ()):
-                    _read(path, found, name, place, 0 if share is None else share.head_part)
-                read_bytes += _needed_bytes(shard, name, places.get(name, ()))
-                progress(read_bytes, needed_bytes)
+        for name in shards:
+            for place in places.get(name, ()):
+                _read(shards, name, place, 0 if share is None else share.head_part)
+            bytes_here = _needed_bytes(shards, name, places.get(name, ()))
+            read_bytes += bytes_here
+            mapped_bytes += bytes_here
+            if mapped_bytes > needed_bytes * _MAPPED_SHARE:
+                shards.release()
+                mapped_bytes = 0
+            progress(read_bytes, needed_bytes)
     return M3Model(held, weights)
 
 
@@ -91,12 +93,9 @@ def read_experts(directory: Path, layer: int, experts: Sequence[int], gate_up: W
     """Read experts of the model's `layer` into gate_up [n, 2F, C] and down [n, C, F]. Raises CheckpointError."""
     prefix = f"{_layer_prefix(layer)}.block_sparse_moe"
     places = list(_routed_places(prefix, experts, gate_up, down))
-    with ExitStack() as stack:
-        shards = [(path, stack.enter_context(_open(path))) for path in _shard_paths(directory)]
-        found = {name: shard for _, shard in shards for name in shard.keys()}  # noqa: SIM118 # not a mapping
-        paths = {name: path for path, shard in shards for name in shard.keys()}  # noqa: SIM118
+    with Shards(directory) as shards:
         for name, place in places:
-            _read(paths[name], found, name, place, 0)
+            _read(shards, name, place, 0)
 
 
 def tensor_places(weights: ModelWeights, config: ModelConfig) -> dict[str, Tensor]:
@@ -110,13 +109,13 @@ def weight_kind(name: str) -> WeightKind | None:
     return next((kind for pattern, kind in _KINDS if re.fullmatch(pattern, part)), None)
 
 
-def _quantised_kinds(found: Mapping[str, Any]) -> frozenset[WeightKind]:
+def _quantised_kinds(shards: Shards) -> frozenset[WeightKind]:
     """The kinds of which every tensor is in MXFP8. Of the others, those that are will be dequantised as they are read.
 
     So matrices that are kept fused need not be of one precision in the checkpoint.
     """
     dtypes: dict[WeightKind, set[str]] = {}
-    for name, shard in found.items():
+    for name, shard in shards.items():
         kind = weight_kind(name)
         if kind is not None:
             dtypes.setdefault(kind, set()).add(shard.get_slice(name).get_dtype())
@@ -218,34 +217,10 @@ def _affine_places(prefix: str, affine: Affine) -> Iterator[tuple[str, Tensor]]:
     yield f"{prefix}.bias", affine.bias
 
 
-def _shard_paths(directory: Path) -> list[Path]:
-    """The files that hold the weights, in the order of their names."""
-    index = directory / _INDEX_FILE
-    if not index.exists():
-        return [directory / _SINGLE_FILE]
-    names = read_json(index).get("weight_map")
-    if not isinstance(names, dict) or not names or not all(isinstance(name, str) for name in names.values()):
-        raise CheckpointError(f"{index}: weight_map must map tensor names to file names")
-    files = sorted(set(names.values()))
-    outside = [file for file in files if Path(file).name != file]
-    if outside:
-        raise CheckpointError(f"{index}: {outside[0]!r} must be the name of a file in the same directory")
-    return [directory / file for file in files]
-
-
-def _open(path: Path) -> safe_open:
-    try:
-        return safe_open(path, framework="pt", device="cpu")
-    except FileNotFoundError:
-        raise CheckpointError(f"{path}: no such file; the weights must lie beside config.json") from None
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path}: cannot be read as safetensors: {error}") from None
-
-
-def _read(path: Path, found: Mapping[str, Any], name: str, place: Tensor, part: int) -> None:
+def _read(shards: Shards, name: str, place: Tensor, part: int) -> None:
     """Read a tensor into its place; if that is smaller, the `part`-th slice of its size."""
     try:
-        header = found[name].get_slice(name)
+        header = shards[name].get_slice(name)
         slices = tuple(
             slice(None) if size == full else slice(part * size, (part + 1) * size)
             for size, full in zip(place.shape, header.get_shape(), strict=True)
@@ -253,16 +228,16 @@ def _read(path: Path, found: Mapping[str, Any], name: str, place: Tensor, part: 
         if place.dtype == torch.uint8:  # the bits of scales, whichever of their types the file gives them
             place.copy_(header[slices].view(torch.uint8))
         elif header.get_dtype() == _FP8 and place.dtype != torch.float8_e4m3fn:
-            scales = found[name + SCALES].get_tensor(name + SCALES)
+            scales = shards[name + SCALES].get_tensor(name + SCALES)
             place.copy_(Mxfp8(header[:], scales.view(torch.uint8)).dequantised()[slices])
         else:
             place.copy_(header[slices])
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path}: cannot read {name}: {error}") from None
+        raise CheckpointError(f"{shards.path(name)}: cannot read {name}: {error}") from None
 
 
-def _needed_bytes(shard: safe_open, name: str, places: Sequence[Tensor]) -> int:
-    item_bytes = _ITEM_BYTES[shard.get_slice(name).get_dtype()] if places else 0  # type: ignore[no-untyped-call]
+def _needed_bytes(shards: Shards, name: str, places: Sequence[Tensor]) -> int:
+    item_bytes = _ITEM_BYTES[shards[name].get_slice(name).get_dtype()] if places else 0
     return sum(place.numel() * item_bytes for place in places)
 
 
