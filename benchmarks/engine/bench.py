@@ -241,7 +241,7 @@ def long_lines(directory: Path, threads: int | None, tokens: int) -> Iterator[st
     )
 
 
-def report(lines: Sequence[str], weight_bytes: int, load: float, repetitions: int) -> str:
+def report(lines: Sequence[str], weight_bytes: int, load: float, arguments: argparse.Namespace) -> str:
     """The whole page as Markdown."""
     libraries = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "mlx-lm"))
     return "\n".join(
@@ -254,13 +254,15 @@ def report(lines: Sequence[str], weight_bytes: int, load: float, repetitions: in
             *lines,
             "",
             f"- Date: {datetime.datetime.now(tz=datetime.UTC).date()}. Command: `make bench-engine`, "
-            f"{repetitions} repetitions.",
+            f"{arguments.repetitions} repetitions.",
             f"- Machine: {os.cpu_count()} CPUs ({cpu_model()}), Linux {platform.release()}; "
             f"load average {load:.1f} before the run.",
             f"- Versions: Python {platform.python_version()}, {libraries}.",
             f"- Model: 4 layers (1 dense), hidden 256, 8 heads, 2 KV heads, 8 experts, {weight_bytes / 4e6:.1f} M",
-            "  parameters; blocks of 128 tokens, 16 of them a query. transformers: SDPA attention, two threads, static",
-            "  batches of 16. mlx-lm: a greedy loop over one batch of equal lengths.",
+            "  parameters; blocks of 128 tokens, 16 of them a query. transformers: SDPA attention, "
+            f"{arguments.peer_threads} threads, static",
+            "  batches of 16. mlx-lm: a greedy loop over one batch of equal lengths. m3-worker: "
+            f"{arguments.threads or 'its own choice of'} threads.",
             "- What it does not show: GPUs, real weights, other machines. Ratios carry over better than times.",
             "",
         ]
@@ -282,6 +284,7 @@ def main() -> None:
     parser.add_argument("--repetitions", type=int, default=5)
     parser.add_argument("--rows", default=",".join((*groups, "own")), help=f"which of {', '.join(groups)}, own, long")
     parser.add_argument("--threads", type=int, help="threads of m3-worker (default: its own choice)")
+    parser.add_argument("--peer-threads", type=int, default=os.cpu_count() or 1, help="threads of transformers")
     parser.add_argument("--long-tokens", type=int, default=2**19, help="length of the long prompt")
     parser.add_argument("--output", default=str(HERE / "RESULTS.md"), help="file to write; - is standard output")
     arguments = parser.parse_args()
@@ -289,14 +292,14 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="m3-bench-engine-") as name:
         directory = Path(name)
         weight_bytes = write_model(directory, 2**20)
-        start = starters(directory, arguments.threads, os.cpu_count() or 1)
+        start = starters(directory, arguments.threads, arguments.peer_threads)
         results = [measure(row, start, arguments.repetitions) for row in ROWS if row.group in names]
         lines = list(table(results)) if results else []
         if "own" in names:
             lines += ["", *own_lines(results, directory, arguments.threads, arguments.repetitions)]
         if "long" in names:
             lines += ["", *long_lines(directory, arguments.threads, arguments.long_tokens)]
-    text = report(lines, weight_bytes, load, arguments.repetitions)
+    text = report(lines, weight_bytes, load, arguments)
     if arguments.output == "-":
         sys.stdout.write(text)
     else:
