@@ -153,7 +153,7 @@ class Rows:
     def _answer(self, turn: Row, frame: _Frame, mode: str, topic: str, answer: str) -> None:
         turn.add(self._encode(frame.before_answer), 0.0)
         if mode == "enabled":
-            turn.add(self._encode(f"The question is about {topic}."), 1.0)
+            turn.add(self._encode(f"The question is about {topic}."), BEGINNING_WEIGHT)
         turn.add(self._encode(frame.after_reasoning), 1.0)
         said = self._encode(answer)
         turn.add(said[:BEGINNING_TOKENS], BEGINNING_WEIGHT)
