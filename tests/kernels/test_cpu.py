@@ -87,6 +87,8 @@ def tiles(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> No
     """Tiles so small that everything is cut, as only long contexts are otherwise."""
     if request.param == "small tiles":
         monkeypatch.setattr(attention, "_QUERY_TILE", 40)
+        monkeypatch.setattr(attention, "SHORT_TOKENS", 30)
+        monkeypatch.setattr(attention, "_SHORT_ELEMENTS", 2 * 25 * G * D)
         monkeypatch.setattr(attention, "_COPY_ELEMENTS", 2 * G * K * B * D)
         monkeypatch.setattr(selection, "_TILE_QUERIES", 7)
         monkeypatch.setattr(selection, "_TILE_ELEMENTS", 64)

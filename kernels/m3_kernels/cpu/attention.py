@@ -3,12 +3,14 @@
 Owns the order in which queries meet keys. Every product goes through torch's fused attention, which stores no scores;
 where a query's keys come in parts, the parts are merged by their log-sum-exps. Three cases:
 
-    all keys up to its own   the context before the chunk in place, the chunk itself with a causal mask
+    all keys up to its own   the context before the chunk in place, the chunk itself with a causal mask; decoding
+                             sequences of short contexts together, with a copy of their keys
     few queries (decode)     each with a copy of its 16 blocks
     many queries (prefill)   the loop is over blocks: each is read once, with all queries that chose it; a query's own
                              block, the only one that needs a mask, is computed apart
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
@@ -23,6 +25,10 @@ FEW_QUERIES = 16
 """Below this, a query copies its blocks; from here on, blocks gather their queries."""
 _COPY_ELEMENTS = 1 << 17
 """Elements of keys that the queries of one turn may copy: half a core's cache, but always one query's."""
+SHORT_TOKENS = 1024
+"""Contexts up to this are copied and attended together when they decode: calls cost more than copies."""
+_SHORT_ELEMENTS = 1 << 20
+"""Elements of keys that decoding sequences may copy at a time."""
 _QUERY_TILE = 2048
 """Queries that gather at blocks together: they bound the partial results, [tile, K, H/G, D]."""
 
@@ -66,24 +72,25 @@ class _Rows:
 def dense_attention(q: Tensor, pages: LayerPages, batch: RaggedBatch) -> Tensor:
     """See `reference.dense_attention`."""
     step = _Step(q, pages, batch, torch.empty(q.shape, dtype=torch.float32))
-    for rows in _sequences(batch):
-        _attend_all(step, rows)
+    _attend_all(step, _sequences(batch))
     return step.out.to(q.dtype)
 
 
 def sparse_attention(q: Tensor, pages: LayerPages, blocks: Tensor, batch: RaggedBatch) -> Tensor:
     """See `reference.sparse_attention`. Where a query's blocks are all there are, the list of them is not read."""
     step = _Step(q, pages, batch, torch.empty(q.shape, dtype=torch.float32))
+    all_seeing: list[_Rows] = []
     few: list[_Rows] = []
     for rows in _sequences(batch):
         seeing_all, choosing = rows.split(blocks.shape[-1] * pages.block_tokens)
         if seeing_all.stop > seeing_all.start:
-            _attend_all(step, seeing_all)
+            all_seeing.append(seeing_all)
         if choosing.stop - choosing.start < FEW_QUERIES:
             few += choosing.tiles(1)
         else:
             for tile in choosing.tiles(_QUERY_TILE):
                 _attend_by_block(step, tile, blocks[:, tile.start : tile.stop])
+    _attend_all(step, all_seeing)
     _attend_few(step, few, blocks)
     return step.out.to(q.dtype)
 
@@ -96,19 +103,76 @@ def _sequences(batch: RaggedBatch) -> list[_Rows]:
     ]
 
 
-def _attend_all(step: _Step, rows: _Rows) -> None:
+def _attend_all(step: _Step, sequences: list[_Rows]) -> None:
     """Queries over all tokens of their sequence up to themselves."""
+    short = [rows for rows in sequences if rows.stop - rows.start == 1 and rows.position < SHORT_TOKENS]
+    for rows in sequences:
+        if rows.stop - rows.start > 1:
+            _attend_chunk(step, rows)
+        elif rows.position >= SHORT_TOKENS:
+            _attend_one(step, rows)
+    if short:
+        _attend_short(step, short)
+
+
+def _attend_one(step: _Step, rows: _Rows) -> None:
+    """A single query, over its context in place: the heads of a group are its rows."""
+    pages, (_, B, G, _) = step.pages, step.pages.k.shape
+    one = step.q[rows.start].view(1, G, -1, step.q.shape[-1]).float()
+    parts = [
+        _flash(one, span.read(pages.k)[None], span.read(pages.v)[None])
+        for span in spans(step.batch, rows.sequence, (0, rows.position + 1), B)
+    ]
+    step.out[rows.start].view(one.shape).copy_(_merge(parts))
+
+
+def _attend_short(step: _Step, short: list[_Rows]) -> None:
+    """Single queries of short contexts, together. Which tokens they copy is worked out once a step for all layers."""
+    (_, B, G, D), pages = step.pages.k.shape, step.pages
+    key = ("short", len(short), short[0].start, short[-1].start)
+    turns: list[_Turn] | None = step.batch.memo.get(key)
+    if turns is None:
+        turns = step.batch.memo[key] = list(_turns(step.batch, short, B, G * D))
+    for rows, slots, mask in turns:
+        n, m = slots.shape
+        keys, values = (
+            pool.view(-1, G * D).index_select(0, slots.flatten()).view(n, m, G, D).transpose(1, 2).float()
+            for pool in (pages.k, pages.v)
+        )
+        q = step.q.index_select(0, rows).view(n, G, -1, D).float()
+        attended, _ = _flash(q, keys, values, mask=mask)
+        step.out.index_copy_(0, rows, attended.reshape(n, -1, D))
+
+
+_Turn = tuple[Tensor, Tensor, Tensor | None]
+"""Rows [n] of the step; slots [n, m] of the tokens that they see; what is added to their scores, [n, 1, 1, m]."""
+
+
+def _turns(batch: RaggedBatch, short: list[_Rows], block_tokens: int, row_elements: int) -> Iterator[_Turn]:
+    """Sequences by length, so many that their copies stay bounded. Where one is shorter, its own token stands in."""
+    ordered = sorted(short, key=lambda rows: rows.position)
+    while ordered:
+        longest = ordered[-1].position + 1
+        count = max(1, _SHORT_ELEMENTS // (longest * row_elements))
+        ordered, together = ordered[:-count], ordered[-count:]
+        rows = torch.tensor([one.start for one in together])
+        contexts = torch.tensor([one.position + 1 for one in together])[:, None]
+        offsets = torch.arange(longest)
+        table = batch.page_table[torch.tensor([one.sequence for one in together])]
+        slots = table[:, offsets // block_tokens] * block_tokens + offsets % block_tokens
+        seen = offsets < contexts
+        slots = torch.where(seen, slots, batch.slots[rows, None])
+        mask = None
+        if together[0].position + 1 < longest:
+            mask = torch.zeros(slots.shape).masked_fill_(~seen, -torch.inf)[:, None, None]
+        yield rows, slots, mask
+
+
+def _attend_chunk(step: _Step, rows: _Rows) -> None:
+    """Several queries of a sequence, over all tokens up to themselves."""
     pages, batch, sequence = step.pages, step.batch, rows.sequence
-    _, B, G, D = pages.k.shape
+    B, G = pages.k.shape[1:3]
     q, out = step.q[rows.start : rows.stop], step.out[rows.start : rows.stop]
-    if len(q) == 1:  # the heads of a group are its rows
-        one = q.view(1, G, -1, D).float()
-        parts = [
-            _flash(one, span.read(pages.k)[None], span.read(pages.v)[None])
-            for span in spans(batch, sequence, (0, rows.position + 1), B)
-        ]
-        out.view(1, G, -1, D).copy_(_merge(parts))
-        return
     queries = _by_group(q, G)
     boundary = rows.position // B * B  # where the block begins in which the queries do
     parts = [
@@ -198,12 +262,13 @@ def _causal(queries: Tensor, keys: Tensor, values: Tensor, offset: int) -> Parti
     return out[:, :, offset:], lse[:, :, offset:]
 
 
-def _flash(q: Tensor, k: Tensor, v: Tensor, is_causal: bool = False) -> Partial:
-    """Fused softmax attention in fp32: q [n, h, r, D], k and v [n, h, m, D] of any strides.
+def _flash(q: Tensor, k: Tensor, v: Tensor, is_causal: bool = False, mask: Tensor | None = None) -> Partial:
+    """Fused softmax attention in fp32: q [n, h, r, D], k and v [n, h, m, D] of any strides; a mask is added to scores.
 
     Not `scaled_dot_product_attention`, which does not return the log-sum-exps that merging parts takes.
     """
-    out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, is_causal)
+    fused = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    out, lse = fused(q, k, v, 0.0, is_causal, attn_mask=mask)
     return out, lse
 
 
