@@ -64,7 +64,7 @@ soak: setup ## ten minutes of random load on a tiny engine; every stream must eq
 	$(BIN)/python benchmarks/engine/soak.py
 
 tiny-model: setup ## train anew the tiny M3 that ships with the worker (under 10 minutes on 2 cores)
-	$(BIN)/python -m training.tiny_model.train
+	cd training && ../$(BIN)/python -m tiny_model
 
 clean: ## caches of the tools; not .venv, not the cluster's binaries
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis build *.egg-info

@@ -17,6 +17,9 @@ from m3_worker.chat.conversation import ChatError, ResponseFormat, Tool, ToolCho
 from m3_worker.chat.schemas import Schema, Schemas
 from m3_worker.chat.tool_parser import BLOCK_CLOSING, BLOCK_OPENING, NAMESPACE
 
+_INTEGER = "-?(0|[1-9][0-9]{0,199})"
+_NUMBERS = {"integer": f"/{_INTEGER}/", "number": rf"/{_INTEGER}(\.[0-9]{{1,199}})?([eE][-+]?[0-9]{{1,2}})?/"}
+"""As JSON has them, but never beyond what a double holds: such a one is no number to whoever reads it."""
 _BOUNDS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf")
 _MAX_LENGTH = 4000
 """Longest string whose length is counted: each character is a state of the lexer."""
@@ -142,7 +145,7 @@ class _Writer:
                 value = '"null"'
             case "integer" | "number":
                 bounds = {name: schema[name] for name in _BOUNDS if name in schema}
-                value = _json({"type": kind, **bounds})
+                value = _json({"type": kind, **bounds}) if bounds else self.terminal(_NUMBERS[kind])
             case "array":
                 value = self._items(schema)
             case _ if schema.properties:
