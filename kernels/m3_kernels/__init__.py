@@ -3,7 +3,8 @@
 `cpu` is the implementation for CPUs; other devices run the reference.
 
 Way of one attention: `ops.qk_norm_rope_insert` -> `ops.choose_blocks` -> `ops.sparse_attention`.
-Way of one mixture of experts: `ops.route_experts` -> `ops.sort_by_expert` -> `ops.run_experts` -> `ops.combine_experts`.
+Way of one mixture of experts:
+`ops.route_experts` -> `ops.sort_by_expert` -> `ops.run_experts` -> `ops.combine_experts`.
 
 Symbols, used in every docstring of this package:
 
