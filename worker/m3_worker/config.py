@@ -125,6 +125,18 @@ class WorkerSettings(CommandLineSettings):
     step_deadline_seconds: float = Field(
         60.0, gt=0, le=86400, description="a step that takes longer makes the worker fail: it hangs"
     )
+    redundant_experts: int | None = Field(
+        None,
+        ge=0,
+        le=65536,
+        description="slots for experts beyond one each, over all ranks (default: as few as ranks can share evenly)",
+    )
+    rank_join_seconds: float = Field(
+        600.0, gt=0, le=86400, description="time that the ranks of a group get to find each other"
+    )
+    rank_silence_seconds: float = Field(
+        10.0, ge=3, le=3600, description="a rank of which nothing is heard for longer makes the worker fail"
+    )
     cache_tokens: Count | None = Field(
         None, description="tokens that the paged cache holds (default: what the device's memory allows; 65536 on cpu)"
     )
@@ -332,15 +344,6 @@ class RankSettings(BaseModel):
                 f"M3_LOCAL_RANK={settings.local_rank}: must be below M3_GPUS_PER_NODE={settings.gpus_per_node}"
             )
         return settings
-
-    def require_single(self) -> None:
-        """Raise ValueError for a world of more than one rank: this version computes on one."""
-        if self.world_size > 1:
-            raise ValueError(
-                f"expert parallelism over {self.world_size} ranks "
-                f"(M3_NODES={self.nodes} x M3_GPUS_PER_NODE={self.gpus_per_node}) "
-                "is not supported yet: this version runs on one rank"
-            )
 
 
 def _without_nul(value: Path) -> Path:

@@ -15,8 +15,9 @@ import threading
 import time
 from collections.abc import Callable
 from collections.abc import Sequence as SequenceOf
+from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from m3_worker.counters import Counters
 from m3_worker.host_pages import Copy
@@ -90,6 +91,20 @@ class _Forget:
     pass
 
 
+class _Work(Generic[T]):
+    """Something to do between two steps, and what comes of it."""
+
+    def __init__(self, work: Callable[[], T]) -> None:
+        self.result: Future[T] = Future()
+        self._work = work
+
+    def do(self) -> None:
+        try:
+            self.result.set_result(self._work())
+        except Exception as error:  # noqa: BLE001 # it is raised where the result is awaited
+            self.result.set_exception(error)
+
+
 class _Stop:
     pass
 
@@ -116,7 +131,7 @@ class Engine:
         self._mover = mover
         self._max_in_flight = scheduler.limits.max_concurrent + max_waiting
         self._clock = clock
-        self._commands: queue.SimpleQueue[Request | _Abort | _Forget | _Stop] = queue.SimpleQueue()
+        self._commands: queue.SimpleQueue[Request | _Abort | _Forget | _Work[Any] | _Stop] = queue.SimpleQueue()
         self._streams: dict[str, TokenStream] = {}  # of the event loop; every request that is not finished
         self._has_failed = asyncio.Event()
         self._is_idle = asyncio.Event()
@@ -143,9 +158,10 @@ class Engine:
         self._fail_streams(reason)
         self._commands.put(_Stop())
 
-    def join(self, timeout_seconds: float = 5.0) -> None:
-        """Wait for the thread to end; it may be in a long step. Not to be called on the event loop while it serves."""
+    def join(self, timeout_seconds: float = 5.0) -> bool:
+        """Wait for the thread to end; whether it has: it may be in a long step. Not for the event loop of a server."""
         self._thread.join(timeout_seconds)
+        return not self._thread.is_alive()
 
     @property
     def in_flight_count(self) -> int:
@@ -195,6 +211,22 @@ class Engine:
     def forget_cached(self) -> None:
         """Let no later request find what was computed until now, on the device or the host."""
         self._commands.put(_Forget())
+
+    async def between_steps(self, work: Callable[[], T]) -> T:
+        """Have the engine's thread do something before its next step. Raises what that raises, or EngineFailedError."""
+        if self.failure is not None:
+            raise EngineFailedError(self.failure)
+        command = _Work(work)
+        self._commands.put(command)
+        done = asyncio.wrap_future(command.result)
+        failed = asyncio.ensure_future(self._has_failed.wait())
+        try:
+            await asyncio.wait((done, failed), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            failed.cancel()
+        if not done.done():
+            raise EngineFailedError(self.failure or "")
+        return done.result()
 
     async def wait_until_idle(self) -> None:
         """Return when no request is in flight."""
@@ -273,6 +305,8 @@ class Engine:
             elif isinstance(command, _Forget):
                 self._scheduler.pages.forget_content()
                 self._tell_events()
+            elif isinstance(command, _Work):
+                command.do()
             elif isinstance(command, _Abort):
                 was_there = self._scheduler.remove(command.request_id)
                 self.counters.aborts += was_there and command.by_client

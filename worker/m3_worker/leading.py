@@ -1,10 +1,10 @@
 """Rank 0: it decides what a step is and samples, and tells the other ranks to compute it with it.
 
 Owns what rank 0 says (`rank_words`) around what it does itself: a step, copies of pages, a plan, the end. To the engine
-it is a model and a mover like those of one process. All but `end` are for the engine's thread.
+it is a model and a mover like those of one process. All is for the engine's thread, but for `LedGroup`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
@@ -15,11 +15,11 @@ from m3_worker.expert_swap import ExpertSwap
 from m3_worker.experts import ExpertPlan
 from m3_worker.host_pages import Copy
 from m3_worker.model import M3Model
+from m3_worker.model_config import ModelConfig
+from m3_worker.rank_errors import SwapError
 from m3_worker.rank_words import Kind, Voice, pack_copies, pack_step
-
-
-class SwapError(Exception):
-    """A plan could not be taken; the layers before the one that failed have it, all others their old one."""
+from m3_worker.running_group import RunningGroup
+from m3_worker.token_rows import Ranks
 
 
 class LeadingModel(M3Model):
@@ -77,6 +77,41 @@ class Leader:
         self._voice.say(Kind.LOAD)
         return self._ranks.total_load()
 
-    def end(self) -> None:
-        """Let the other ranks end. No thread may be in a step."""
-        self._voice.say(Kind.END)
+
+class LedGroup:
+    """The group of rank 0, to whoever serves."""
+
+    def __init__(self, running: RunningGroup, voice: Voice) -> None:
+        self._running = running
+        self._voice = voice
+
+    def when_lost(self, responsible: Callable[[str], None]) -> None:
+        """See `RunningGroup.when_lost`."""
+        self._running.when_lost(responsible)
+
+    def end(self, *, in_order: bool) -> None:
+        """End the other ranks: by word if no thread is in a step any more, else by force."""
+        self._running.expect_end()
+        if in_order:
+            self._voice.say(Kind.END)
+        self._running.end(others_know=in_order)
+
+
+class LoneExperts:
+    """The experts of a process that is alone: all are here, and nothing can be moved."""
+
+    def __init__(self, ranks: Ranks, config: ModelConfig) -> None:
+        self.plan = ExpertPlan.default(sum(config.moe_layers), config.experts, 1)
+        self._ranks = ranks
+
+    def take_layer(self, plan: ExpertPlan, layer: int) -> None:
+        """Raises SwapError: there is nowhere to move an expert."""
+        raise SwapError(f"layers[{layer}] of epoch {plan.epoch} cannot be taken: this worker computes on one rank")
+
+    def finish(self, plan: ExpertPlan) -> None:
+        """Take over its epoch: it has every expert where it is."""
+        self.plan = plan
+
+    def load(self) -> list[list[int]]:
+        """[layers with experts][experts]: tokens that chose each, since the start."""
+        return self._ranks.load.by_layer()

@@ -20,16 +20,13 @@ from torch import Tensor
 from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
 
 from m3_worker.config import RankSettings
+from m3_worker.rank_errors import GroupError
 
 Json = str | int | float | dict[str, str] | None
 """What ranks tell each other before the first step."""
 
 _WORDS_TIMEOUT = timedelta(days=3650)
 _LOOK_SECONDS = 0.5
-
-
-class GroupError(Exception):
-    """The ranks are not, or no longer, one group. One line that says which and why."""
 
 
 @dataclass(frozen=True)

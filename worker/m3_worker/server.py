@@ -27,6 +27,7 @@ from m3_worker.api.code import code_routes
 from m3_worker.api.completions import completion_routes
 from m3_worker.api.embeddings import embedding_routes
 from m3_worker.api.errors import install_error_handlers, json_response
+from m3_worker.api.experts import expert_routes
 from m3_worker.api.incoming import RequestIds
 from m3_worker.api.kv_events import kv_event_routes
 from m3_worker.api.messages import message_routes
@@ -39,6 +40,7 @@ from m3_worker.config import RankSettings, WorkerSettings
 from m3_worker.metrics import CONTENT_TYPE, render_metrics
 from m3_worker.model_config import CheckpointError
 from m3_worker.progress import load_report
+from m3_worker.rank_errors import GroupError
 from m3_worker.serving import Phase, ServedModel, WorkerState
 from m3_worker.watchdog import watch
 
@@ -57,6 +59,7 @@ _ROUTES = (
     message_routes,
     embedding_routes,
     code_routes,
+    expert_routes,
     kv_event_routes,
     token_routes,
     model_routes,
@@ -77,7 +80,11 @@ def main() -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
     try:
-        RankSettings.from_environment(os.environ).require_single()
+        ranks = _ranks(settings)
+        if ranks.rank > 0:
+            from m3_worker.rank_main import follow
+
+            sys.exit(follow(settings, ranks, sys.argv[1:]))
         listener = listen(settings.host, settings.port)
     except (ValueError, OSError) as error:
         sys.exit(f"m3-worker: {error}")
@@ -95,7 +102,7 @@ def main() -> None:
                 progress(read_bytes, needed_bytes)
                 report.update(read_bytes, needed_bytes)
 
-            return load_served_model(settings, tell)
+            return load_served_model(settings, tell, ranks, sys.argv[1:])
 
     async def serve() -> int:
         try:
@@ -110,6 +117,14 @@ def main() -> None:
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
         code = runner.run(serve())
     sys.exit(code)
+
+
+def _ranks(settings: WorkerSettings) -> RankSettings:
+    """Who this process is among the ranks of a group. Raises ValueError."""
+    ranks = RankSettings.from_environment(os.environ)
+    if settings.simulate and ranks.world_size > 1:
+        raise ValueError(f"--simulate computes on one rank, not on {ranks.world_size} (M3_NODES x M3_GPUS_PER_NODE)")
+    return ranks
 
 
 def _publisher(settings: WorkerSettings) -> "KvEventPublisher | None":
@@ -184,7 +199,7 @@ class WorkerServer:
         await serving
         await self._end_beside()
         if self.state.model is not None:
-            await asyncio.to_thread(self.state.model.engine.join)
+            await asyncio.to_thread(_end, self.state.model, code == 0)
         return code
 
     async def _load_and_wait(self, loop: asyncio.AbstractEventLoop) -> int:
@@ -195,11 +210,13 @@ class WorkerServer:
             return 0
         try:
             model = loading.result()
-        except (CheckpointError, CacheSizeError) as error:
+        except (CheckpointError, CacheSizeError, GroupError) as error:
             sys.stderr.write(f"m3-worker: {error}\n")
             stopped.cancel()
             return 1
         model.engine.start(loop)
+        if model.group is not None:
+            model.group.when_lost(lambda reason: _call_on(loop, model.engine.fail, reason))
         self._beside.append(asyncio.create_task(watch(model.engine, self._settings.step_deadline_seconds)))
         if self._publisher is not None:
             self._beside.append(asyncio.create_task(self._publisher.run(model.engine.events)))
@@ -265,6 +282,18 @@ class WorkerServer:
         model.engine.stop()
         if model.media is not None:
             model.media.close()
+
+
+def _end(model: ServedModel, in_order: bool) -> None:
+    """End the engine's thread, and with it the ranks that compute with it."""
+    has_ended = model.engine.join()
+    if model.group is not None:
+        model.group.end(in_order=in_order and has_ended)
+
+
+def _call_on(loop: asyncio.AbstractEventLoop, call: Callable[[str], None], reason: str) -> None:
+    with contextlib.suppress(RuntimeError):  # the loop is closed: the process is ending
+        loop.call_soon_threadsafe(call, reason)
 
 
 async def _first_of(*waits: "asyncio.Future[Any]") -> None:

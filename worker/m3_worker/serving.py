@@ -4,12 +4,14 @@ Owns the phases of a worker (loading, ready, draining, failed) and what each say
 read by the API, both on the event loop.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from m3_worker.chat.template import ChatTemplate
 from m3_worker.engine import Engine
+from m3_worker.experts import ExpertPlan
 from m3_worker.generation_defaults import GenerationDefaults
 from m3_worker.grammar import Grammars
 from m3_worker.tokenizer import Tokenizer
@@ -25,6 +27,33 @@ class Phase(StrEnum):
     READY = "ok"
     DRAINING = "draining"
     FAILED = "failed"
+
+
+class ServedExperts(Protocol):
+    """The experts of a model. All but `plan` are for the engine's thread, between steps."""
+
+    @property
+    def plan(self) -> ExpertPlan:
+        """Where they are."""
+
+    def take_layer(self, plan: ExpertPlan, layer: int) -> None:
+        """Have all ranks take one layer of `plan`. Raises SwapError if one cannot."""
+
+    def finish(self, plan: ExpertPlan) -> None:
+        """Every rank has all layers of `plan`: its epoch is the group's."""
+
+    def load(self) -> list[list[int]]:
+        """[layers with experts][experts]: tokens that chose each, since the start."""
+
+
+class ServingGroup(Protocol):
+    """The ranks that compute with this one."""
+
+    def when_lost(self, responsible: Callable[[str], None]) -> None:
+        """Whom to tell, from any thread, why the group is of no use any more."""
+
+    def end(self, *, in_order: bool) -> None:
+        """Have the other ranks end: by word if all is in order, else by force. Blocks, for some seconds at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +73,10 @@ class ServedModel:
     """Unix time when it was loaded."""
     media: "MediaLoader | None" = None
     """Reads images and videos; None if the model takes none."""
+    experts: ServedExperts | None = None
+    """None if the model has none."""
+    group: ServingGroup | None = None
+    """None if this process computes alone."""
 
 
 @dataclass(slots=True)

@@ -20,6 +20,7 @@ from m3_worker.leading import Leader, LeadingMover
 from m3_worker.model_config import ModelConfig
 from m3_worker.parallel import Group
 from m3_worker.rank_loading import RankModel, load_rank
+from m3_worker.rank_words import Kind
 from m3_worker.scheduler import SchedulerLimits
 
 SECONDS = 120.0
@@ -144,5 +145,5 @@ def _lead(parts: RankModel, case: Case) -> Outcome:
                 leader.take_layer(plan, layer)
             leader.finish(plan)
     outcome = Outcome(run.finish(), leader.load(), leader.plan.epoch)
-    leader.end()
+    parts.voice.say(Kind.END)
     return outcome
