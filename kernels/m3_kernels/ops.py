@@ -161,6 +161,9 @@ def _check_attention(q: Tensor, pages: LayerPages, batch: RaggedBatch) -> None:
 
 
 def _check_batch(batch: RaggedBatch, block_tokens: int) -> None:
+    """Once a step: what is right stays right."""
+    if batch.memo.get("checked") == block_tokens:
+        return
     if len(batch.query_starts) != batch.sequences + 1:
         raise ValueError(f"query_starts has {len(batch.query_starts)} entries: must be {batch.sequences} sequences + 1")
     for sequence, context in enumerate(batch.context_lengths):
@@ -179,6 +182,7 @@ def _check_batch(batch: RaggedBatch, block_tokens: int) -> None:
             f"page_table is {list(batch.page_table.shape)}: {batch.sequences} sequences, the longest of "
             f"{max(batch.context_lengths)} tokens, need at least [{batch.sequences}, {blocks}]"
         )
+    batch.memo["checked"] = block_tokens
 
 
 def _check_shape(name: str, tensor: Weight, expected: tuple[int, ...]) -> None:

@@ -16,6 +16,7 @@ from m3_worker.checkpoint import load_model
 from m3_worker.config import RankSettings, WorkerSettings
 from m3_worker.engine import PageMover
 from m3_worker.experts import ExpertPlan, PlanError
+from m3_worker.heap import keep_freed_memory
 from m3_worker.host_tier import HostTier
 from m3_worker.leading import LeadingMover
 from m3_worker.model import M3Model
@@ -73,6 +74,8 @@ def load_engine_model(
     directory = checkpoint_directory(settings.checkpoint)
     config = ModelConfig.load(directory)
     place = _place(settings, ranks, config)
+    if place.device.type == "cpu":
+        keep_freed_memory()
     threads = _threads(settings, sum(path.stat().st_size for path in directory.glob("*.safetensors")))
     if threads is not None:
         torch.set_num_threads(threads)

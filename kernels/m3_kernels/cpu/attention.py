@@ -10,7 +10,7 @@ where a query's keys come in parts, the parts are merged by their log-sum-exps. 
                              block, the only one that needs a mask, is computed apart
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
@@ -57,6 +57,9 @@ class _Rows:
     stop: int
     position: int
 
+    def __len__(self) -> int:
+        return self.stop - self.start
+
     def tiles(self, size: int) -> "list[_Rows]":
         return [
             _Rows(self.sequence, start, min(start + size, self.stop), self.position + start - self.start)
@@ -69,50 +72,74 @@ class _Rows:
         return replace(self, stop=at), replace(self, start=at, position=self.position + at - self.start)
 
 
+@dataclass(frozen=True)
+class _Plan:
+    """How the queries of a step are taken: worked out once a step, for all layers of a kind."""
+
+    chunks: list[_Rows]
+    """Several queries of a sequence that see all before them."""
+    long: list[_Rows]
+    """Single queries that do, of long contexts."""
+    short: "list[_Turn]"
+    """Single queries that do, of short contexts, together."""
+    many: list[_Rows]
+    """Queries that see their blocks only, enough of a sequence for blocks to gather them."""
+    few: list[_Rows]
+    """Single ones of these."""
+
+
 def dense_attention(q: Tensor, pages: LayerPages, batch: RaggedBatch) -> Tensor:
     """See `reference.dense_attention`."""
     step = _Step(q, pages, batch, torch.empty(q.shape, dtype=torch.float32))
-    _attend_all(step, _sequences(batch))
+    _attend_all(step, _plan(batch, pages.k.shape, None))
     return step.out.to(q.dtype)
 
 
 def sparse_attention(q: Tensor, pages: LayerPages, blocks: Tensor, batch: RaggedBatch) -> Tensor:
     """See `reference.sparse_attention`. Where a query's blocks are all there are, the list of them is not read."""
     step = _Step(q, pages, batch, torch.empty(q.shape, dtype=torch.float32))
-    all_seeing: list[_Rows] = []
-    few: list[_Rows] = []
-    for rows in _sequences(batch):
-        seeing_all, choosing = rows.split(blocks.shape[-1] * pages.block_tokens)
-        if seeing_all.stop > seeing_all.start:
-            all_seeing.append(seeing_all)
-        if choosing.stop - choosing.start < FEW_QUERIES:
-            few += choosing.tiles(1)
-        else:
-            for tile in choosing.tiles(_QUERY_TILE):
-                _attend_by_block(step, tile, blocks[:, tile.start : tile.stop])
-    _attend_all(step, all_seeing)
-    _attend_few(step, few, blocks)
+    plan = _plan(batch, pages.k.shape, blocks.shape[-1])
+    _attend_all(step, plan)
+    for rows in plan.many:
+        _attend_by_block(step, rows, blocks[:, rows.start : rows.stop])
+    if plan.few:
+        _attend_few(step, plan.few, blocks)
     return step.out.to(q.dtype)
 
 
-def _sequences(batch: RaggedBatch) -> list[_Rows]:
+def _plan(batch: RaggedBatch, pool_shape: Sequence[int], topk: int | None) -> _Plan:
+    """topk: blocks that a query sees at most; None if it sees all."""
+    found: _Plan | None = batch.memo.get(("plan", topk))
+    if found is not None:
+        return found
+    _, B, G, D = pool_shape
+    plan = _Plan([], [], [], [], [])
+    short: list[_Rows] = []
     spans = zip(batch.context_lengths, pairwise(batch.query_starts), strict=True)
-    return [
-        _Rows(sequence, start, stop, context - (stop - start))
-        for sequence, (context, (start, stop)) in enumerate(spans)
-    ]
+    for sequence, (context, (start, stop)) in enumerate(spans):
+        rows = _Rows(sequence, start, stop, context - (stop - start))
+        seeing_all, choosing = rows.split(context if topk is None else topk * B)
+        if len(seeing_all) > 1:
+            plan.chunks.append(seeing_all)
+        elif len(seeing_all) == 1:
+            (short if seeing_all.position < SHORT_TOKENS else plan.long).append(seeing_all)
+        if len(choosing) < FEW_QUERIES:
+            plan.few.extend(choosing.tiles(1))
+        else:
+            plan.many.extend(choosing.tiles(_QUERY_TILE))
+    plan.short.extend(_turns(batch, short, B, G * D))
+    batch.memo["plan", topk] = plan
+    return plan
 
 
-def _attend_all(step: _Step, sequences: list[_Rows]) -> None:
+def _attend_all(step: _Step, plan: _Plan) -> None:
     """Queries over all tokens of their sequence up to themselves."""
-    short = [rows for rows in sequences if rows.stop - rows.start == 1 and rows.position < SHORT_TOKENS]
-    for rows in sequences:
-        if rows.stop - rows.start > 1:
-            _attend_chunk(step, rows)
-        elif rows.position >= SHORT_TOKENS:
-            _attend_one(step, rows)
-    if short:
-        _attend_short(step, short)
+    for rows in plan.chunks:
+        _attend_chunk(step, rows)
+    for rows in plan.long:
+        _attend_one(step, rows)
+    for turn in plan.short:
+        _attend_short(step, turn)
 
 
 def _attend_one(step: _Step, rows: _Rows) -> None:
@@ -126,26 +153,22 @@ def _attend_one(step: _Step, rows: _Rows) -> None:
     step.out[rows.start].view(one.shape).copy_(_merge(parts))
 
 
-def _attend_short(step: _Step, short: list[_Rows]) -> None:
-    """Single queries of short contexts, together. Which tokens they copy is worked out once a step for all layers."""
-    (_, B, G, D), pages = step.pages.k.shape, step.pages
-    key = ("short", len(short), short[0].start, short[-1].start)
-    turns: list[_Turn] | None = step.batch.memo.get(key)
-    if turns is None:
-        turns = step.batch.memo[key] = list(_turns(step.batch, short, B, G * D))
-    for rows, slots, mask in turns:
-        n, m = slots.shape
-        keys, values = (
-            pool.view(-1, G * D).index_select(0, slots.flatten()).view(n, m, G, D).transpose(1, 2).float()
-            for pool in (pages.k, pages.v)
-        )
-        q = step.q.index_select(0, rows).view(n, G, -1, D).float()
-        attended, _ = _flash(q, keys, values, mask=mask)
-        step.out.index_copy_(0, rows, attended.reshape(n, -1, D))
+def _attend_short(step: _Step, turn: "_Turn") -> None:
+    """Single queries of short contexts, together, with a copy of their keys and values."""
+    (_, _, G, D), pages = step.pages.k.shape, step.pages
+    rows, slots, mask = turn
+    n = len(rows)
+    keys, values = (
+        pool.view(-1, G * D).index_select(0, slots).view(n, -1, G, D).transpose(1, 2).float()
+        for pool in (pages.k, pages.v)
+    )
+    q = step.q.index_select(0, rows).view(n, G, -1, D).float()
+    attended, _ = _flash(q, keys, values, mask=mask)
+    step.out.index_copy_(0, rows, attended.reshape(n, -1, D))
 
 
 _Turn = tuple[Tensor, Tensor, Tensor | None]
-"""Rows [n] of the step; slots [n, m] of the tokens that they see; what is added to their scores, [n, 1, 1, m]."""
+"""Rows [n] of the step; slots [n * m] of the tokens that they see; what is added to their scores, [n, 1, 1, m]."""
 
 
 def _turns(batch: RaggedBatch, short: list[_Rows], block_tokens: int, row_elements: int) -> Iterator[_Turn]:
@@ -165,7 +188,7 @@ def _turns(batch: RaggedBatch, short: list[_Rows], block_tokens: int, row_elemen
         mask = None
         if together[0].position + 1 < longest:
             mask = torch.zeros(slots.shape).masked_fill_(~seen, -torch.inf)[:, None, None]
-        yield rows, slots, mask
+        yield rows, slots.flatten(), mask
 
 
 def _attend_chunk(step: _Step, rows: _Rows) -> None:
