@@ -239,7 +239,7 @@ def test_a_worker_that_cannot_start_shows_its_last_lines_and_ends_everything(por
 
     assert result.returncode == 1
     assert "one-g0-r0: it exited with status" in result.stderr
-    assert re.search(r"^  \| .*config\.json", result.stderr, re.MULTILINE)
+    assert re.search(r"^  \| .*\.json: no such file", result.stderr, re.MULTILINE)
     assert result.stderr.splitlines()[-1].startswith("m3: one-g0-r0 did not start: it exited with status")
     assert children_of(state) == {}
 
