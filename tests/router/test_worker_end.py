@@ -24,6 +24,9 @@ class FakeTransport(asyncio.Transport):
     def writelines(self, parts: object) -> None:
         self.writes.extend(parts)
 
+    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
+        pass
+
     def close(self) -> None:
         self.is_closed = True
 

@@ -63,6 +63,7 @@ class ClientConnection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
+        self._transport.set_write_buffer_limits(high=0)  # write at once, not when all that can be read was answered
         self._deadline = self._connections.clock() + self._limits.head_seconds
         connections = self._connections
         connections.all.add(self)

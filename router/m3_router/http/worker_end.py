@@ -64,6 +64,7 @@ class WorkerConnection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
+        self._transport.set_write_buffer_limits(high=0)  # write at once, not when all that can be read was answered
 
     def data_received(self, data: bytes) -> None:
         sink = self._sink

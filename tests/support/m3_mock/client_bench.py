@@ -35,6 +35,9 @@ class FakeTransport(asyncio.Transport):
         self.written += data
         self.writes += 1
 
+    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
+        pass
+
     def close(self) -> None:
         self.is_closed = True
 
