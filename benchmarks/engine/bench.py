@@ -226,8 +226,8 @@ def own_lines(results: Sequence[Result], directory: Path, threads: int | None, r
 
 def long_lines(directory: Path, threads: int | None, tokens: int) -> Iterator[str]:
     """One very long prompt, alone."""
-    from m3_worker.cache import PagedCache
-    from m3_worker.model_config import ModelConfig
+    from m3_worker.model.cache import PagedCache
+    from m3_worker.model.config import ModelConfig
 
     config = ModelConfig.load(directory)
     import torch

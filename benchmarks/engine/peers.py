@@ -70,7 +70,7 @@ class M3Worker:
         return self._loop.run_until_complete(self._run(prompts, outputs))
 
     async def _run(self, prompts: Prompts, outputs: Sequence[int]) -> Stamps:
-        from m3_worker.request import Request, SamplingParameters
+        from m3_worker.scheduling.request import Request, SamplingParameters
 
         async def one(prompt: Sequence[int], tokens: int) -> list[float]:
             self._requests += 1
@@ -92,8 +92,8 @@ def make_model_empty() -> None:
     """Replace the model's arithmetic by nothing: its logits are zeros."""
     import torch
 
-    from m3_worker.cache import PagedCache, StepTensors
-    from m3_worker.model import M3Model
+    from m3_worker.model.cache import PagedCache, StepTensors
+    from m3_worker.model.m3 import M3Model
 
     def forward(self: M3Model, step: StepTensors, _cache: PagedCache) -> torch.Tensor:
         return torch.zeros(len(step.logit_rows), self.config.vocab_size)

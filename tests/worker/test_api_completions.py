@@ -10,7 +10,7 @@ import pytest
 from m3_fakes.http import sse_events
 from m3_fakes.runner import continuation
 from m3_fakes.worker import END_OF_TURN, FakeWorker
-from m3_worker.request import SamplingParameters
+from m3_worker.scheduling.request import SamplingParameters
 
 
 def complete(client: httpx.Client, **fields: Any) -> dict[str, Any]:

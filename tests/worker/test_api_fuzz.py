@@ -23,7 +23,7 @@ from starlette.routing import BaseRoute
 from m3_fakes.http import wait_until
 from m3_fakes.worker import CONTEXT_TOKENS, FakeWorker, running_worker
 from m3_worker.api.openapi import openapi_document
-from m3_worker.server import build_app
+from m3_worker.app import build_app
 from m3_worker.serving import WorkerState
 
 CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance]

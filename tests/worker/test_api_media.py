@@ -16,11 +16,11 @@ from m3_media import data_url, image_file, picture, video_file
 from m3_oracles import hf
 from m3_worker.config import TinySettings, WorkerSettings
 from m3_worker.loading import load_served_model
-from m3_worker.media import MediaLimits
-from m3_worker.media_decode import decode_image
+from m3_worker.media.decode import decode_image
+from m3_worker.media.items import MediaLimits
+from m3_worker.model.vision import normalised
 from m3_worker.serving import ServedModel, WorkerState
 from m3_worker.tiny import write_checkpoint
-from m3_worker.vision import normalised
 
 pytestmark = pytest.mark.xdist_group("oracles")
 

@@ -10,7 +10,7 @@ import pytest
 from m3_worker.chat.conversation import ChatError
 from m3_worker.chat.template import ChatTemplate
 from m3_worker.chat.thinking import ThinkingSplitter
-from m3_worker.model_config import CheckpointError
+from m3_worker.model.config import CheckpointError
 
 USER = {"role": "user", "content": "hi"}
 

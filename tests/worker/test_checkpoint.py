@@ -10,11 +10,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from m3_worker.cache import PagedCache
-from m3_worker.checkpoint import load_model, tensor_places
 from m3_worker.config import TinySettings
-from m3_worker.model import M3Model, ModelWeights
-from m3_worker.model_config import CheckpointError, ModelConfig
+from m3_worker.model.cache import PagedCache
+from m3_worker.model.checkpoint import load_model, tensor_places
+from m3_worker.model.config import CheckpointError, ModelConfig
+from m3_worker.model.m3 import M3Model, ModelWeights
 from m3_worker.tiny import config_json, write_checkpoint
 
 SHARD_1, SHARD_2 = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
@@ -166,7 +166,7 @@ def test_mtp_tensors_and_vision_that_the_config_has_not_are_left_out_and_the_log
         tensors["model.mtp.layers.0.enorm.weight"] = torch.zeros(2)
 
     edit(text_checkpoint, SHARD_1, add)
-    with caplog.at_level(logging.INFO, logger="m3_worker.checkpoint"):
+    with caplog.at_level(logging.INFO, logger="m3_worker.model.checkpoint"):
         load(text_checkpoint)
     assert [record.message for record in caplog.records] == [
         "left out 3 vision tensors: not used by this engine",

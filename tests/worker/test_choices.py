@@ -10,8 +10,8 @@ import pytest
 from m3_worker.api.choices import Choices, best, seeded
 from m3_worker.api.errors import ApiError
 from m3_worker.api.generation import Delta
-from m3_worker.engine import EngineFailedError
-from m3_worker.request import FinishReason, SampledToken, SamplingParameters
+from m3_worker.scheduling.request import FinishReason, SampledToken, SamplingParameters
+from m3_worker.token_stream import EngineFailedError
 
 
 class Scripted:

@@ -7,10 +7,11 @@ from collections.abc import AsyncIterator, Callable
 import pytest
 
 from m3_fakes.runner import FakeRunner, continuation
-from m3_worker.engine import Engine, EngineFailedError, EngineFullError, TokenStream
-from m3_worker.pages import Pages
-from m3_worker.request import Batch, FinishReason, Request, SamplingParameters, TokenOutput
-from m3_worker.scheduler import Scheduler, SchedulerLimits
+from m3_worker.engine import Engine, EngineFullError
+from m3_worker.scheduling.pages import Pages
+from m3_worker.scheduling.request import Batch, FinishReason, Request, SamplingParameters, TokenOutput
+from m3_worker.scheduling.scheduler import Scheduler, SchedulerLimits
+from m3_worker.token_stream import EngineFailedError, TokenStream
 
 StartEngine = Callable[..., Engine]
 

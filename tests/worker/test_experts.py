@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from m3_worker.experts import ExpertPlan, PlanError
+from m3_worker.model.expert_plan import ExpertPlan, PlanError
 
 
 def test_the_default_plan_has_every_expert_once_in_order() -> None:

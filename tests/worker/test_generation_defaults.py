@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from m3_worker.generation_defaults import GenerationDefaults
-from m3_worker.model_config import CheckpointError
+from m3_worker.model.config import CheckpointError
+from m3_worker.model.generation_defaults import GenerationDefaults
 
 
 def load(directory: Path, config: dict[str, Any]) -> GenerationDefaults:

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from m3_worker.cache import PagedCache
-from m3_worker.host_pages import CopyIn, CopyOut
 from m3_worker.host_tier import HostTier
+from m3_worker.model.cache import PagedCache
+from m3_worker.scheduling.host_pages import CopyIn, CopyOut
 
 
 def cache(dtype: torch.dtype, index_dtype: torch.dtype) -> PagedCache:

@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from m3_fakes.tiny_run import BLOCK, TinyRun, generate, tiny_model
-from m3_worker.scheduler import SchedulerLimits
+from m3_worker.scheduling.scheduler import SchedulerLimits
 
 SEEDS = (5, 6)
 SHARED = [(place * 37 + 11) % 251 for place in range(48)]

@@ -16,12 +16,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from m3_fakes.worker import FakeWorker
-from m3_worker.host_pages import HostPages
 from m3_worker.kv_event_stream import Snapshot, follow
-from m3_worker.kv_events import Cleared, Event, EventBatch, EventLog, Medium, Removed, Stored
 from m3_worker.kv_events_zmq import KvEventPublisher, payload
-from m3_worker.pages import Pages
-from m3_worker.request import Request, SamplingParameters, Sequence
+from m3_worker.scheduling.host_pages import HostPages
+from m3_worker.scheduling.kv_events import Cleared, Event, EventBatch, EventLog, Medium, Removed, Stored
+from m3_worker.scheduling.pages import Pages
+from m3_worker.scheduling.request import Request, SamplingParameters, Sequence
 
 END = (-1).to_bytes(8, "big", signed=True)
 

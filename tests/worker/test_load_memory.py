@@ -17,8 +17,8 @@ LOAD = """
 import json, sys
 from pathlib import Path
 import torch
-from m3_worker.checkpoint import load_model
-from m3_worker.model_config import ModelConfig
+from m3_worker.model.checkpoint import load_model
+from m3_worker.model.config import ModelConfig
 
 def memory(name):
     lines = Path("/proc/self/status").read_text().splitlines()

@@ -6,13 +6,13 @@ from typing import Any
 import pytest
 import torch
 
-from m3_worker.cache import PagedCache
 from m3_worker.cache_size import CacheSizeError
 from m3_worker.config import TinySettings, WorkerSettings
 from m3_worker.loading import load_served_model
-from m3_worker.model_config import CheckpointError
-from m3_worker.pages import Pages
-from m3_worker.request import Request, SamplingParameters, Sequence
+from m3_worker.model.cache import PagedCache
+from m3_worker.model.config import CheckpointError
+from m3_worker.scheduling.pages import Pages
+from m3_worker.scheduling.request import Request, SamplingParameters, Sequence
 from m3_worker.serving import ServedModel
 from m3_worker.tiny import write_checkpoint
 

@@ -16,14 +16,14 @@ from m3_media import image_file, picture, video_file
 from m3_oracles import hf
 from m3_oracles.native import Native, load
 from m3_worker.config import TinySettings
-from m3_worker.media import MediaLimits, ProcessedMedia
-from m3_worker.media_decode import decode_image, decode_video
-from m3_worker.media_prompt import ExpandedPrompt, expand
-from m3_worker.model import M3Model
+from m3_worker.media.decode import decode_image, decode_video
+from m3_worker.media.items import MediaLimits, ProcessedMedia
+from m3_worker.media.prompt import ExpandedPrompt, expand
+from m3_worker.model.m3 import M3Model
+from m3_worker.model.vision import normalised
+from m3_worker.model.vision_config import VisionConfig
 from m3_worker.tiny import write_checkpoint
 from m3_worker.tokenizer import Tokenizer
-from m3_worker.vision import normalised
-from m3_worker.vision_config import VisionConfig
 
 pytestmark = pytest.mark.xdist_group("oracles")
 

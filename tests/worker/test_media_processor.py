@@ -13,9 +13,9 @@ from torch import Tensor
 
 from m3_media import image_file, picture, video_file
 from m3_worker.config import TinySettings
-from m3_worker.media import MediaError, MediaLimits, ProcessedMedia
-from m3_worker.media_decode import decode_image, decode_video
-from m3_worker.media_processor import (
+from m3_worker.media.decode import decode_image, decode_video
+from m3_worker.media.items import MediaError, MediaLimits, ProcessedMedia
+from m3_worker.media.processor import (
     FRAME_MAX_PIXELS,
     IMAGE_MAX_PIXELS,
     MIN_PIXELS,
@@ -24,10 +24,10 @@ from m3_worker.media_processor import (
     frame_pixels,
     sampled_frames,
 )
-from m3_worker.model_config import ModelConfig
+from m3_worker.model.config import ModelConfig
+from m3_worker.model.vision import normalised
+from m3_worker.model.vision_config import VisionConfig
 from m3_worker.tiny import config_json
-from m3_worker.vision import normalised
-from m3_worker.vision_config import VisionConfig
 
 pytestmark = pytest.mark.xdist_group("oracles")
 

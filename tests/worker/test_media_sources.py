@@ -9,8 +9,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from m3_media import data_url
-from m3_worker.media import MediaError, MediaLimits
-from m3_worker.media_sources import Address, MediaFetcher, data_url_bytes, is_public
+from m3_worker.media.items import MediaError, MediaLimits
+from m3_worker.media.sources import Address, MediaFetcher, data_url_bytes, is_public
 
 LIMITS = MediaLimits(item_bytes=10_000, seconds=5)
 HANG = threading.Event()

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from m3_worker.config import TinySettings
-from m3_worker.model_config import CheckpointError, ModelConfig
+from m3_worker.model.config import CheckpointError, ModelConfig
+from m3_worker.model.vision_config import VisionConfig
 from m3_worker.tiny import config_json
-from m3_worker.vision_config import VisionConfig
 
 SPARSE = "text_config.sparse_attention_config"
 PATCH_MERGE = {"image_token_compression_method": "patch_merge", "spatial_merge_size": 2, "temporal_patch_size": 2}

@@ -10,10 +10,10 @@ from safetensors.torch import load_file, save_file
 
 from m3_kernels.mxfp8 import Mxfp8
 from m3_oracles import hf, native
-from m3_worker.checkpoint import SCALES, load_model, weight_kind
 from m3_worker.config import TinySettings
-from m3_worker.model import Experts
-from m3_worker.model_config import CheckpointError, ModelConfig
+from m3_worker.model.checkpoint import SCALES, load_model, weight_kind
+from m3_worker.model.config import CheckpointError, ModelConfig
+from m3_worker.model.m3 import Experts
 from m3_worker.tiny import write_checkpoint
 
 pytestmark = pytest.mark.xdist_group("oracles")  # importing the oracles takes seconds: once is enough

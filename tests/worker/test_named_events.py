@@ -10,7 +10,7 @@ from m3_fakes.worker import fake_model
 from m3_worker.api.errors import ApiError
 from m3_worker.api.generation import Delta, Generation
 from m3_worker.api.named_events import Event, NamedEvents
-from m3_worker.request import FinishReason, SamplingParameters
+from m3_worker.scheduling.request import FinishReason, SamplingParameters
 
 
 class SlowGeneration(Generation):

@@ -13,9 +13,9 @@ import torch
 
 from m3_fakes.worker import serving
 from m3_worker.config import WorkerSettings
-from m3_worker.config_fields import CheckpointError
 from m3_worker.loading import load_served_model
-from m3_worker.packaged import checkpoint_directory
+from m3_worker.model.config_fields import CheckpointError
+from m3_worker.model.packaged import checkpoint_directory
 from m3_worker.serving import WorkerState
 
 pytestmark = pytest.mark.xdist_group("packaged model")

@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from m3_worker.host_pages import CopyIn, CopyOut, HostPages
-from m3_worker.kv_events import Cleared, Medium, Removed, Stored
-from m3_worker.pages import Pages
-from m3_worker.request import Request, SamplingParameters, Sequence
+from m3_worker.scheduling.host_pages import CopyIn, CopyOut, HostPages
+from m3_worker.scheduling.kv_events import Cleared, Medium, Removed, Stored
+from m3_worker.scheduling.pages import Pages
+from m3_worker.scheduling.request import Request, SamplingParameters, Sequence
 
 ids = st.sampled_from(["a", "b", "c", "d"])
 

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from m3_worker.penalties import penalise
-from m3_worker.request import Request, SamplingParameters, Sequence
+from m3_worker.scheduling.request import Request, SamplingParameters, Sequence
 
 LOGITS = [2.0, 1.0, 0.5, -1.0, -3.0]
 

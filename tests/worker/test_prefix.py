@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from m3_worker.prefix import PageNames, PrefixIndex, chain_root
+from m3_worker.scheduling.prefix import PageNames, PrefixIndex, chain_root
 
 
 @dataclass(frozen=True)

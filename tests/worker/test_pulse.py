@@ -1,6 +1,6 @@
 """Which rank has been silent for how long."""
 
-from m3_worker.pulse import Silence
+from m3_worker.ranks.pulse import Silence
 
 
 def test_a_rank_whose_count_changes_is_not_silent() -> None:

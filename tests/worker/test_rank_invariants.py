@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 
 from m3_fakes.rank_group import Case, RankGroup, rank_group
 from m3_fakes.tiny_run import BLOCK, generate
-from m3_worker.checkpoint import load_model
 from m3_worker.config import TinySettings
-from m3_worker.experts import ExpertPlan
-from m3_worker.model import M3Model
-from m3_worker.model_config import ModelConfig
-from m3_worker.scheduler import SchedulerLimits
+from m3_worker.model.checkpoint import load_model
+from m3_worker.model.config import ModelConfig
+from m3_worker.model.expert_plan import ExpertPlan
+from m3_worker.model.m3 import M3Model
+from m3_worker.scheduling.scheduler import SchedulerLimits
 from m3_worker.tiny import write_checkpoint
 
 EXPERTS, MOE_LAYERS = 5, 2

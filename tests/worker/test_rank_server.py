@@ -16,9 +16,9 @@ import torch
 
 from m3_fakes.http import wait_until
 from m3_fakes.tiny_run import BLOCK, generate
-from m3_worker.checkpoint import load_model
 from m3_worker.config import TinySettings
-from m3_worker.model_config import ModelConfig
+from m3_worker.model.checkpoint import load_model
+from m3_worker.model.config import ModelConfig
 from m3_worker.tiny import write_checkpoint
 
 PROMPT = [(place * 37 + 11) % 251 for place in range(50)]

@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 import torch
 
-from m3_worker.cache import PagedCache
-from m3_worker.checkpoint import load_model
 from m3_worker.config import TinySettings
-from m3_worker.model import M3Model
-from m3_worker.model_config import ModelConfig
-from m3_worker.pages import Pages
-from m3_worker.request import Batch, Chunk, Request, SamplingParameters, Sequence
+from m3_worker.model.cache import PagedCache
+from m3_worker.model.checkpoint import load_model
+from m3_worker.model.config import ModelConfig
+from m3_worker.model.m3 import M3Model
 from m3_worker.runner import Runner, prepare
-from m3_worker.scheduler import Scheduler, SchedulerLimits
+from m3_worker.scheduling.pages import Pages
+from m3_worker.scheduling.request import Batch, Chunk, Request, SamplingParameters, Sequence
+from m3_worker.scheduling.scheduler import Scheduler, SchedulerLimits
 from m3_worker.tiny import write_checkpoint
 
 LENGTHS = (1, 9, 16, 17, 40, 75)

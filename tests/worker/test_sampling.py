@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from m3_worker.byte_vocabulary import byte_level_tokenizer
 from m3_worker.grammar import Grammars, GrammarSpec
-from m3_worker.request import FinishReason, Request, SamplingParameters, Sequence
 from m3_worker.sampling import draw, sample
+from m3_worker.scheduling.request import FinishReason, Request, SamplingParameters, Sequence
 from m3_worker.tokenizer import Tokenizer
 
 LOGITS = [2.0, 1.0, 0.0, -1.0, 3.0]  # the order of likelihood is 4, 0, 1, 2, 3

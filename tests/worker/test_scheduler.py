@@ -8,10 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from m3_fakes.runner import FakeRunner, continuation
-from m3_worker.host_pages import HostPages
-from m3_worker.pages import Pages
-from m3_worker.request import Batch, FinishReason, Request, SampledToken, SamplingParameters, Sequence
-from m3_worker.scheduler import Scheduler, SchedulerLimits
+from m3_worker.scheduling.host_pages import HostPages
+from m3_worker.scheduling.pages import Pages
+from m3_worker.scheduling.request import Batch, FinishReason, Request, SampledToken, SamplingParameters, Sequence
+from m3_worker.scheduling.scheduler import Scheduler, SchedulerLimits
 
 PAGE_TOKENS = 4
 

@@ -19,8 +19,9 @@ import pytest
 from m3_fakes.http import wait_until
 from m3_fakes.worker import fake_model
 from m3_worker.config import TinySettings, WorkerSettings
-from m3_worker.model_config import CheckpointError
-from m3_worker.server import WorkerServer, listen
+from m3_worker.http_server import listen
+from m3_worker.model.config import CheckpointError
+from m3_worker.server import WorkerServer
 from m3_worker.serving import ServedModel
 
 COMPLETIONS = "/v1/completions"

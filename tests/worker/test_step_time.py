@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from m3_worker.step_time import StepTime, chunk_pairs
+from m3_worker.scheduling.step_time import StepTime, chunk_pairs
 
 STEP, TOKEN, PAIR = 4e-3, 50e-6, 2e-9
 """Of a machine that takes 0.1 s for 2,000 tokens, and as much again a million tokens deep for 50 of them."""

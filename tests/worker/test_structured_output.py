@@ -17,10 +17,10 @@ from m3_fakes.noise import NoiseRunner
 from m3_fakes.worker import END_OF_TURN, MAX_BODY_BYTES, PAGE_TOKENS, byte_tokenizer, fake_model, serving
 from m3_worker.engine import Engine
 from m3_worker.grammar import Grammars, GrammarSpec
-from m3_worker.pages import Pages
-from m3_worker.request import FinishReason, Request, SamplingParameters, Sequence
 from m3_worker.sampling import sample
-from m3_worker.scheduler import Scheduler, SchedulerLimits
+from m3_worker.scheduling.pages import Pages
+from m3_worker.scheduling.request import FinishReason, Request, SamplingParameters, Sequence
+from m3_worker.scheduling.scheduler import Scheduler, SchedulerLimits
 from m3_worker.serving import WorkerState
 
 VOCABULARY = 259

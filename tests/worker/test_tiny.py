@@ -16,7 +16,7 @@ from tokenizers import Tokenizer
 from m3_worker.chat.conversation import ChatError
 from m3_worker.chat.template import ChatTemplate
 from m3_worker.config import TinySettings
-from m3_worker.model_config import ModelConfig
+from m3_worker.model.config import ModelConfig
 from m3_worker.tiny import main, write_checkpoint
 
 NS = "]<]minimax[>["

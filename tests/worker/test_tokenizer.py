@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from m3_fakes.worker import CLOSING, END_OF_TURN, OPENING, byte_tokenizer
-from m3_worker.model_config import CheckpointError
+from m3_worker.model.config import CheckpointError
 from m3_worker.tokenizer import Detokenizer, Tokenizer
 
 TEXT = "Grüße, 世界! 🙂 naïve — fin"

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from m3_oracles import hf, native
 from m3_worker.config import TinySettings
+from m3_worker.model.vision import Grid, VisionTower, normalised, rotary_3d
 from m3_worker.tiny import write_checkpoint
-from m3_worker.vision import Grid, VisionTower, normalised, rotary_3d
 
 pytestmark = pytest.mark.xdist_group("oracles")
 

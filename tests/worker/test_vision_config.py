@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from m3_worker.config import TinySettings
-from m3_worker.model_config import CheckpointError, ModelConfig
+from m3_worker.model.config import CheckpointError, ModelConfig
 from m3_worker.tiny import config_json
 
 COMPRESSION = "img_token_compression_config"

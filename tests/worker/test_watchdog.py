@@ -4,10 +4,11 @@ import asyncio
 import threading
 
 from m3_fakes.runner import FakeRunner
-from m3_worker.engine import Engine, EngineFailedError
-from m3_worker.pages import Pages
-from m3_worker.request import Request, SamplingParameters
-from m3_worker.scheduler import Scheduler, SchedulerLimits
+from m3_worker.engine import Engine
+from m3_worker.scheduling.pages import Pages
+from m3_worker.scheduling.request import Request, SamplingParameters
+from m3_worker.scheduling.scheduler import Scheduler, SchedulerLimits
+from m3_worker.token_stream import EngineFailedError
 from m3_worker.watchdog import Watchdog, watch
 
 

@@ -6,7 +6,7 @@ Pure: the memory that is free comes in as a number.
 from dataclasses import dataclass
 
 from m3_worker.config import WorkerSettings
-from m3_worker.model_config import ModelConfig
+from m3_worker.model.config import ModelConfig
 
 CPU_CACHE_TOKENS = 65536
 """Enough for development; a machine's memory says little about what else wants it."""

@@ -1,7 +1,6 @@
 """The loop that computes, on a thread of its own, and the one way between it and asyncio.
 
-Owns the order of a step (schedule, copy pages, run, commit, tell, deliver), the command queue into the thread, and the
-streams out of it.
+Owns the order of a step (schedule, copy pages, run, commit, tell, deliver) and the command queue into the thread.
 The scheduler and the runner are touched by the engine's thread alone; `submit`, `abort` and the streams by the event
 loop alone. What a step brought reaches the loop in one call; a request that was given up is gone before the next step.
 If a step fails, every request fails, and so does each later one: `failure` says why.
@@ -20,11 +19,12 @@ from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
 from m3_worker.counters import Counters
-from m3_worker.host_pages import Copy
-from m3_worker.kv_events import EventLog
-from m3_worker.pages import Pages
-from m3_worker.request import Batch, Request, SampledToken, Sequence, TokenOutput
-from m3_worker.scheduler import Scheduler
+from m3_worker.scheduling.host_pages import PageMover
+from m3_worker.scheduling.kv_events import EventLog
+from m3_worker.scheduling.pages import Pages
+from m3_worker.scheduling.request import Batch, Request, SampledToken, Sequence, TokenOutput
+from m3_worker.scheduling.scheduler import Scheduler
+from m3_worker.token_stream import EngineFailedError, TokenStream
 
 log = logging.getLogger(__name__)
 
@@ -35,50 +35,11 @@ class EngineFullError(Exception):
     """As many requests are waiting as may wait."""
 
 
-class EngineFailedError(Exception):
-    """The engine computes no more. The message says why."""
-
-
 class StepRunner(Protocol):
     """What computes a batch: `runner.Runner`, or a fake of it."""
 
     def run(self, batch: Batch) -> SequenceOf[SampledToken]:
         """One token for each of `batch.sampling`, in its order."""
-
-
-class PageMover(Protocol):
-    """What copies pages between the device and the host: `host_tier.HostTier`, or a fake of it."""
-
-    def copy(self, copies: SequenceOf[Copy]) -> None:
-        """Do the copies in their order; what is computed afterwards sees them done."""
-
-
-class TokenStream:
-    """The tokens of one request as steps bring them; belongs to the event loop."""
-
-    def __init__(self) -> None:
-        self._outputs: list[TokenOutput] = []
-        self._failure: str | None = None
-        self._changed = asyncio.Event()
-
-    def push(self, output: TokenOutput) -> None:
-        """Add the output of one step."""
-        self._outputs.append(output)
-        self._changed.set()
-
-    def fail(self, reason: str) -> None:
-        """End the stream with an error."""
-        self._failure = reason
-        self._changed.set()
-
-    async def take(self) -> list[TokenOutput]:
-        """All outputs since the last call, at least one: waits for it. Raises EngineFailedError."""
-        await self._changed.wait()
-        self._changed.clear()
-        if self._failure is not None:
-            raise EngineFailedError(self._failure)
-        outputs, self._outputs = self._outputs, []
-        return outputs
 
 
 @dataclass(frozen=True, slots=True)

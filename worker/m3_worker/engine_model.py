@@ -10,21 +10,21 @@ from dataclasses import dataclass
 
 import torch
 
-from m3_worker.cache import PagedCache
 from m3_worker.cache_size import CacheSize, choose_cache_size
-from m3_worker.checkpoint import load_model
 from m3_worker.config import RankSettings, WorkerSettings
-from m3_worker.engine import PageMover
-from m3_worker.experts import ExpertPlan, PlanError
 from m3_worker.heap import keep_freed_memory
 from m3_worker.host_tier import HostTier
-from m3_worker.leading import LeadingMover
-from m3_worker.model import M3Model
-from m3_worker.model_config import CheckpointError, ModelConfig
-from m3_worker.packaged import checkpoint_directory
-from m3_worker.rank_loading import RankModel, load_rank
-from m3_worker.rank_share import RankShare
-from m3_worker.running_group import RunningGroup
+from m3_worker.model.cache import PagedCache
+from m3_worker.model.checkpoint import load_model
+from m3_worker.model.config import CheckpointError, ModelConfig
+from m3_worker.model.expert_plan import ExpertPlan, PlanError
+from m3_worker.model.m3 import M3Model
+from m3_worker.model.packaged import checkpoint_directory
+from m3_worker.model.share import RankShare
+from m3_worker.ranks.leading import LeadingMover
+from m3_worker.ranks.loading import RankModel, load_rank
+from m3_worker.ranks.running_group import RunningGroup
+from m3_worker.scheduling.host_pages import PageMover
 
 Progress = Callable[[int, int], None]
 

@@ -1,7 +1,7 @@
 """The host's copy of evicted pages: a pool in host memory, and the copies between it and the paged cache.
 
-Owns that memory and nothing else: which page goes into which slot is decided by `host_pages`. The pools may be of any
-type, they are copied as they are. On a GPU the memory is pinned and the copies are queued on the current stream, where
+Owns that memory and nothing else: `scheduling.host_pages` decides which page goes into which slot. The pools may be of
+any type, they are copied as they are. On a GPU the memory is pinned and the copies are queued on the current stream, where
 the steps are as well: so they happen in their order and before what is computed next, and nobody waits for them.
 """
 
@@ -10,8 +10,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from m3_worker.cache import PagedCache
-from m3_worker.host_pages import Copy, CopyOut
+from m3_worker.model.cache import PagedCache
+from m3_worker.scheduling.host_pages import Copy, CopyOut
 
 
 class HostTier:

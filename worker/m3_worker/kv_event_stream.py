@@ -8,7 +8,7 @@ import contextlib
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 
-from m3_worker.kv_events import EventBatch, EventLog, Stored
+from m3_worker.scheduling.kv_events import EventBatch, EventLog, Stored
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,7 @@ import zmq
 import zmq.asyncio
 
 from m3_worker.kv_event_stream import Snapshot, follow
-from m3_worker.kv_events import Cleared, Event, EventBatch, EventLog, Medium, Removed
+from m3_worker.scheduling.kv_events import Cleared, Event, EventBatch, EventLog, Medium, Removed
 
 _END = (-1).to_bytes(8, "big", signed=True)
 _MEDIA = {Medium.DEVICE: "GPU", Medium.HOST: "CPU"}

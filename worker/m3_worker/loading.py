@@ -12,19 +12,19 @@ from m3_worker.chat.template import ChatTemplate
 from m3_worker.config import RankSettings, WorkerSettings
 from m3_worker.engine import Engine
 from m3_worker.engine_model import EngineModel, Place, load_engine_model
-from m3_worker.generation_defaults import GenerationDefaults
 from m3_worker.grammar import Grammars
-from m3_worker.host_pages import HostPages
-from m3_worker.leading import Leader, LedGroup, LoneExperts
-from m3_worker.media import MediaLimits
-from m3_worker.media_loader import MediaLoader
-from m3_worker.media_prompt import check_tokens
-from m3_worker.media_sources import MediaFetcher
-from m3_worker.model_config import ModelConfig
-from m3_worker.packaged import checkpoint_directory
-from m3_worker.pages import Pages
+from m3_worker.media.items import MediaLimits
+from m3_worker.media.loader import MediaLoader
+from m3_worker.media.prompt import check_tokens
+from m3_worker.media.sources import MediaFetcher
+from m3_worker.model.config import ModelConfig
+from m3_worker.model.generation_defaults import GenerationDefaults
+from m3_worker.model.packaged import checkpoint_directory
+from m3_worker.ranks.leading import Leader, LedGroup, LoneExperts
 from m3_worker.runner import Runner
-from m3_worker.scheduler import Scheduler, SchedulerLimits
+from m3_worker.scheduling.host_pages import HostPages
+from m3_worker.scheduling.pages import Pages
+from m3_worker.scheduling.scheduler import Scheduler, SchedulerLimits
 from m3_worker.serving import ServedExperts, ServedModel
 from m3_worker.tokenizer import Tokenizer
 

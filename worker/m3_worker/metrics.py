@@ -12,7 +12,7 @@ from prometheus_client.registry import Collector
 
 from m3_worker.counters import Histogram
 from m3_worker.engine import Engine
-from m3_worker.pages import Pages
+from m3_worker.scheduling.pages import Pages
 from m3_worker.serving import WorkerState
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST

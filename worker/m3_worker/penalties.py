@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from m3_worker.request import Sequence
+from m3_worker.scheduling.request import Sequence
 
 
 class _Occurrences:

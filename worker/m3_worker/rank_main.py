@@ -28,9 +28,9 @@ def follow(settings: WorkerSettings, ranks: RankSettings, arguments: Sequence[st
     """Be that rank until the end. Returns the exit code."""
     from m3_worker.cache_size import CacheSizeError
     from m3_worker.engine_model import load_engine_model
-    from m3_worker.following import Follower
-    from m3_worker.model_config import CheckpointError
-    from m3_worker.rank_errors import GroupError
+    from m3_worker.model.config import CheckpointError
+    from m3_worker.ranks.errors import GroupError
+    from m3_worker.ranks.following import Follower
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)

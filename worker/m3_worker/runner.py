@@ -13,12 +13,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from m3_worker.cache import PagedCache, StepTensors
-from m3_worker.media_embeddings import MediaEmbeddings
-from m3_worker.model import M3Model
+from m3_worker.media.embeddings import MediaEmbeddings
+from m3_worker.model.cache import PagedCache, StepTensors
+from m3_worker.model.m3 import M3Model
 from m3_worker.pooling import pool
-from m3_worker.request import Batch, Chunk, Request, SampledToken, SamplingParameters, Sequence
 from m3_worker.sampling import sample
+from m3_worker.scheduling.request import Batch, Chunk, Request, SampledToken, SamplingParameters, Sequence
 
 
 class Runner:

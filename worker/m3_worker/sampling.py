@@ -13,7 +13,7 @@ from torch import Tensor
 
 from m3_worker.grammar import Mask, Matcher, allows_only, masks
 from m3_worker.penalties import penalise
-from m3_worker.request import SampledToken, SamplingParameters, Sequence
+from m3_worker.scheduling.request import SampledToken, SamplingParameters, Sequence
 
 _BANNING_BIAS = 100.0
 _BAN = 1e4

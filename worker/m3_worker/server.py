@@ -2,7 +2,7 @@
 
 Owns start and end: the socket, signals, the phases of WorkerState, exit codes (0 drained, 1 cannot serve or the engine
 failed, 2 bad flag).
-The routes are api's, the loop that computes is engine's.
+The routes are app's, the loop that computes is engine's.
 """
 
 import asyncio
@@ -14,34 +14,19 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-import uvicorn
-from fastapi import FastAPI
 from rich.console import Console
-from starlette.responses import Response
 
-from m3_worker.api.chat import chat_routes
-from m3_worker.api.code import code_routes
-from m3_worker.api.completions import completion_routes
-from m3_worker.api.embeddings import embedding_routes
-from m3_worker.api.errors import install_error_handlers, json_response
-from m3_worker.api.experts import expert_routes
-from m3_worker.api.incoming import RequestIds
-from m3_worker.api.kv_events import kv_event_routes
-from m3_worker.api.messages import message_routes
-from m3_worker.api.models import model_routes
-from m3_worker.api.openapi import openapi_routes
-from m3_worker.api.responses import response_routes
-from m3_worker.api.tokens import token_routes
+from m3_worker.app import build_app
 from m3_worker.cache_size import CacheSizeError
 from m3_worker.config import RankSettings, WorkerSettings
-from m3_worker.metrics import CONTENT_TYPE, render_metrics
-from m3_worker.model_config import CheckpointError
+from m3_worker.http_server import EmbeddedServer, listen, loop_factory
+from m3_worker.model.config import CheckpointError
 from m3_worker.progress import load_report
-from m3_worker.rank_errors import GroupError
-from m3_worker.serving import Phase, ServedModel, WorkerState
+from m3_worker.ranks.errors import GroupError
+from m3_worker.serving import ServedModel, WorkerState
 from m3_worker.watchdog import watch
 
 if TYPE_CHECKING:
@@ -52,23 +37,8 @@ log = logging.getLogger(__name__)
 Load = Callable[[Callable[[int, int], None]], ServedModel]
 """Loads the model, on a thread; is given where to report (bytes read, bytes needed)."""
 
-_ROUTES = (
-    chat_routes,
-    completion_routes,
-    response_routes,
-    message_routes,
-    embedding_routes,
-    code_routes,
-    expert_routes,
-    kv_event_routes,
-    token_routes,
-    model_routes,
-    openapi_routes,
-)
-_FLUSH_SECONDS = 5
 _TELL_SECONDS = 1.0
 """How long a worker whose engine failed still answers, so that its clients and health checks learn why."""
-_BACKLOG = 2048
 
 
 def main() -> None:
@@ -114,7 +84,7 @@ def main() -> None:
             asyncio.get_running_loop().add_signal_handler(number, server.request_stop)
         return await server.run(listener)
 
-    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+    with asyncio.Runner(loop_factory=loop_factory()) as runner:
         code = runner.run(serve())
     sys.exit(code)
 
@@ -134,37 +104,6 @@ def _publisher(settings: WorkerSettings) -> "KvEventPublisher | None":
     from m3_worker.kv_events_zmq import KvEventPublisher
 
     return KvEventPublisher(settings.kv_events_zmq, settings.kv_events_zmq_replay)
-
-
-def listen(host: str, port: int) -> socket.socket:
-    """A listening socket. Raises OSError that names the address."""
-    try:
-        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        return socket.create_server((host, port), family=family, backlog=_BACKLOG)
-    except OSError as error:
-        raise OSError(f"cannot listen on {host}:{port}: {error.strerror or error}") from None
-
-
-def build_app(state: WorkerState) -> FastAPI:
-    """All routes over one state."""
-    app = FastAPI(title="m3-worker", openapi_url=None, docs_url=None, redoc_url=None)
-    install_error_handlers(app)
-    for routes in _ROUTES:
-        app.include_router(routes(state))
-
-    @app.get("/health")
-    async def health() -> Response:
-        body = {"status": state.phase.value}
-        if state.reason is not None:
-            body["reason"] = state.reason
-        return json_response(body, 200 if state.phase is Phase.READY else 503)
-
-    @app.get("/metrics")
-    async def metrics() -> Response:
-        return Response(render_metrics(state), media_type=CONTENT_TYPE)
-
-    app.add_middleware(RequestIds)
-    return app
 
 
 class WorkerServer:
@@ -304,42 +243,3 @@ async def _first_of(*waits: "asyncio.Future[Any]") -> None:
         for wait in waits:
             wait.cancel()
         await asyncio.gather(*waits, return_exceptions=True)
-
-
-class EmbeddedServer(uvicorn.Server):
-    """uvicorn as the worker runs it: httptools, no access log, no lifespan, and no signal handlers of its own."""
-
-    def __init__(self, app: FastAPI) -> None:
-        super().__init__(
-            uvicorn.Config(
-                app,
-                http="httptools",
-                ws="none",
-                lifespan="off",
-                access_log=False,
-                log_config=None,
-                server_header=False,
-                timeout_keep_alive=75,
-                timeout_graceful_shutdown=_FLUSH_SECONDS,
-                backlog=_BACKLOG,
-            )
-        )
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """Leave signals alone: the worker drains before the server ends."""
-        yield
-
-    def request_exit(self) -> None:
-        """Close the listener, let responses under way be written, and return from `serve`."""
-        self.should_exit = True
-
-
-def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
-    """uvloop where there is one."""
-    if sys.platform == "win32":
-        return None
-    import uvloop
-
-    factory: Callable[[], asyncio.AbstractEventLoop] = uvloop.new_event_loop
-    return factory

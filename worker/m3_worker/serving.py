@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Protocol
 
 from m3_worker.chat.template import ChatTemplate
 from m3_worker.engine import Engine
-from m3_worker.experts import ExpertPlan
-from m3_worker.generation_defaults import GenerationDefaults
 from m3_worker.grammar import Grammars
+from m3_worker.model.expert_plan import ExpertPlan
+from m3_worker.model.generation_defaults import GenerationDefaults
 from m3_worker.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
-    from m3_worker.media_loader import MediaLoader  # brings the decoders, which only a model that sees needs
+    from m3_worker.media.loader import MediaLoader  # brings the decoders, which only a model that sees needs
 
 
 class Phase(StrEnum):

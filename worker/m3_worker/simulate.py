@@ -18,11 +18,11 @@ from m3_worker.cache_size import CacheSizeError
 from m3_worker.chat.template import ChatTemplate
 from m3_worker.config import WorkerSettings
 from m3_worker.engine import Engine
-from m3_worker.generation_defaults import GenerationDefaults
 from m3_worker.grammar import Grammars
-from m3_worker.pages import Pages
-from m3_worker.request import Batch, SampledToken
-from m3_worker.scheduler import Scheduler, SchedulerLimits
+from m3_worker.model.generation_defaults import GenerationDefaults
+from m3_worker.scheduling.pages import Pages
+from m3_worker.scheduling.request import Batch, SampledToken
+from m3_worker.scheduling.scheduler import Scheduler, SchedulerLimits
 from m3_worker.serving import ServedModel
 from m3_worker.simulated_words import ADDED_TOKENS, END_OF_TURN, VOCAB_SIZE, say
 from m3_worker.tokenizer import Tokenizer

@@ -14,7 +14,7 @@ import numpy as np
 
 from m3_worker.byte_vocabulary import BYTES, M3_TOKENS
 from m3_worker.grammar import Matcher, masks
-from m3_worker.request import SampledToken, Sequence
+from m3_worker.scheduling.request import SampledToken, Sequence
 
 _VOCABULARY = (
     "a answer any block cache chosen context each every expert first from group head is key large last layer long "

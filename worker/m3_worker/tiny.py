@@ -19,10 +19,10 @@ from torch import Tensor
 
 from m3_kernels.mxfp8 import quantise
 from m3_worker.byte_vocabulary import M3_TOKENS, byte_level_tokenizer
-from m3_worker.checkpoint import SCALES, tensor_places, weight_kind
 from m3_worker.config import TinySettings
-from m3_worker.model import ModelWeights
-from m3_worker.model_config import ModelConfig
+from m3_worker.model.checkpoint import SCALES, tensor_places, weight_kind
+from m3_worker.model.config import ModelConfig
+from m3_worker.model.m3 import ModelWeights
 
 _TOKEN_IDS = {text: 256 + number for number, (text, _) in enumerate(M3_TOKENS)}
 _VOCAB_SIZE = 256 + len(M3_TOKENS)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import tokenizers
 
-from m3_worker.model_config import CheckpointError
+from m3_worker.model.config import CheckpointError
 
 
 class Tokenizer:

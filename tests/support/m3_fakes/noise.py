@@ -2,8 +2,8 @@
 
 import torch
 
-from m3_worker.request import Batch, SampledToken
 from m3_worker.sampling import sample
+from m3_worker.scheduling.request import Batch, SampledToken
 
 
 class NoiseRunner:

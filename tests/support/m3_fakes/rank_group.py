@@ -11,17 +11,17 @@ from pathlib import Path
 import torch
 
 from m3_fakes.tiny_run import TinyRun
-from m3_worker.cache import PagedCache
 from m3_worker.config import RankSettings
-from m3_worker.experts import ExpertPlan
-from m3_worker.following import Follower
 from m3_worker.host_tier import HostTier
-from m3_worker.leading import Leader, LeadingMover
-from m3_worker.model_config import ModelConfig
-from m3_worker.parallel import Group
-from m3_worker.rank_loading import RankModel, load_rank
-from m3_worker.rank_words import Kind
-from m3_worker.scheduler import SchedulerLimits
+from m3_worker.model.cache import PagedCache
+from m3_worker.model.config import ModelConfig
+from m3_worker.model.expert_plan import ExpertPlan
+from m3_worker.ranks.following import Follower
+from m3_worker.ranks.group import Group
+from m3_worker.ranks.leading import Leader, LeadingMover
+from m3_worker.ranks.loading import RankModel, load_rank
+from m3_worker.ranks.words import Kind
+from m3_worker.scheduling.scheduler import SchedulerLimits
 
 SECONDS = 120.0
 """For a group to form, and for any of its exchanges: a busy machine may take that long to import torch four times."""

@@ -8,17 +8,17 @@ from tempfile import TemporaryDirectory
 
 import torch
 
-from m3_worker.cache import PagedCache
-from m3_worker.checkpoint import load_model
 from m3_worker.config import TinySettings
-from m3_worker.host_pages import HostPages
 from m3_worker.host_tier import HostTier
-from m3_worker.model import M3Model
-from m3_worker.model_config import ModelConfig
-from m3_worker.pages import Pages
-from m3_worker.request import Request, SamplingParameters, Sequence
+from m3_worker.model.cache import PagedCache
+from m3_worker.model.checkpoint import load_model
+from m3_worker.model.config import ModelConfig
+from m3_worker.model.m3 import M3Model
 from m3_worker.runner import Runner
-from m3_worker.scheduler import Scheduler, SchedulerLimits
+from m3_worker.scheduling.host_pages import HostPages
+from m3_worker.scheduling.pages import Pages
+from m3_worker.scheduling.request import Request, SamplingParameters, Sequence
+from m3_worker.scheduling.scheduler import Scheduler, SchedulerLimits
 from m3_worker.tiny import write_checkpoint
 
 BLOCK = 8

@@ -14,14 +14,15 @@ import tokenizers
 from tokenizers import AddedToken, decoders, models, pre_tokenizers
 
 from m3_fakes.runner import FakeRunner
+from m3_worker.app import build_app
 from m3_worker.chat.template import ChatTemplate
 from m3_worker.config import WorkerSettings
 from m3_worker.engine import Engine
-from m3_worker.generation_defaults import GenerationDefaults
 from m3_worker.grammar import Grammars
-from m3_worker.pages import Pages
-from m3_worker.scheduler import Scheduler, SchedulerLimits
-from m3_worker.server import EmbeddedServer, build_app, listen
+from m3_worker.http_server import EmbeddedServer, listen
+from m3_worker.model.generation_defaults import GenerationDefaults
+from m3_worker.scheduling.pages import Pages
+from m3_worker.scheduling.scheduler import Scheduler, SchedulerLimits
 from m3_worker.serving import ServedModel, WorkerState
 from m3_worker.simulate import load_simulated_model
 from m3_worker.tokenizer import Tokenizer, byte_characters

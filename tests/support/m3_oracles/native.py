@@ -8,14 +8,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from m3_worker.cache import PagedCache, StepTensors
-from m3_worker.checkpoint import load_model
-from m3_worker.media import MediaItem
-from m3_worker.media_embeddings import MediaEmbeddings
-from m3_worker.model import M3Model
-from m3_worker.model_config import ModelConfig
-from m3_worker.request import Chunk, Request, SamplingParameters
-from m3_worker.request import Sequence as EngineSequence
+from m3_worker.media.embeddings import MediaEmbeddings
+from m3_worker.media.items import MediaItem
+from m3_worker.model.cache import PagedCache, StepTensors
+from m3_worker.model.checkpoint import load_model
+from m3_worker.model.config import ModelConfig
+from m3_worker.model.m3 import M3Model
+from m3_worker.scheduling.request import Chunk, Request, SamplingParameters
+from m3_worker.scheduling.request import Sequence as EngineSequence
 
 
 def load(directory: Path) -> M3Model:

@@ -19,7 +19,7 @@ from m3_worker.api.incoming import INLINE_BYTES, Incoming, off_loop, receive_req
 from m3_worker.api.streams import EventStream, whole_answer
 from m3_worker.chat.conversation import ChatError, Conversation
 from m3_worker.chat.prompt import PreparedChat
-from m3_worker.request import SamplingParameters
+from m3_worker.scheduling.request import SamplingParameters
 from m3_worker.serving import ServedModel, WorkerState
 
 _COMPILED = frozenset({"tools", "response_format", "structured_outputs"})

@@ -17,7 +17,7 @@ from m3_worker.api.errors import json_response
 from m3_worker.api.generation import Delta
 from m3_worker.chat.prompt import PreparedChat
 from m3_worker.chat.turn import Content, Reasoning, ToolCallArguments, ToolCallEnd, ToolCallStart, TurnEvent
-from m3_worker.request import FinishReason, SampledToken
+from m3_worker.scheduling.request import FinishReason, SampledToken
 from m3_worker.tokenizer import Tokenizer
 
 Json = dict[str, Any]

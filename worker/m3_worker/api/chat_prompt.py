@@ -9,7 +9,7 @@ from m3_worker.chat.conversation import ChatError, Conversation, ImagePart, Vide
 from m3_worker.chat.prompt import PreparedChat, prepare
 from m3_worker.chat.rules import check
 from m3_worker.grammar import Grammar
-from m3_worker.media import MediaError, MediaMemoryError, MediaReference
+from m3_worker.media.items import MediaError, MediaMemoryError, MediaReference
 from m3_worker.serving import ServedModel
 
 

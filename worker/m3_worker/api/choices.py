@@ -10,8 +10,8 @@ from dataclasses import replace
 from typing import Any, Self
 
 from m3_worker.api.generation import Delta, Generation, engine_failed
-from m3_worker.engine import EngineFailedError
-from m3_worker.request import SamplingParameters
+from m3_worker.scheduling.request import SamplingParameters
+from m3_worker.token_stream import EngineFailedError
 
 
 def seeded(sampling: SamplingParameters, index: int) -> SamplingParameters:

@@ -22,7 +22,7 @@ from m3_worker.api.incoming import INLINE_BYTES, Incoming, off_loop, parse_objec
 from m3_worker.api.streams import whole_answer
 from m3_worker.api.turns import Turn, TurnRequest, request_turn
 from m3_worker.chat.conversation import Conversation, Message, ResponseFormat, Thinking
-from m3_worker.request import FinishReason
+from m3_worker.scheduling.request import FinishReason
 from m3_worker.serving import WorkerState
 
 GENERATION_SCHEMA: dict[str, Any] = {

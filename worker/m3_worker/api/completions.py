@@ -23,7 +23,7 @@ from m3_worker.api.generation import Delta, Generation
 from m3_worker.api.incoming import INLINE_BYTES, Incoming, off_loop, receive_request
 from m3_worker.api.streams import EventStream, whole_answer
 from m3_worker.api.structured import StructuredFields
-from m3_worker.request import SampledToken, SamplingParameters
+from m3_worker.scheduling.request import SampledToken, SamplingParameters
 from m3_worker.serving import ServedModel, WorkerState
 from m3_worker.tokenizer import Tokenizer
 

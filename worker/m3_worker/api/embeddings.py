@@ -24,9 +24,9 @@ from m3_worker.api.errors import ApiError, json_response, shown
 from m3_worker.api.generation import engine_failed, submit
 from m3_worker.api.incoming import Incoming, off_loop, parse_object, receive_request
 from m3_worker.api.streams import CLIENT_CLOSED_REQUEST, ClientGoneError, unless_gone
-from m3_worker.engine import EngineFailedError, TokenStream
-from m3_worker.request import Request, SamplingParameters, TokenOutput
+from m3_worker.scheduling.request import Request, SamplingParameters, TokenOutput
 from m3_worker.serving import WorkerState
+from m3_worker.token_stream import EngineFailedError, TokenStream
 
 MAX_INPUTS = 2048
 _AT_A_TIME = 8

@@ -23,10 +23,10 @@ from starlette.responses import Response
 
 from m3_worker.api.errors import ApiError, json_response, not_ready
 from m3_worker.api.incoming import receive_request
-from m3_worker.engine import EngineFailedError
-from m3_worker.experts import ExpertPlan, PlanError
-from m3_worker.rank_errors import GroupError, SwapError
+from m3_worker.model.expert_plan import ExpertPlan, PlanError
+from m3_worker.ranks.errors import GroupError, SwapError
 from m3_worker.serving import Phase, ServedExperts, ServedModel, WorkerState
+from m3_worker.token_stream import EngineFailedError
 
 
 def expert_routes(state: WorkerState) -> APIRouter:

@@ -12,9 +12,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from m3_worker.api.errors import ApiError, field_error, shown
 from m3_worker.api.structured import REPLACED
-from m3_worker.generation_defaults import GenerationDefaults
 from m3_worker.grammar import Grammar
-from m3_worker.request import SamplingParameters
+from m3_worker.model.generation_defaults import GenerationDefaults
+from m3_worker.scheduling.request import SamplingParameters
 from m3_worker.serving import ServedModel
 
 MAX_STOPS = 16

@@ -11,10 +11,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from m3_worker.api.errors import ApiError
-from m3_worker.engine import Engine, EngineFailedError, EngineFullError, TokenStream
-from m3_worker.request import FinishReason, MediaSpan, Request, SampledToken, SamplingParameters, TokenOutput
+from m3_worker.engine import Engine, EngineFullError
+from m3_worker.scheduling.request import FinishReason, MediaSpan, Request, SampledToken, SamplingParameters, TokenOutput
 from m3_worker.serving import ServedModel
 from m3_worker.stop_strings import StopStrings
+from m3_worker.token_stream import EngineFailedError, TokenStream
 from m3_worker.tokenizer import Detokenizer
 
 

@@ -15,7 +15,8 @@ up to the one with "more": false. Batches count up by one. An event is one of
     {"event": "removed", "names": [hex, ...], "medium": ...}
     {"event": "cleared"}
 
-Names are sha256 chains over pages (`m3_worker.prefix`); a page can be in both media and is gone when it is in neither.
+Names are sha256 chains over pages (`m3_worker.scheduling.prefix`); a page can be in both media, and is gone when it is
+in neither.
 `tokens=true` adds "token_ids" to what is stored on the device: these are prompts, so they are sent only if asked for.
 
 `DELETE /internal/prefix-cache` makes the worker forget what it has cached: 204, and a "cleared" event.
@@ -31,7 +32,7 @@ from starlette.responses import Response, StreamingResponse
 
 from m3_worker.api.errors import ApiError, not_ready
 from m3_worker.kv_event_stream import Part, Snapshot, follow
-from m3_worker.kv_events import Cleared, Event, EventLog, Removed
+from m3_worker.scheduling.kv_events import Cleared, Event, EventLog, Removed
 from m3_worker.serving import Phase, ServedModel, WorkerState
 
 ALIVE_SECONDS = 10.0

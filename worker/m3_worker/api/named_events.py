@@ -16,7 +16,7 @@ from starlette.types import Receive, Scope, Send
 from m3_worker.api.errors import ApiError
 from m3_worker.api.generation import Delta, Generation, engine_failed
 from m3_worker.api.streams import ClientGoneError, unless_gone
-from m3_worker.engine import EngineFailedError
+from m3_worker.token_stream import EngineFailedError
 
 Event = tuple[str, Mapping[str, Any]]
 """Its name and its JSON object."""

@@ -21,7 +21,7 @@ from m3_worker.api.responses_request import InputFields
 from m3_worker.api.streams import whole_answer
 from m3_worker.api.turns import request_turn
 from m3_worker.chat.conversation import ChatError, Conversation
-from m3_worker.request import SamplingParameters
+from m3_worker.scheduling.request import SamplingParameters
 from m3_worker.serving import WorkerState
 
 # What needs a memory, or a feature that this worker lacks, and the values at which it needs none.

@@ -13,7 +13,7 @@ from m3_worker.api.errors import ApiError
 from m3_worker.api.generation import Delta
 from m3_worker.api.named_events import Event
 from m3_worker.api.turns import Block, BlockEvent, Closed, Grown, Opened, Turn
-from m3_worker.request import FinishReason
+from m3_worker.scheduling.request import FinishReason
 
 _PREFIXES = {"thinking": "rs", "text": "msg", "tool_call": "fc"}
 _STREAMED: dict[str, tuple[str, str, dict[str, Any]]] = {

@@ -14,7 +14,7 @@ from starlette.types import Receive, Scope, Send
 
 from m3_worker.api.errors import ApiError
 from m3_worker.api.generation import engine_failed
-from m3_worker.engine import EngineFailedError
+from m3_worker.token_stream import EngineFailedError
 
 T = TypeVar("T")
 Next = TypeVar("Next")

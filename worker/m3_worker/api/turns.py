@@ -17,7 +17,7 @@ from m3_worker.chat.conversation import Conversation
 from m3_worker.chat.events import Content, Reasoning, ToolCallArguments, ToolCallEnd, ToolCallStart, TurnEvent
 from m3_worker.chat.prompt import PreparedChat
 from m3_worker.chat.turn import TurnParser
-from m3_worker.request import FinishReason, SamplingParameters
+from m3_worker.scheduling.request import FinishReason, SamplingParameters
 
 
 @dataclass(slots=True)

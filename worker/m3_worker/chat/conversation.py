@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from m3_worker.media import ProcessedMedia
+from m3_worker.media.items import ProcessedMedia
 
 Role = Literal["root", "system", "developer", "user", "assistant", "tool"]
 Thinking = Literal["enabled", "disabled", "adaptive"]

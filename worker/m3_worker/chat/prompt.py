@@ -29,10 +29,10 @@ from m3_worker.chat.tool_grammar import needs_grammar, tool_grammar
 from m3_worker.chat.tool_parser import NAMESPACE
 from m3_worker.chat.turn import TurnParser
 from m3_worker.grammar import GrammarSpec
-from m3_worker.media import MediaError, MediaItem
-from m3_worker.media_prompt import ExpandedPrompt, expand
+from m3_worker.media.items import MediaError, MediaItem
+from m3_worker.media.prompt import ExpandedPrompt, expand
+from m3_worker.model.vision_config import VisionConfig
 from m3_worker.tokenizer import Tokenizer
-from m3_worker.vision_config import VisionConfig
 
 _THINKING_MODE = "thinking_mode"
 _MARKS = tuple(map(chr, range(0xFDD0, 0xFDF0)))

@@ -16,7 +16,7 @@ from jinja2 import meta
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from m3_worker.chat.conversation import THINKING_MODES, ChatError
-from m3_worker.model_config import CheckpointError, read_json
+from m3_worker.model.config import CheckpointError, read_json
 
 _OURS = frozenset({"messages", "tools", "add_generation_prompt", "bos_token", "eos_token"})
 
