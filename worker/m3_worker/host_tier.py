@@ -1,8 +1,8 @@
 """The host's copy of evicted pages: a pool in host memory, and the copies between it and the paged cache.
 
 Owns that memory and nothing else: `scheduling.host_pages` decides which page goes into which slot. The pools may be of
-any type, they are copied as they are. On a GPU the memory is pinned and the copies are queued on the current stream, where
-the steps are as well: so they happen in their order and before what is computed next, and nobody waits for them.
+any type, they are copied as they are. On a GPU the memory is pinned and the copies are queued on the current stream,
+where the steps are as well: so they happen in their order and before what is computed next, and nobody waits for them.
 """
 
 from collections.abc import Sequence
