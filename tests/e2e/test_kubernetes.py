@@ -62,9 +62,17 @@ class Installation:
         return self.get("m3deployment", NAME)["status"]
 
     def await_ready(self, replicas: int) -> None:
-        self.kubectl("wait", "--for=condition=Ready", f"m3d/{NAME}", "--timeout=180s")
-        self.kubectl("wait", f"--for=jsonpath={{.status.readyReplicas}}={replicas}", f"m3d/{NAME}", "--timeout=180s")
-        self.kubectl("wait", "--for=condition=Ready", f"m3r/{NAME}", "--timeout=180s")
+        try:
+            self.kubectl("wait", "--for=condition=Ready", f"m3d/{NAME}", "--timeout=180s")
+            self.kubectl(
+                "wait", f"--for=jsonpath={{.status.readyReplicas}}={replicas}", f"m3d/{NAME}", "--timeout=180s"
+            )
+            self.kubectl("wait", "--for=condition=Ready", f"m3r/{NAME}", "--timeout=180s")
+        except KubectlError as error:
+            error.add_note(self.kubectl("describe", "pods"))
+            for pod in self.kubectl("get", "pods", "--output=name").split():
+                error.add_note(f"{pod}:\n{self.kubectl('logs', pod, '--all-containers', '--tail=20')}")
+            raise
 
     def client(self) -> openai.OpenAI:
         secret = self.get("secret", f"{NAME}-keys")

@@ -21,7 +21,7 @@ UNUSED_FILES = ("_tkinter.",)
 # What compiled wheels may take from the system by the manylinux policy (PEP 600), as far as servers need it.
 WHEEL_LIBRARIES = (
     *("libc.so.6", "libdl.so.2", "libm.so.6", "libpthread.so.0", "libresolv.so.2", "librt.so.1", "libutil.so.1"),
-    *("libgcc_s.so.1", "libgomp.so.1", "libstdc++.so.6"),
+    *("libgcc_s.so.1", "libgomp.so.1", "libmvec.so.1", "libstdc++.so.6", "libz.so.1"),
 )
 SYSTEM_LIBRARY_DIRECTORIES = frozenset({"/lib", "/lib64", "/usr/lib", "/usr/lib64"})
 DIRECTORIES = {"/dev": 0o755, "/proc": 0o755, "/sys": 0o755, "/tmp": 0o1777}  # noqa: S108 - of the image

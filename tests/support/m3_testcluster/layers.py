@@ -41,7 +41,10 @@ def source_layer() -> Layer:
         for source in sorted(root.rglob("*")):
             if source.is_file() and "__pycache__" not in source.parts:
                 files[f"{site_packages()}/{source.relative_to(root.parent)}"] = Entry(source.read_bytes())
-    scripts = importlib.metadata.distribution(OWN_DISTRIBUTION).entry_points.select(group="console_scripts")
+    own = importlib.metadata.distribution(OWN_DISTRIBUTION)
+    metadata = f"{site_packages()}/{OWN_DISTRIBUTION}-{own.version}.dist-info/METADATA"  # programs ask for their version
+    files[metadata] = Entry((own.read_text("METADATA") or "").encode())
+    scripts = own.entry_points.select(group="console_scripts")
     for script in scripts:
         module, function = script.value.split(":")
         text = f"#!{base_interpreter()}\nimport sys\n\nfrom {module} import {function}\n\nsys.exit({function}())\n"
