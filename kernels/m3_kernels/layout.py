@@ -65,6 +65,28 @@ class LayerPages:
 
 
 @dataclass(frozen=True)
+class BlockPart:
+    """One of several stretches, as equal as can be, into which the blocks of every sequence are cut."""
+
+    number: int
+    parts: int
+
+    def of(self, blocks: int) -> tuple[int, int]:
+        """First and end of the stretch of a sequence with so many blocks."""
+        return blocks * self.number // self.parts, blocks * (self.number + 1) // self.parts
+
+
+@dataclass(frozen=True)
+class BlockCandidates:
+    """Blocks that may be chosen, by group and query, in no order that counts; where there are fewer, -1 follows."""
+
+    scores: Tensor
+    """[G, T, k] fp32; -inf where there is none."""
+    ids: Tensor
+    """[G, T, k] i32; -1 where there is none."""
+
+
+@dataclass(frozen=True)
 class AttentionNorms:
     """Weights of the per-head norms of one layer, each shared by all heads. The stored weight w scales by 1 + w."""
 

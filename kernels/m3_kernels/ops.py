@@ -11,7 +11,15 @@ from torch import Tensor
 
 from m3_kernels import mxfp8, reference
 from m3_kernels.cpu import attention, experts, pointwise, selection
-from m3_kernels.layout import AttentionNorms, ExpertRows, LayerPages, RaggedBatch, RotaryAngles
+from m3_kernels.layout import (
+    AttentionNorms,
+    BlockCandidates,
+    BlockPart,
+    ExpertRows,
+    LayerPages,
+    RaggedBatch,
+    RotaryAngles,
+)
 from m3_kernels.mxfp8 import Weight
 
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16)
@@ -73,12 +81,29 @@ def choose_blocks(index_q: Tensor, index_k: Tensor, batch: RaggedBatch, k: int =
     """See `reference.choose_blocks`. Raises ValueError if k is below 1, or queries, keys and batch do not fit."""
     if k < 1:
         raise ValueError(f"k is {k}: at least the query's own block is kept, so k must be 1 or more")
-    _check_batch(batch, index_k.shape[1])
-    _check_shape("index_q", index_q, (batch.tokens, index_q.shape[1], index_k.shape[2]))
-    _check_dtype("index_q", index_q, _FLOATS)
+    _check_index(index_q, index_k, batch)
     if _is_cpu(index_q):
         return selection.choose_blocks(index_q, index_k, batch, k)
     return reference.choose_blocks(index_q, index_k, batch, k)
+
+
+def best_blocks(index_q: Tensor, index_k: Tensor, batch: RaggedBatch, k: int, part: BlockPart) -> BlockCandidates:
+    """See `reference.best_blocks`. Raises ValueError if k is below 1, or queries, keys and batch do not fit."""
+    if k < 1:
+        raise ValueError(f"k is {k}: without a block beside the query's own there is nothing to choose")
+    if not 0 <= part.number < part.parts:
+        raise ValueError(f"part {part.number} of {part.parts}: parts are numbered from 0 on")
+    _check_index(index_q, index_k, batch)
+    if _is_cpu(index_q):
+        return selection.best_blocks(index_q, index_k, batch, k, part)
+    return reference.best_blocks(index_q, index_k, batch, k, part)
+
+
+def join_blocks(candidates: BlockCandidates, positions: Tensor, block_tokens: int) -> Tensor:
+    """See `reference.join_blocks`. Raises ValueError if scores, ids and positions do not fit each other."""
+    _check_shape("ids", candidates.ids, tuple(candidates.scores.shape))
+    _check_shape("positions", positions, (candidates.ids.shape[2],))
+    return reference.join_blocks(candidates, positions, block_tokens)
 
 
 def sparse_attention(q: Tensor, pages: LayerPages, blocks: Tensor, batch: RaggedBatch) -> Tensor:
@@ -158,6 +183,12 @@ def _check_attention(q: Tensor, pages: LayerPages, batch: RaggedBatch) -> None:
     _check_dtype("q", q, _FLOATS)
     if q.shape[1] % groups:
         raise ValueError(f"q has {q.shape[1]} heads: must be a multiple of the {groups} groups")
+
+
+def _check_index(index_q: Tensor, index_k: Tensor, batch: RaggedBatch) -> None:
+    _check_batch(batch, index_k.shape[1])
+    _check_shape("index_q", index_q, (batch.tokens, index_q.shape[1], index_k.shape[2]))
+    _check_dtype("index_q", index_q, _FLOATS)
 
 
 def _check_batch(batch: RaggedBatch, block_tokens: int) -> None:

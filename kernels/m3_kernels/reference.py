@@ -13,7 +13,15 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from m3_kernels.layout import AttentionNorms, ExpertRows, LayerPages, RaggedBatch, RotaryAngles
+from m3_kernels.layout import (
+    AttentionNorms,
+    BlockCandidates,
+    BlockPart,
+    ExpertRows,
+    LayerPages,
+    RaggedBatch,
+    RotaryAngles,
+)
 from m3_kernels.mxfp8 import Weight, linear
 
 # How large an intermediate of attention and scoring may grow, in elements (8 MiB of fp32): bounded with any context and
@@ -141,6 +149,47 @@ def choose_blocks(index_q: Tensor, index_k: Tensor, batch: RaggedBatch, k: int) 
     index_q: [T, G, I]. index_k: [P, B, I]. Returns [G, T, k] i32: block ids ascending, then -1.
     """
     return select_blocks(index_score(index_q, index_k, batch), batch.positions, k, index_k.shape[1])
+
+
+def best_blocks(index_q: Tensor, index_k: Tensor, batch: RaggedBatch, k: int, part: BlockPart) -> BlockCandidates:
+    """What one part of the blocks brings to a choice that is made of all parts together, by `join_blocks`.
+
+    index_q: [T, G, I]. index_k: [P, B, I].
+    Returns per group and query the k blocks with the highest scores (`index_score`) that are in the part and before
+    the query's own. Ties: the lower id wins.
+    """
+    scores = index_score(index_q, index_k, batch)
+    G, T, NB = scores.shape
+    B = index_k.shape[1]
+    ids = torch.arange(NB, device=scores.device)
+    stretches = torch.tensor([part.of(-(-context // B)) for context in batch.context_lengths], device=scores.device)
+    first, end = stretches[batch.sequence_of_token].unbind(1)
+    end = torch.minimum(end, batch.positions // B)
+    elsewhere = (ids < first[:, None]) | (ids >= end[:, None])  # [T, NB]
+    ranked = scores.masked_fill(elsewhere, -torch.inf).sort(dim=-1, descending=True, stable=True)
+    values = scores.new_full((G, T, k), -torch.inf)
+    kept = torch.full((G, T, k), -1, dtype=torch.int32, device=scores.device)
+    width = min(k, NB)
+    values[..., :width] = ranked.values[..., :width]
+    kept[..., :width] = ranked.indices[..., :width].masked_fill(ranked.values[..., :width] == -torch.inf, -1)
+    return BlockCandidates(values, kept)
+
+
+def join_blocks(candidates: BlockCandidates, positions: Tensor, block_tokens: int) -> Tensor:
+    """The choice of `choose_blocks` from the candidates of all parts: the best of them, and the query's own block.
+
+    candidates: of all parts stacked, [parts, G, T, k - 1]. positions: [T] i64.
+    Returns [G, T, k] i32: block ids ascending, then -1. Ties: the lower id wins.
+    """
+    parts, G, T, kept = candidates.scores.shape
+    scores = candidates.scores.permute(1, 2, 0, 3).reshape(G, T, parts * kept)
+    ids, order = candidates.ids.permute(1, 2, 0, 3).reshape(G, T, parts * kept).sort(dim=-1)
+    ranked = scores.gather(-1, order).sort(dim=-1, descending=True, stable=True)
+    best = ids.gather(-1, ranked.indices[..., :kept])
+    own = (positions // block_tokens).to(torch.int32).expand(G, T)[..., None]
+    behind = torch.iinfo(torch.int32).max
+    best = torch.cat((best.masked_fill(best < 0, behind), own), -1).sort(dim=-1).values
+    return best.masked_fill(best == behind, -1)
 
 
 def sparse_attention(q: Tensor, pages: LayerPages, blocks: Tensor, batch: RaggedBatch) -> Tensor:

@@ -5,6 +5,7 @@ Chunks are long enough that blocks gather their queries, and short enough that q
 """
 
 import itertools
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from m3_kernels import reference
 from m3_kernels.cpu import attention, experts, pages, pointwise, selection
-from m3_kernels.layout import AttentionNorms, LayerPages, RaggedBatch
+from m3_kernels.layout import AttentionNorms, BlockCandidates, BlockPart, LayerPages, RaggedBatch
 
 G, Q, D, I, B, K = 2, 3, 8, 4, 8, 3  # noqa: E741
 # (tokens in the step, tokens after it) of each sequence; beyond K * B = 24 there is something to choose.
@@ -120,6 +121,33 @@ def test_the_same_blocks_are_chosen(step: Step, k: int) -> None:
     assert step.pages.index_k is not None
     chosen = selection.choose_blocks(step.index_q, step.pages.index_k, step.batch, k)
     assert torch.equal(chosen, step.blocks(k))
+
+
+@pytest.mark.usefixtures("tiles")
+@pytest.mark.parametrize(("k", "parts"), [(2, 1), (K, 2), (K, 5), (50, 3)])
+@pytest.mark.parametrize("best_blocks", [selection.best_blocks, reference.best_blocks])
+def test_parts_of_the_blocks_bring_together_what_one_choice_brings(
+    step: Step, k: int, parts: int, best_blocks: Callable[..., BlockCandidates]
+) -> None:
+    assert step.pages.index_k is not None
+    found = [
+        best_blocks(step.index_q, step.pages.index_k, step.batch, k - 1, BlockPart(number, parts))
+        for number in range(parts)
+    ]
+    together = BlockCandidates(torch.stack([one.scores for one in found]), torch.stack([one.ids for one in found]))
+    assert torch.equal(reference.join_blocks(together, step.batch.positions, B), step.blocks(k))
+
+
+def test_parts_join_by_the_lower_block_where_scores_are_equal(lengths: list[tuple[int, int]]) -> None:
+    step = Step(lengths, "scattered", torch.float32)
+    assert step.pages.index_k is not None
+    step.pages.index_k.fill_(1.0)
+    found = [
+        selection.best_blocks(step.index_q, step.pages.index_k, step.batch, K - 1, BlockPart(number, 3))
+        for number in range(3)
+    ]
+    together = BlockCandidates(torch.stack([one.scores for one in found]), torch.stack([one.ids for one in found]))
+    assert torch.equal(reference.join_blocks(together, step.batch.positions, B), step.blocks())
 
 
 def test_of_equal_scores_the_lower_block_wins(lengths: list[tuple[int, int]]) -> None:

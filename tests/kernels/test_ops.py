@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from m3_kernels import ops, reference
-from m3_kernels.layout import AttentionNorms, LayerPages, RaggedBatch, RotaryAngles
+from m3_kernels.layout import AttentionNorms, BlockCandidates, BlockPart, LayerPages, RaggedBatch, RotaryAngles
 
 T, H, G, D, I, B, R = 5, 4, 2, 8, 6, 4, 4  # noqa: E741
 PAGES = LayerPages(torch.zeros(3, B, G, D), torch.zeros(3, B, G, D), torch.zeros(3, B, I))
@@ -79,6 +79,20 @@ REFUSALS: dict[str, tuple[Callable[[], Any], str]] = {
         "index_q has dtype float64: must be float32 or bfloat16 or float16",
     ),
     "k below one": (lambda: ops.choose_blocks(INDEX_Q, PAGES.index_k, BATCH, 0), "k is 0: .* 1 or more"),
+    "candidates below one": (
+        lambda: ops.best_blocks(INDEX_Q, PAGES.index_k, BATCH, 0, BlockPart(0, 2)),
+        "k is 0: without a block beside the query's own there is nothing to choose",
+    ),
+    "part beyond the parts": (
+        lambda: ops.best_blocks(INDEX_Q, PAGES.index_k, BATCH, 1, BlockPart(2, 2)),
+        "part 2 of 2: parts are numbered from 0 on",
+    ),
+    "candidates shape": (
+        lambda: ops.join_blocks(
+            BlockCandidates(torch.zeros(2, G, T, 1), torch.zeros(2, G, T, 2, dtype=torch.int32)), BATCH.positions, B
+        ),
+        r"ids has shape \[2, 2, 5, 2\]: must be \[2, 2, 5, 1\]",
+    ),
     "blocks shape": (
         lambda: ops.sparse_attention(Q, PAGES, BLOCKS[:1], BATCH),
         r"blocks has shape \[1, 5, 2\]: must be \[2, 5, 2\]",

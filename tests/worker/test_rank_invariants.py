@@ -19,12 +19,14 @@ from m3_worker.model.checkpoint import load_model
 from m3_worker.model.config import ModelConfig
 from m3_worker.model.expert_plan import ExpertPlan
 from m3_worker.model.m3 import M3Model
+from m3_worker.ranks.expert_exchange import SplitLimits
 from m3_worker.scheduling.scheduler import SchedulerLimits
 from m3_worker.tiny import write_checkpoint
 
 EXPERTS, MOE_LAYERS = 5, 2
 PROMPTS = {f"p{length}": [(length * 31 + place * 7) % 251 for place in range(length)] for length in (1, 9, 24, 40)}
-REPLICATED, SPLIT = 10**6, 0
+REPLICATED, SPLIT = SplitLimits(10**6, 10**6), SplitLimits(0, 10**6)
+SPLIT_SCORING, ALL_SPLIT = SplitLimits(10**6, 0), SplitLimits(0, 0)
 
 
 @pytest.fixture(scope="module")
@@ -56,13 +58,15 @@ def expected(directory: Path, names: list[str]) -> dict[str, list[int]]:
     return {name: alone(directory, name) for name in names}
 
 
-@pytest.mark.parametrize("small_batch_tokens", [REPLICATED, SPLIT], ids=["replicated", "split"])
-@pytest.mark.parametrize("count", [1, 2, 4])
+@pytest.mark.parametrize(
+    ("count", "split"),
+    [(1, REPLICATED), (2, REPLICATED), (2, ALL_SPLIT), (4, SPLIT), (4, SPLIT_SCORING), (4, ALL_SPLIT)],
+)
 def test_tokens_and_loads_are_those_of_one_process(
-    ranks: RankGroup, checkpoint: Path, count: int, small_batch_tokens: int
+    ranks: RankGroup, checkpoint: Path, count: int, split: SplitLimits
 ) -> None:
     plan = ExpertPlan.default(MOE_LAYERS, EXPERTS, count)
-    outcome = ranks.run(Case(checkpoint, plan, small_batch_tokens, SchedulerLimits(4, 64), PROMPTS))
+    outcome = ranks.run(Case(checkpoint, plan, split, SchedulerLimits(4, 64), PROMPTS))
 
     assert outcome.tokens == expected(checkpoint, list(PROMPTS))
     computed = sum(len(prompt) + 11 for prompt in PROMPTS.values())
@@ -89,7 +93,7 @@ def test_plans_with_copies_chunks_and_swaps_in_mid_generation_change_no_token(
     case = Case(
         checkpoint,
         data.draw(plans(count, 0)),
-        data.draw(st.sampled_from([REPLICATED, SPLIT, 4])),
+        data.draw(st.builds(SplitLimits, st.sampled_from([0, 4, 10**6]), st.sampled_from([0, 20, 10**6]))),
         SchedulerLimits(data.draw(st.integers(1, 3)), data.draw(st.integers(3, 48))),
         {name: PROMPTS[name] for name in names},
         pages=data.draw(st.sampled_from([8, 256])),

@@ -5,12 +5,16 @@ sees at most K blocks takes all of them unscored; a query's own block is always 
 that no score needs a mask by token; and only the scores of one tile of queries exist at a time.
 """
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
 from m3_kernels.cpu.pages import Span, spans
-from m3_kernels.layout import RaggedBatch
+from m3_kernels.layout import BlockCandidates, BlockPart, RaggedBatch
 
+_Tile = list[tuple[int, int, int, int]]
+"""Runs of queries: (row, end row, sequence, position of row)."""
 _TILE_QUERIES = 128
 _TILE_ELEMENTS = 1 << 18
 """Dot products that exist at a time: 1 MiB, near the size of a core's cache."""
@@ -18,31 +22,76 @@ _TILE_ELEMENTS = 1 << 18
 
 def choose_blocks(index_q: Tensor, index_k: Tensor, batch: RaggedBatch, k: int) -> Tensor:
     """See `reference.choose_blocks`."""
-    T, G, I = index_q.shape  # noqa: E741
+    T, G, _ = index_q.shape
     B = index_k.shape[1]
     first_blocks = _first_blocks(batch, k, B).expand(G, T, k)
     tiles = _tiles(batch, k * B)
     if not tiles:
         return first_blocks
     chosen = first_blocks.clone()
-    pool = index_k[:, :, None]  # [P, B, 1, I]: one group
     for tile in tiles:
-        rows = [row for start, stop, _, _ in tile for row in range(start, stop)]
-        positions = [position for start, stop, _, first in tile for position in range(first, first + stop - start)]
-        own = torch.tensor(positions) // B
-        scores = torch.full((G, len(rows), int(own[-1]) if len(tile) == 1 else int(own.max())), -torch.inf)
-        at = 0
-        for start, stop, sequence, first in tile:
-            blocks = (first + stop - start - 1) // B  # all before the last query's own
-            queries = index_q[start:stop].transpose(0, 1).reshape(-1, I).float()
-            part = scores[:, at : at + stop - start, :blocks]
-            part.copy_(_scores(queries, pool, spans(batch, sequence, (0, blocks * B), B)).view(part.shape))
-            at += stop - start
-        scores.masked_fill_(torch.arange(scores.shape[-1]) >= own[:, None], -torch.inf)
-        best = _best(scores.flatten(0, 1), k - 1).view(G, len(rows), k - 1).sort(-1).values
-        ids = torch.cat((best, own[:, None].expand(G, -1, 1)), -1).to(torch.int32)
-        chosen.index_copy_(1, torch.tensor(rows), ids)
+        scored = _score_tile(index_q, index_k, batch, tile, BlockPart(0, 1))
+        best = _best(scored.scores.flatten(0, 1), k - 1).view(G, len(scored.rows), k - 1).sort(-1).values
+        ids = torch.cat((best, scored.own[:, None].expand(G, -1, 1)), -1).to(torch.int32)
+        chosen.index_copy_(1, scored.rows, ids)
     return chosen
+
+
+def best_blocks(index_q: Tensor, index_k: Tensor, batch: RaggedBatch, k: int, part: BlockPart) -> BlockCandidates:
+    """See `reference.best_blocks`."""
+    T, G, _ = index_q.shape
+    found = BlockCandidates(torch.full((G, T, k), -torch.inf), torch.full((G, T, k), -1, dtype=torch.int32))
+    for tile in _tiles(batch, index_k.shape[1]):
+        scored = _score_tile(index_q, index_k, batch, tile, part)
+        room = max(k + 1 - scored.scores.shape[-1], 0)
+        scores = torch.nn.functional.pad(scored.scores, (0, room), value=-torch.inf).flatten(0, 1)
+        best = _best(scores, k)
+        values = scores.gather(1, best).view(G, -1, k)
+        ids = (best.view(G, -1, k) + scored.first[:, None]).masked_fill(values == -torch.inf, -1)
+        found.scores.index_copy_(1, scored.rows, values)
+        found.ids.index_copy_(1, scored.rows, ids.to(torch.int32))
+    return found
+
+
+@dataclass(frozen=True)
+class _Scored:
+    """The scores of one tile of n queries."""
+
+    rows: Tensor
+    """[n] i64, of the step."""
+    own: Tensor
+    """[n] i64: the block that each query is in."""
+    first: Tensor
+    """[n] i64: the block that the first column is."""
+    scores: Tensor
+    """[G, n, columns] fp32; -inf from a query's own block on, and beyond the part that was asked for."""
+
+
+def _score_tile(index_q: Tensor, index_k: Tensor, batch: RaggedBatch, tile: "_Tile", part: BlockPart) -> _Scored:
+    G, I, B = index_q.shape[1], index_q.shape[2], index_k.shape[1]  # noqa: E741
+    rows = [row for start, stop, _, _ in tile for row in range(start, stop)]
+    positions = [position for start, stop, _, first in tile for position in range(first, first + stop - start)]
+    own = torch.tensor(positions) // B
+    # Of each run: the first block of the part, and the end of those that are in it and before the last query's own.
+    stretches = [part.of(-(-batch.context_lengths[sequence] // B)) for _, _, sequence, _ in tile]
+    ends = [min(end, (run[3] + run[1] - run[0] - 1) // B) for (_, end), run in zip(stretches, tile, strict=True)]
+    widths = [max(end - first, 0) for (first, _), end in zip(stretches, ends, strict=True)]
+    scores = torch.full((G, len(rows), max(widths)), -torch.inf)
+    pool = index_k[:, :, None]  # [P, B, 1, I]: one group
+    at = 0
+    for (start, stop, sequence, _), (first, _), width in zip(tile, stretches, widths, strict=True):
+        if width:
+            queries = index_q[start:stop].transpose(0, 1).reshape(-1, I).float()
+            here = scores[:, at : at + stop - start, :width]
+            tokens = (first * B, (first + width) * B)
+            here.copy_(_scores(queries, pool, spans(batch, sequence, tokens, B)).view(here.shape))
+        at += stop - start
+    firsts = [
+        first for (start, stop, _, _), (first, _) in zip(tile, stretches, strict=True) for _ in range(start, stop)
+    ]
+    first_block = torch.tensor(firsts)
+    scores.masked_fill_(torch.arange(scores.shape[-1]) + first_block[:, None] >= own[:, None], -torch.inf)
+    return _Scored(torch.tensor(rows), own, first_block, scores)
 
 
 def _first_blocks(batch: RaggedBatch, k: int, block_tokens: int) -> Tensor:
@@ -56,12 +105,12 @@ def _first_blocks(batch: RaggedBatch, k: int, block_tokens: int) -> Tensor:
     return found
 
 
-def _tiles(batch: RaggedBatch, seen_tokens: int) -> list[list[tuple[int, int, int, int]]]:
-    """Queries from position `seen_tokens` on, which have to choose: (row, end row, sequence, position of row).
+def _tiles(batch: RaggedBatch, seen_tokens: int) -> list[_Tile]:
+    """Queries from position `seen_tokens` on, which have to choose.
 
     Tiles of one long chunk each, or of several short ones (decoding sequences) together.
     """
-    tiles: list[list[tuple[int, int, int, int]]] = [[]]
+    tiles: list[_Tile] = [[]]
     size = 0
     for sequence, context in enumerate(batch.context_lengths):
         start, stop = batch.query_starts[sequence], batch.query_starts[sequence + 1]
@@ -94,7 +143,7 @@ def _best(scores: Tensor, k: int) -> Tensor:
         return torch.empty(len(scores), 0, dtype=torch.int64)
     top = scores.topk(k + 1)
     ids = top.indices[:, :k]
-    tied = (top.values[:, k - 1] == top.values[:, k]).nonzero()[:, 0]
+    tied = ((top.values[:, k - 1] == top.values[:, k]) & (top.values[:, k] > -torch.inf)).nonzero()[:, 0]
     if len(tied):  # topk takes any of them
         ids[tied] = scores[tied].sort(dim=-1, descending=True, stable=True).indices[:, :k]
     return ids

@@ -16,6 +16,7 @@ from m3_worker.host_tier import HostTier
 from m3_worker.model.cache import PagedCache
 from m3_worker.model.config import ModelConfig
 from m3_worker.model.expert_plan import ExpertPlan
+from m3_worker.ranks.expert_exchange import SplitLimits
 from m3_worker.ranks.following import Follower
 from m3_worker.ranks.group import Group
 from m3_worker.ranks.leading import Leader, LeadingMover
@@ -34,7 +35,7 @@ class Case:
     directory: Path
     """Of the checkpoint."""
     plan: ExpertPlan
-    small_batch_tokens: int
+    split: SplitLimits
     limits: SchedulerLimits
     prompts: dict[str, list[int]]
     tokens: int = 12
@@ -117,7 +118,7 @@ def _run(rank: int, port: int, case: Case) -> Outcome | None:
             torch.float32,
             case.plan,
             progress=lambda read, needed: None,
-            small_batch_tokens=case.small_batch_tokens,
+            limits=case.split,
         )
         return _lead(parts, case) if rank == 0 else _follow(parts, case)
     finally:

@@ -189,7 +189,7 @@ class M3Model:
         moe_layers = 0
         for number, layer in enumerate(self.weights.layers):
             normed = rows.all(self._norm(x, layer.attention_norm))
-            x = x + rows.sum(self._attention(normed, layer.attention, cache.layer(number), batch, angles))
+            x = x + rows.sum(self._attention(normed, layer.attention, cache.layer(number), batch, angles, rows=rows))
             normed = self._norm(x, layer.mlp_norm)
             if isinstance(layer.mlp, Experts):
                 x = x + self._experts(normed, layer.mlp, moe_layers, rows)
@@ -204,14 +204,21 @@ class M3Model:
         return linear(states, self.weights.lm_head).float()
 
     def _attention(
-        self, x: Tensor, weights: Attention, pages: LayerPages, batch: RaggedBatch, angles: RotaryAngles
+        self,
+        x: Tensor,
+        weights: Attention,
+        pages: LayerPages,
+        batch: RaggedBatch,
+        angles: RotaryAngles,
+        *,
+        rows: StepRows,
     ) -> Tensor:
         packed = ops.linear(x, weights.projections)
         q, index_q = ops.qk_norm_rope_insert(packed, weights.norms, angles, pages, batch.slots)
         if index_q is None or pages.index_k is None:
             attended = ops.dense_attention(q, pages, batch)  # [T, H, D]
         else:
-            blocks = ops.choose_blocks(index_q, pages.index_k, batch, self.config.topk_blocks)  # [G, T, K]
+            blocks = rows.choose_blocks(index_q, pages.index_k, batch, self.config.topk_blocks)  # [G, T, K]
             attended = ops.sparse_attention(q, pages, blocks, batch)
         return ops.linear(attended.flatten(1), weights.output)
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from m3_kernels import ops
-from m3_kernels.layout import ExpertRows
+from m3_kernels.layout import ExpertRows, RaggedBatch
 
 RunExperts = Callable[[Tensor, ExpertRows], Tensor]
 """[N, C] rows by the expert that they go to, and where each one's end -> [N, C], what the experts make of them."""
@@ -29,6 +29,9 @@ class StepRows(Protocol):
 
     def sum(self, partial: Tensor) -> Tensor:
         """[T, C], this rank's heads' part of all rows -> the sum over ranks of the rows that this rank carries."""
+
+    def choose_blocks(self, index_q: Tensor, index_k: Tensor, batch: RaggedBatch, k: int) -> Tensor:
+        """`ops.choose_blocks` for this rank's heads and all rows, whoever scores the blocks."""
 
     def run_experts(self, layer: int, x: Tensor, chosen: Tensor, shares: Tensor, run: RunExperts) -> Tensor:
         """Run the rows that this rank carries through the experts they chose, wherever these are.
@@ -88,6 +91,10 @@ class OneRank:
     def sum(self, partial: Tensor) -> Tensor:
         """As it is."""
         return partial
+
+    def choose_blocks(self, index_q: Tensor, index_k: Tensor, batch: RaggedBatch, k: int) -> Tensor:
+        """By itself."""
+        return ops.choose_blocks(index_q, index_k, batch, k)
 
     def run_experts(self, layer: int, x: Tensor, chosen: Tensor, shares: Tensor, run: RunExperts) -> Tensor:
         """Sort the rows by expert, run these, and add up what they made of each token."""

@@ -8,7 +8,8 @@ Owns the two ways of a step through a group (`GroupRanks` is what the model sees
   for its heads), reduce-scattered after it. Each row is routed by the rank that carries it alone, goes to its experts
   by an uneven all-to-all, and comes back by another. Norms, dense MLPs and shared experts cost each rank its share.
 
-Attention is split by KV heads as far as they go; ranks beyond them repeat it in equal shares. Greedy tokens are those
+Attention is split by KV heads as far as they go; ranks beyond them repeat it in equal shares. Which blocks are attended
+to is chosen by all ranks together where contexts are long (`block_choice`). Greedy tokens are those
 of one process: sums are taken in another order, and nothing else differs. In a replicated step all ranks must route
 alike, which they do because what they route is the same bits (see `Group.agree`).
 """
@@ -19,13 +20,21 @@ import torch
 from torch import Tensor
 
 from m3_kernels import ops
-from m3_kernels.layout import ExpertRows
+from m3_kernels.layout import ExpertRows, RaggedBatch
 from m3_worker.model.expert_plan import ExpertPlan
 from m3_worker.model.token_rows import ExpertLoad, RunExperts, StepRows
+from m3_worker.ranks.block_choice import choose_blocks_together
 from m3_worker.ranks.group import Group
 
-SMALL_BATCH_TOKENS = 64
-"""Per rank: below, a step is bound by the number of its exchanges; above, by what they carry."""
+
+@dataclass(frozen=True)
+class SplitLimits:
+    """From which sizes on ranks split work that small steps are quicker without."""
+
+    batch_tokens: int = 64
+    """Of a rank: below, a step is bound by the number of its exchanges; above, by what they carry."""
+    context_tokens: int = 65_536
+    """Of the longest sequence: from here on, reading its index keys takes longer than telling each other of them."""
 
 
 @dataclass(frozen=True)
@@ -54,15 +63,14 @@ class _Places:
 class GroupRanks:
     """A group as the model sees it; `plan` says where the experts are."""
 
-    def __init__(
-        self, group: Group, plan: ExpertPlan, head_replicas: int, small_batch_tokens: int = SMALL_BATCH_TOKENS
-    ) -> None:
-        """head_replicas: how many ranks compute the same heads. small_batch_tokens: of a rank, see the module."""
+    def __init__(self, group: Group, plan: ExpertPlan, head_replicas: int, limits: SplitLimits) -> None:
+        """head_replicas: how many ranks compute the same heads."""
         self.group = group
         self.plan = plan
         self.head_replicas = head_replicas
         self.load = ExpertLoad(len(plan.layers), plan.experts, group.device)
-        self._small_tokens = small_batch_tokens * group.ranks
+        self._small_tokens = limits.batch_tokens * group.ranks
+        self._long_tokens = limits.context_tokens
         self._places = [_Places.of(plan, layer, group.device) for layer in range(len(plan.layers))]
 
     def step(self, tokens: int) -> StepRows:
@@ -86,6 +94,13 @@ class GroupRanks:
         """[layers with experts][experts]: tokens that chose each, on all ranks. For all ranks to call together."""
         return self.load.by_layer(self.group.all_reduce)
 
+    def choose_blocks(self, index_q: Tensor, index_k: Tensor, batch: RaggedBatch, k: int) -> Tensor:
+        """By each rank for its own heads, or by all for all where a context is long."""
+        is_long = max(batch.context_lengths) >= self._long_tokens and k > 1
+        if not is_long:
+            return ops.choose_blocks(index_q, index_k, batch, k)
+        return choose_blocks_together(self.group, self.head_replicas, index_q, index_k, batch, k=k)
+
     def share(self, partial: Tensor) -> Tensor:
         """This rank's part of a sum to which `head_replicas` ranks bring the same."""
         return partial if self.head_replicas == 1 else partial / self.head_replicas
@@ -105,6 +120,9 @@ class _Replicated:
 
     def sum(self, partial: Tensor) -> Tensor:
         return self._ranks.group.all_reduce(self._ranks.share(partial))
+
+    def choose_blocks(self, index_q: Tensor, index_k: Tensor, batch: RaggedBatch, k: int) -> Tensor:
+        return self._ranks.choose_blocks(index_q, index_k, batch, k)
 
     def run_experts(self, layer: int, x: Tensor, chosen: Tensor, shares: Tensor, run: RunExperts) -> Tensor:
         ranks, choices = self._ranks, chosen.shape[1]
@@ -141,6 +159,9 @@ class _Split:
         group = self._ranks.group
         whole = _padded(self._ranks.share(partial), group.ranks * self._share)
         return group.reduce_scatter(whole)[: self._end - self._first]
+
+    def choose_blocks(self, index_q: Tensor, index_k: Tensor, batch: RaggedBatch, k: int) -> Tensor:
+        return self._ranks.choose_blocks(index_q, index_k, batch, k)
 
     def run_experts(self, layer: int, x: Tensor, chosen: Tensor, shares: Tensor, run: RunExperts) -> Tensor:
         ranks, group, choices = self._ranks, self._ranks.group, chosen.shape[1]

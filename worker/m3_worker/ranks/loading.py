@@ -16,7 +16,7 @@ from m3_worker.model.config import ModelConfig
 from m3_worker.model.expert_plan import ExpertPlan
 from m3_worker.model.m3 import Experts, M3Model
 from m3_worker.model.share import RankShare
-from m3_worker.ranks.expert_exchange import SMALL_BATCH_TOKENS, GroupRanks
+from m3_worker.ranks.expert_exchange import GroupRanks, SplitLimits
 from m3_worker.ranks.expert_swap import ExpertSwap
 from m3_worker.ranks.group import Group
 from m3_worker.ranks.leading import LeadingModel
@@ -42,12 +42,12 @@ def load_rank(
     plan: ExpertPlan,
     *,
     progress: Progress,
-    small_batch_tokens: int = SMALL_BATCH_TOKENS,
+    limits: SplitLimits | None = None,
 ) -> RankModel:
     """Read this rank's share of the checkpoint, experts as in `plan`. Raises CheckpointError."""
     share = RankShare(config, plan, group.rank)
     loaded = load_model(directory, config, dtype, group.device, progress, share=share)
-    ranks = GroupRanks(group, plan, share.head_replicas, small_batch_tokens)
+    ranks = GroupRanks(group, plan, share.head_replicas, limits or SplitLimits())
     voice = Voice(group, config.hidden_size, dtype)
     model = LeadingModel(loaded, ranks, voice) if group.rank == 0 else M3Model(loaded.config, loaded.weights, ranks)
     mlps = {number: layer.mlp for number, layer in enumerate(loaded.weights.layers) if isinstance(layer.mlp, Experts)}
