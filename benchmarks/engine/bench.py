@@ -1,7 +1,6 @@
 """What m3-worker's engine costs on a CPU, against transformers and mlx-lm with the same weights.
 
-    python benchmarks/engine/bench.py [--repetitions 5] [--rows decode,throughput,...] [--output RESULTS.md]
-    python benchmarks/engine/bench.py --rows long --output -      # one prompt of 524,288 tokens; takes long
+    python benchmarks/engine/bench.py [--repetitions 3] [--rows decode,throughput,...] [--output RESULTS.md]
 
 A random M3 of 6.6 M parameters with the real block geometry (128 tokens x 16 blocks). Each engine runs in a process of
 its own (`peers`) and they take turns within each repetition, so that a busy neighbour hurts them alike; a ratio is the
@@ -23,6 +22,7 @@ from pathlib import Path
 from random import Random
 from statistics import median
 
+from long_prompt import long_line
 from peers import M3Worker, Measured, MlxLm, Process, Transformers
 
 HERE = Path(__file__).resolve().parent
@@ -83,8 +83,8 @@ ROWS = (
     Row("decode", "a decode step, 16 x 300 tokens", same(16, 300, 48), STEP, (OURS, HF, MLX), "decode_short"),
     Row("decode", "a decode step, 16 x 2,000 tokens", same(16, 2000, 24), STEP, (OURS, HF), "decode_long"),
     Row("throughput", "1 request, 200 + 64 tokens", same(1, 200, 64), WHOLE, (OURS, HF, MLX), "one"),
-    Row("throughput", "16 requests, 200 + 64 tokens", same(16, 200, 64), WHOLE, (OURS, HF, MLX), "decode_short"),
-    Row("throughput", "64 requests, 200 + 64 tokens", same(64, 200, 64), WHOLE, (OURS, HF, MLX), "decode_short"),
+    Row("throughput", "16 requests, 200 + 64 tokens", same(16, 200, 64), WHOLE, (OURS, HF, MLX), "decode_short", 3),
+    Row("throughput", "64 requests, 200 + 64 tokens", same(64, 200, 64), WHOLE, (OURS, HF, MLX), "decode_short", 2),
     Row("mixed", "32 requests, 100-2,000 + 16-256 tokens", mixed(), WHOLE, (OURS, HF), "mixed"),
     Row("prefill", "prefill of 2,048 tokens", same(1, 2048, 1), PREFILL, (OURS, HF), "prefill"),
     Row("prefill", "prefill of 4,096 tokens", same(1, 4096, 1), PREFILL, (OURS, HF), "prefill"),
@@ -224,23 +224,6 @@ def own_lines(results: Sequence[Result], directory: Path, threads: int | None, r
             yield f"- A step with an empty model, {requests} requests: **{median(steps) * 1e6:.0f} us**."
 
 
-def long_lines(directory: Path, threads: int | None, tokens: int) -> Iterator[str]:
-    """One very long prompt, alone."""
-    from m3_worker.model.cache import PagedCache
-    from m3_worker.model.config import ModelConfig
-
-    config = ModelConfig.load(directory)
-    import torch
-
-    cache_bytes = tokens * PagedCache.bytes_per_token(config, torch.float32)
-    with Process(M3Worker, directory, threads, tokens + 256) as worker:
-        run = worker.run(same(1, tokens, 2).prompts(Random(0)), [2])
-    yield (
-        f"- A prompt of {tokens:,} tokens: {run.first_token_seconds:,.0f} s to the first token, a peak of "
-        f"{run.peak_bytes / 2**20:,.0f} MiB above the weights, of which {cache_bytes / 2**20:,.0f} MiB are its cache."
-    )
-
-
 def report(lines: Sequence[str], weight_bytes: int, load: float, arguments: argparse.Namespace) -> str:
     """The whole page as Markdown."""
     libraries = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "mlx-lm"))
@@ -281,8 +264,10 @@ def main() -> None:
     """Measure and write the table."""
     groups = tuple(dict.fromkeys(row.group for row in ROWS))
     parser = argparse.ArgumentParser(description="Measure m3-worker's engine against transformers and mlx-lm.")
-    parser.add_argument("--repetitions", type=int, default=5)
-    parser.add_argument("--rows", default=",".join((*groups, "own")), help=f"which of {', '.join(groups)}, own, long")
+    parser.add_argument("--repetitions", type=int, default=3)
+    parser.add_argument(
+        "--rows", default=",".join((*groups, "own", "long")), help=f"which of {', '.join(groups)}, own, long"
+    )
     parser.add_argument("--threads", type=int, help="threads of m3-worker (default: its own choice)")
     parser.add_argument("--peer-threads", type=int, default=os.cpu_count() or 1, help="threads of transformers")
     parser.add_argument("--long-tokens", type=int, default=2**19, help="length of the long prompt")
@@ -298,7 +283,7 @@ def main() -> None:
         if "own" in names:
             lines += ["", *own_lines(results, directory, arguments.threads, arguments.repetitions)]
         if "long" in names:
-            lines += ["", *long_lines(directory, arguments.threads, arguments.long_tokens)]
+            lines += ["", long_line(arguments.long_tokens, arguments.threads)]
     text = report(lines, weight_bytes, load, arguments)
     if arguments.output == "-":
         sys.stdout.write(text)

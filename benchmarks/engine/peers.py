@@ -57,6 +57,7 @@ class M3Worker:
         from m3_worker.config import WorkerSettings
         from m3_worker.loading import load_served_model
 
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as `m3-worker` does
         if is_empty:
             make_model_empty()
         settings = WorkerSettings(model=directory, device="cpu", threads=threads, cache_tokens=cache_tokens)

@@ -28,8 +28,6 @@ from m3_worker.scheduling.host_pages import PageMover
 
 Progress = Callable[[int, int], None]
 
-_TINY_BYTES = 64 * 2**20
-"""Below this, waking a second thread costs more than it computes."""
 _LOAD_SECONDS = 86400.0
 """How long one rank waits for the others' weights; a rank that is gone is noticed otherwise."""
 
@@ -76,9 +74,8 @@ def load_engine_model(
     place = _place(settings, ranks, config)
     if place.device.type == "cpu":
         keep_freed_memory()
-    threads = _threads(settings, sum(path.stat().st_size for path in directory.glob("*.safetensors")))
-    if threads is not None:
-        torch.set_num_threads(threads)
+    if settings.threads is not None:
+        torch.set_num_threads(settings.threads)
     cache_dtype, index_dtype = _cache_dtypes(settings, place)
     plan = _plan(settings, ranks, config)
     held = config if ranks.world_size == 1 else RankShare(config, plan, ranks.rank).config
@@ -132,13 +129,6 @@ def _place(settings: WorkerSettings, ranks: RankSettings, config: ModelConfig) -
     device = torch.device("cuda", ranks.local_rank)
     torch.cuda.set_device(device)
     return Place(device, dtype)
-
-
-def _threads(settings: WorkerSettings, weight_bytes: int) -> int | None:
-    """CPU threads of torch: what is asked for, else one for a tiny model, else torch's choice (None)."""
-    if settings.threads is None and weight_bytes < _TINY_BYTES:
-        return 1
-    return settings.threads
 
 
 def _cache_dtypes(settings: WorkerSettings, place: Place) -> tuple[torch.dtype, torch.dtype]:

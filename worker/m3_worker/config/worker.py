@@ -74,9 +74,7 @@ class WorkerSettings(CommandLineSettings):
     )
     max_body_bytes: int = Field(64 * 2**20, ge=1024, le=2**31, description="largest request body; more gets 413")
     drain_seconds: float = Field(30.0, ge=0, le=86400, description="time that running requests get after SIGTERM")
-    threads: int | None = Field(
-        None, ge=1, le=1024, description="CPU threads of torch (default: one for a tiny model, else torch's choice)"
-    )
+    threads: int | None = Field(None, ge=1, le=1024, description="CPU threads of torch (default: torch's choice)")
     allow_media_urls: bool = Field(
         False, description="fetch images and videos from http(s) URLs, of public addresses only; data: URLs always work"
     )
