@@ -1,9 +1,13 @@
 """Requests made from the OpenAPI document, and bytes that are none: no 500, no hang, and nothing stays behind."""
 
+import gc
 import json
+import os
 import random
 import socket
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -21,7 +25,7 @@ from schemathesis.specs.openapi.checks import (
 from starlette.routing import BaseRoute
 
 from m3_fakes.http import wait_until
-from m3_fakes.worker import CONTEXT_TOKENS, FakeWorker, running_worker
+from m3_fakes.worker import CONTEXT_TOKENS, MAX_BODY_BYTES, FakeWorker, running_worker
 from m3_worker.api.openapi import openapi_document
 from m3_worker.app import build_app
 from m3_worker.serving import WorkerState
@@ -172,3 +176,34 @@ def test_a_context_full_of_anything_is_counted_or_refused(fuzzed: FakeWorker) ->
     for length in (CONTEXT_TOKENS - 30, CONTEXT_TOKENS, 10 * CONTEXT_TOKENS):
         body = {"model": "fake", "max_tokens": 1, "messages": [{"role": "user", "content": "x" * length}]}
         assert httpx.post(f"{fuzzed.url}/v1/messages", json=body).status_code in (200, 400)
+
+
+def _flood(worker: FakeWorker) -> int:
+    """Bad requests as large as they may be: malformed, too long, never sent to their end. Returns the bytes sent."""
+    size = MAX_BODY_BYTES - 1000
+    broken = request_bytes("/v1/chat/completions", b'{"messages": "' + b"a" * (size - 20))
+    too_long = {"model": "fake", "max_tokens": 1, "prompt": [1] * (size // 4)}
+    whole = [broken, request_bytes("/v1/completions", json.dumps(too_long).encode())]
+    times = 12 * 2**20 // size
+    for sent in whole * times:
+        assert exchange(worker, sent, is_all=False).split(b" ", 2)[1] == b"400"
+    for _ in range(times):
+        with socket.create_connection(("127.0.0.1", worker.port), timeout=20) as connection:
+            connection.sendall(broken[: size // 2])
+    return (sum(map(len, whole)) + size // 2) * times
+
+
+def _resident_bytes() -> int:
+    gc.collect()
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="resident memory is read from /proc")
+def test_memory_is_back_where_it_was_after_a_flood_of_bad_requests(
+    fuzzed: FakeWorker, caplog: pytest.LogCaptureFixture
+) -> None:
+    _flood(fuzzed)  # what is allocated once and kept
+    before = _resident_bytes()
+    sent = sum(_flood(fuzzed) for _ in range(3))
+    wait_until(lambda: _resident_bytes() - before < sent / 4)
+    assert not caplog.records  # none of it is a fault of the worker's

@@ -14,6 +14,7 @@ from typing import Any
 from fastapi import FastAPI, Request
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
 from m3_worker.serving import Phase, WorkerState
@@ -142,10 +143,15 @@ def install_error_handlers(app: FastAPI) -> None:
         response.headers.update(error.headers or {})
         return response
 
+    async def client_gone(request: Request, _: Exception) -> Response:
+        log.debug("the client of %s %s left before its request was whole", request.method, request.url.path)
+        return Response(status_code=400)  # which nobody reads
+
     async def defect(request: Request, error: Exception) -> Response:
         log.error("%s %s failed", request.method, request.url.path, exc_info=error)
         return error_response(request, ApiError(500, "internal error; the worker's log has the details"))
 
     app.add_exception_handler(ApiError, api_error)
     app.add_exception_handler(HTTPException, http_error)
+    app.add_exception_handler(ClientDisconnect, client_gone)
     app.add_exception_handler(Exception, defect)
