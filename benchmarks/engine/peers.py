@@ -96,10 +96,15 @@ def make_model_empty() -> None:
     from m3_worker.model.cache import PagedCache, StepTensors
     from m3_worker.model.m3 import M3Model
 
-    def forward(self: M3Model, step: StepTensors, _cache: PagedCache) -> torch.Tensor:
-        return torch.zeros(len(step.logit_rows), self.config.vocab_size)
+    def states(self: M3Model, step: StepTensors, _cache: PagedCache) -> torch.Tensor:
+        return zeros.expand(len(step.token_ids), self.config.hidden_size)
 
-    M3Model.forward = forward  # type: ignore[method-assign]
+    def logits(self: M3Model, states: torch.Tensor) -> torch.Tensor:
+        return zeros.expand(len(states), self.config.vocab_size)
+
+    zeros = torch.zeros(1, 1)
+
+    M3Model.states, M3Model.logits = states, logits  # type: ignore[method-assign]
 
 
 class Transformers:

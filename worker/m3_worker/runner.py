@@ -82,25 +82,27 @@ class Runner:
 def prepare(batch: Batch, page_tokens: int, device: torch.device) -> StepTensors:
     """The tensors of one step; rows stand in the order of the batch's chunks."""
     chunks = batch.chunks
-    ends = list(accumulate(chunk.tokens for chunk in chunks))
-    query_starts = [0, *ends]
-    token_ids = np.empty(ends[-1], dtype=np.int64)
-    positions = np.empty(ends[-1], dtype=np.int64)
-    slots = np.empty(ends[-1], dtype=np.int64)
+    counts = [chunk.tokens for chunk in chunks]
+    query_starts = [0, *accumulate(counts)]
     page_table = np.zeros((len(chunks), max(len(chunk.page_ids) for chunk in chunks)), dtype=np.int64)
-    for row, (chunk, begin, end) in enumerate(zip(chunks, query_starts, ends, strict=False)):
-        pages = page_table[row]
-        pages[: len(chunk.page_ids)] = chunk.page_ids
-        at = positions[begin:end] = np.arange(chunk.start, chunk.end)
-        token_ids[begin:end] = chunk.sequence.token_ids[chunk.start : chunk.end]
-        slots[begin:end] = pages[at // page_tokens] * page_tokens + at % page_tokens
+    token_ids = np.empty(query_starts[-1], dtype=np.int64)
+    for row, (chunk, begin, count) in enumerate(zip(chunks, query_starts, counts, strict=False)):
+        page_table[row, : len(chunk.page_ids)] = chunk.page_ids
+        if count == 1:
+            token_ids[begin] = chunk.sequence.token_ids[chunk.start]
+        else:
+            token_ids[begin : begin + count] = chunk.sequence.token_ids[chunk.start : chunk.end]
+    rows = np.repeat(np.arange(len(chunks)), counts)
+    offsets = [chunk.start - begin for chunk, begin in zip(chunks, query_starts, strict=False)]
+    positions = np.arange(query_starts[-1]) + np.array(offsets)[rows]
+    slots = page_table[rows, positions // page_tokens] * page_tokens + positions % page_tokens
 
     def on_device(values: NDArray[np.int64]) -> torch.Tensor:
         return torch.from_numpy(values).to(device)
 
     last_rows = [
         end - 1
-        for chunk, end in zip(chunks, ends, strict=True)
+        for chunk, end in zip(chunks, query_starts[1:], strict=True)
         if chunk.samples and chunk.sequence.request.pooling is None
     ]
     return StepTensors(
