@@ -10,6 +10,8 @@ import urllib.request
 from pathlib import Path
 from random import Random
 
+from peers import memory
+
 BYTE_VALUES = 256
 _LISTENING = re.compile(r"listening on (http://\S+),")
 _DAY = 86400.0
@@ -34,9 +36,9 @@ def long_line(tokens: int, threads: int | None) -> str:
         with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as worker:
             try:
                 url = _url(worker)
-                at_rest = _memory(worker.pid, "VmRSS")
+                at_rest = memory(worker.pid)["VmRSS"]
                 seconds, status, usage = _ask(url, tokens)
-                peak = _memory(worker.pid, "VmHWM") - at_rest
+                peak = memory(worker.pid)["VmHWM"] - at_rest
             finally:
                 worker.terminate()
                 worker.communicate()
@@ -75,9 +77,3 @@ def _ask(url: str, tokens: int) -> tuple[float, int, int]:
     with urllib.request.urlopen(request, timeout=_DAY) as answer:
         usage = json.load(answer)["usage"]["prompt_tokens"]
         return time.perf_counter() - began, answer.status, usage
-
-
-def _memory(pid: int, what: str) -> int:
-    """Bytes, of one line of the process's status."""
-    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{what}:"))

@@ -247,9 +247,9 @@ def _serve(pipe: Connection, peer: type, arguments: tuple[object, ...], options:
     os._exit(0)  # an engine's thread may be in a step
 
 
-def memory() -> dict[str, int]:
-    """Bytes by name, from /proc/self/status."""
-    lines = Path("/proc/self/status").read_text().splitlines()
+def memory(process: int | str = "self") -> dict[str, int]:
+    """Bytes by name, from the status of a process."""
+    lines = Path(f"/proc/{process}/status").read_text().splitlines()
     return {line.split(":")[0]: int(line.split()[1]) * 1024 for line in lines if line.endswith(" kB")}
 
 
