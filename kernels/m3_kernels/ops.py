@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from m3_kernels import mxfp8, reference
-from m3_kernels.cpu import attention, experts, pointwise, selection
+from m3_kernels.cpu import attention, pointwise, products, selection
 from m3_kernels.layout import (
     AttentionNorms,
     BlockCandidates,
@@ -28,6 +28,8 @@ _FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 def linear(x: Tensor, weight: Weight) -> Tensor:
     """See `mxfp8.linear`. Raises ValueError if weight is not [N, last dimension of x]."""
     _check_shape("weight", weight, (weight.shape[0], x.shape[-1]))
+    if _is_cpu(x):
+        return products.linear(x, weight)
     return mxfp8.linear(x, weight)
 
 
@@ -160,7 +162,7 @@ def run_experts(x: Tensor, rows: ExpertRows, gate_up: Weight, down: Weight, *, a
     _check_shape("gate_up", gate_up, (held, 2 * intermediate, hidden))
     _check_shape("down", down, (held, hidden, intermediate))
     if _is_cpu(x):
-        return experts.run_experts(x, rows, gate_up, down, alpha=alpha, limit=limit)
+        return products.run_experts(x, rows, gate_up, down, alpha=alpha, limit=limit)
     return reference.run_experts(x, rows, gate_up, down, alpha=alpha, limit=limit)
 
 

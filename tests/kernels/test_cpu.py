@@ -1,21 +1,21 @@
 """The operations on a CPU give what the reference gives, and choose exactly the same blocks.
 
 Pages are scattered, or follow each other in runs; what no token was written to holds NaN, so that reading it shows.
-Chunks are long enough that blocks gather their queries, and short enough that queries gather their blocks.
+Chunks are long enough that blocks gather their queries, and short enough that queries take their blocks one by one.
 """
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
 from torch import Tensor
 
 from m3_kernels import reference
-from m3_kernels.cpu import attention, experts, pages, pointwise, selection
+from m3_kernels.cpu import attention, compiled, pointwise, products, selection
 from m3_kernels.layout import AttentionNorms, BlockCandidates, BlockPart, LayerPages, RaggedBatch
 
-G, Q, D, I, B, K = 2, 3, 8, 4, 8, 3  # noqa: E741
+G, Q, D, I, B, K = 2, 3, 16, 4, 8, 3  # noqa: E741
 # (tokens in the step, tokens after it) of each sequence; beyond K * B = 24 there is something to choose.
 STEPS = {
     "decode, short and long": [(1, 1), (1, 8), (1, 24), (1, 25), (1, 90), (1, 200)],
@@ -31,7 +31,9 @@ LAYOUTS = ("in a row", "scattered", "long runs")
 class Step:
     """A ragged batch over a cache of one layer."""
 
-    def __init__(self, lengths: list[tuple[int, int]], layout: str, dtype: torch.dtype) -> None:
+    def __init__(
+        self, lengths: list[tuple[int, int]], layout: str, dtype: torch.dtype, *, heads: int = Q, width: int = D
+    ) -> None:
         generator = torch.Generator().manual_seed(0)
         needed = [-(-context // B) for _, context in lengths]
         total = sum(needed) + 4
@@ -41,8 +43,8 @@ class Step:
         elif layout == "long runs":
             order = [*range(12, total), *range(12)]
         self.pages = LayerPages(
-            torch.full((total, B, G, D), torch.nan, dtype=dtype),
-            torch.full((total, B, G, D), torch.nan, dtype=dtype),
+            torch.full((total, B, G, width), torch.nan, dtype=dtype),
+            torch.full((total, B, G, width), torch.nan, dtype=dtype),
             torch.full((total, B, I), torch.nan, dtype=dtype),
         )
         table = torch.zeros(len(lengths), max(needed) + 1, dtype=torch.int64)
@@ -61,7 +63,7 @@ class Step:
             slots += places[-tokens:]
         contexts = [context for _, context in lengths]
         self.batch = RaggedBatch(torch.tensor(positions), torch.tensor(slots), starts, contexts, table)
-        self.q = torch.randn(starts[-1], G * Q, D, generator=generator)
+        self.q = torch.randn(starts[-1], G * heads, width, generator=generator)
         self.index_q = torch.randn(starts[-1], G, I, generator=generator)
 
     def blocks(self, k: int = K) -> Tensor:
@@ -80,21 +82,32 @@ def step(request: pytest.FixtureRequest, lengths: list[tuple[int, int]]) -> Step
 
 
 def same(actual: Tensor, expected: Tensor) -> None:
-    torch.testing.assert_close(actual, expected, rtol=0, atol=2e-6)
+    torch.testing.assert_close(actual, expected, rtol=0, atol=4e-6)
 
 
 @pytest.fixture(params=["usual sizes", "small tiles"])
 def tiles(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tiles so small that everything is cut, as only long contexts are otherwise."""
+    """Tiles so small that everything is cut, and done by two threads, as only long contexts are otherwise."""
     if request.param == "small tiles":
-        monkeypatch.setattr(attention, "_QUERY_TILE", 40)
-        monkeypatch.setattr(attention, "SHORT_TOKENS", 30)
-        monkeypatch.setattr(attention, "_SHORT_ELEMENTS", 2 * 25 * G * D)
-        monkeypatch.setattr(attention, "_COPY_ELEMENTS", 2 * G * K * B * D)
+        monkeypatch.setattr(attention, "_SEEING_ALL", 5)
+        monkeypatch.setattr(attention, "_CHOOSING", 7)
         monkeypatch.setattr(selection, "_TILE_QUERIES", 7)
-        monkeypatch.setattr(selection, "_TILE_ELEMENTS", 64)
-        monkeypatch.setattr(pages, "COPIED_PAGES", 3)
-        monkeypatch.setattr(pages, "LONG_RUN_PAGES", 2)
+        monkeypatch.setattr(compiled, "_THREADED_FLOPS", 0)
+
+
+@pytest.fixture(params=["v4", "v3", "base"])
+def level(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The loops as compiled for other processors, too."""
+    from m3_kernels.cpu import _native
+
+    if not _native.use(request.param):
+        pytest.skip(f"this processor has no {request.param}")
+    yield request.param
+    _native.use(_native.LEVEL)
+
+
+def test_the_loops_are_compiled_and_of_a_level_that_this_processor_has() -> None:
+    assert compiled.level() in ("v4", "v3", "base"), "build them: pip install -e . (needs a C compiler)"
 
 
 @pytest.mark.usefixtures("tiles")
@@ -211,9 +224,20 @@ def test_norm_and_activation_are_those_of_the_reference(dtype: torch.dtype) -> N
     )
 
 
+@pytest.mark.parametrize("rows", [1, 16, 17])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_product_is_that_of_the_reference(rows: int, dtype: torch.dtype, level: str) -> None:
+    generator = torch.Generator().manual_seed(5)
+    x, weight = torch.randn(rows, 40, generator=generator), torch.randn(300, 40, generator=generator).to(dtype)
+    expected = x @ weight.float().T
+    torch.testing.assert_close(compiled.linear(x, weight), expected, rtol=1e-5, atol=1e-5)
+    if dtype == torch.float32:
+        torch.testing.assert_close(products.linear(x, weight), expected, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("width", [16, 6], ids=["aligned", "odd"])
-@pytest.mark.parametrize("tokens", [1, 11])
-def test_experts_are_those_of_the_reference(width: int, tokens: int) -> None:
+@pytest.mark.parametrize("tokens", [1, 11, 100])
+def test_experts_are_those_of_the_reference(width: int, tokens: int, level: str) -> None:
     generator = torch.Generator().manual_seed(3)
     E, A = 7, 3
     x = torch.randn(tokens, width, generator=generator)
@@ -223,14 +247,62 @@ def test_experts_are_those_of_the_reference(width: int, tokens: int) -> None:
     rows = reference.sort_by_expert(chosen, E)
     pairs = x[rows.tokens(A)]
     torch.testing.assert_close(
-        experts.run_experts(pairs, rows, gate_up, down, alpha=1.7, limit=2.0),
+        products.run_experts(pairs, rows, gate_up, down, alpha=1.7, limit=2.0),
         reference.run_experts(pairs, rows, gate_up, down, alpha=1.7, limit=2.0),
         rtol=1e-5,
         atol=1e-4,
     )
 
 
-def test_pages_in_a_row_are_read_in_place() -> None:
-    step = Step([(1, 90)], "in a row", torch.float32)
-    (span,) = pages.spans(step.batch, 0, (0, 90), B)
-    assert span.read(step.pages.k).data_ptr() == step.pages.k.data_ptr()
+@pytest.mark.parametrize(("heads", "width"), [(1, 32), (4, 32), (8, 24), (16, 128), (64, 8)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_attention_of_any_shape_is_that_of_the_reference(
+    heads: int, width: int, dtype: torch.dtype, level: str
+) -> None:
+    step = Step(STEPS["all kinds at once"], "scattered", dtype, heads=heads, width=width)
+    blocks = step.blocks()
+    for actual, expected in (
+        (attention.dense_attention, reference.dense_attention),
+        (
+            lambda *given: attention.sparse_attention(*given[:2], blocks, given[2]),
+            lambda *given: reference.sparse_attention(*given[:2], blocks, given[2]),
+        ),
+    ):
+        same(actual(step.q, step.pages, step.batch), expected(step.q, step.pages, step.batch))
+
+
+@pytest.mark.parametrize("rows", [1, 16, 17, 64, 100])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float8_e4m3fn])
+def test_scores_are_the_best_dot_products(rows: int, dtype: torch.dtype, level: str) -> None:
+    generator = torch.Generator().manual_seed(4)
+    keys = torch.randn(9, 128, 20, generator=generator).to(dtype)
+    queries, pages = torch.randn(rows, 20, generator=generator), torch.tensor([3, 8, 0, 5])
+    expected = (keys[pages].float() @ queries.T).amax(1)
+    torch.testing.assert_close(compiled.score_blocks(queries, keys, pages), expected)
+
+
+def test_every_value_is_rounded_to_fp8_as_torch_rounds_it() -> None:
+    values = torch.cat([torch.arange(-500, 500, 0.37), torch.arange(-0.05, 0.05, 0.0007), torch.tensor([0.0, 448.0])])
+    values = values[: len(values) // D * D].view(-1, 1, D).contiguous()
+    T = len(values)
+    packed = torch.cat([torch.ones(T, D), torch.ones(T, D), values[:, 0]], 1)  # a query, a key and a value a token
+    norms = AttentionNorms(torch.zeros(D), torch.zeros(D), None, None, eps=1e-6)
+    cache = LayerPages(*(torch.zeros(T, 1, 1, D, dtype=torch.float8_e4m3fn) for _ in range(2)))
+    angles = reference.rotary_angles(torch.zeros(T, dtype=torch.int64), 4, 1e4)
+    pointwise.qk_norm_rope_insert(packed, norms, angles, cache, torch.arange(T))
+    expected = values.clamp(-448, 448).to(torch.float8_e4m3fn).float()
+    assert torch.equal(cache.v[:, 0].float(), expected)
+
+
+@pytest.mark.parametrize("shape", ["heads", "width", "type"])
+def test_what_does_not_fit_the_loops_is_computed_as_defined(shape: str) -> None:
+    sizes = {"heads": (65, 8), "width": (3, 4), "type": (3, 8)}
+    heads, width = sizes[shape]
+    dtype = torch.float16 if shape == "type" else torch.float32
+    step = Step(STEPS["all kinds at once"], "scattered", dtype, heads=heads, width=width)
+    assert not compiled.fits_attention(step.q, step.pages)
+    blocks = step.blocks()
+    same(
+        attention.sparse_attention(step.q, step.pages, blocks, step.batch),
+        reference.sparse_attention(step.q, step.pages, blocks, step.batch),
+    )

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from m3_worker.config import TinySettings
-from m3_worker.model.cache import PagedCache, StepTensors
+from m3_worker.model.cache import PagedCache
 from m3_worker.model.checkpoint import load_model
 from m3_worker.model.config import ModelConfig
 from m3_worker.model.m3 import M3Model
@@ -207,25 +207,3 @@ def test_the_tensors_of_a_step_are_these() -> None:
 
 def test_a_warm_up_computes_and_leaves_no_sequence_behind(model: M3Model) -> None:
     Run(model).runner.warm_up(20)
-
-
-def test_small_steps_compute_on_one_thread_and_large_ones_on_all(
-    model: M3Model, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    before, forward = torch.get_num_threads(), model.states
-    seen: list[tuple[int, int]] = []
-
-    def states(step: StepTensors, cache: PagedCache) -> torch.Tensor:
-        seen.append((len(step.token_ids), torch.get_num_threads()))
-        return forward(step, cache)
-
-    monkeypatch.setattr(model, "states", states)
-    try:
-        torch.set_num_threads(2)
-        run = Run(model)
-        run.add("p75")
-        run.step()
-        run.step()
-    finally:
-        torch.set_num_threads(before)
-    assert seen == [(75, 2), (1, 1)]

@@ -5,11 +5,13 @@ takes its share of what they left free, as many pages on every rank. What is aro
 that serves, `rank_main` on those that follow.
 """
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 
+from m3_kernels.cpu import compiled
 from m3_worker.cache_size import CacheSize, choose_cache_size
 from m3_worker.config import RankSettings, WorkerSettings
 from m3_worker.heap import keep_freed_memory
@@ -25,6 +27,8 @@ from m3_worker.ranks.leading import LeadingMover
 from m3_worker.ranks.loading import RankModel, load_rank
 from m3_worker.ranks.running_group import RunningGroup
 from m3_worker.scheduling.host_pages import PageMover
+
+log = logging.getLogger(__name__)
 
 Progress = Callable[[int, int], None]
 
@@ -74,6 +78,8 @@ def load_engine_model(
     place = _place(settings, ranks, config)
     if place.device.type == "cpu":
         keep_freed_memory()
+        if compiled.level() is None:
+            log.warning("m3serve was installed without a C compiler: on this CPU the engine is several times slower")
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     cache_dtype, index_dtype = _cache_dtypes(settings, place)

@@ -20,9 +20,6 @@ from m3_worker.pooling import pool
 from m3_worker.sampling import sample
 from m3_worker.scheduling.request import Batch, Chunk, Request, SampledToken, SamplingParameters, Sequence
 
-THREADED_TOKENS = 64
-"""On a CPU, a step of fewer tokens has operations so small that waking a second thread costs more than it computes."""
-
 
 class Runner:
     """A model with its cache."""
@@ -33,7 +30,6 @@ class Runner:
         self._page_tokens = page_tokens
         self._device = cache.k.device
         self._media = None if model.vision is None else MediaEmbeddings(model.vision)
-        self._threads = torch.get_num_threads()  # the most that a step may use
 
     def run(self, batch: Batch) -> list[SampledToken]:
         """Compute the chunks of a batch; one token for each of `batch.sampling`, in its order: sampled, or embedded.
@@ -41,7 +37,6 @@ class Runner:
         Effect: the cache holds the chunks' tokens afterwards. Raises what torch raises.
         """
         step = prepare(batch, self._page_tokens, self._device)
-        self._use_threads_for(len(step.token_ids))
         if self._media is not None:
             step = replace(step, media=self._media.rows(batch.chunks))
         states = self._model.states(step, self._cache)
@@ -50,12 +45,6 @@ class Runner:
         sampled = iter(sample(logits, drawing))
         embedded = self._embed(batch, states)
         return [next(sampled) if one.request.pooling is None else embedded[one.id] for one in batch.sampling]
-
-    def _use_threads_for(self, tokens: int) -> None:
-        """Have torch compute small steps on this thread alone."""
-        threads = self._threads if tokens >= THREADED_TOKENS else 1
-        if self._device.type == "cpu" and threads != torch.get_num_threads():
-            torch.set_num_threads(threads)
 
     def _embed(self, batch: Batch, states: torch.Tensor) -> dict[str, SampledToken]:
         """Pool the states of the requests that want it; returns those that are complete, by request."""

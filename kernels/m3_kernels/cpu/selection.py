@@ -2,7 +2,8 @@
 
 Owns what makes this cheaper than its definition (`reference.index_score`, then `reference.select_blocks`): a query that
 sees at most K blocks takes all of them unscored; a query's own block is always chosen and therefore never scored, so
-that no score needs a mask by token; and only the scores of one tile of queries exist at a time.
+that no score needs a mask by token; and only the scores of one tile of queries exist at a time. The dot products are
+compiled (`native/scoring.h`).
 """
 
 from dataclasses import dataclass
@@ -10,18 +11,19 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from m3_kernels.cpu.pages import Span, spans
+from m3_kernels import reference
+from m3_kernels.cpu import compiled
 from m3_kernels.layout import BlockCandidates, BlockPart, RaggedBatch
 
 _Tile = list[tuple[int, int, int, int]]
 """Runs of queries: (row, end row, sequence, position of row)."""
 _TILE_QUERIES = 128
-_TILE_ELEMENTS = 1 << 18
-"""Dot products that exist at a time: 1 MiB, near the size of a core's cache."""
 
 
 def choose_blocks(index_q: Tensor, index_k: Tensor, batch: RaggedBatch, k: int) -> Tensor:
     """See `reference.choose_blocks`."""
+    if not compiled.fits_scoring(index_k):
+        return reference.choose_blocks(index_q, index_k, batch, k)
     T, G, _ = index_q.shape
     B = index_k.shape[1]
     first_blocks = _first_blocks(batch, k, B).expand(G, T, k)
@@ -39,6 +41,8 @@ def choose_blocks(index_q: Tensor, index_k: Tensor, batch: RaggedBatch, k: int) 
 
 def best_blocks(index_q: Tensor, index_k: Tensor, batch: RaggedBatch, k: int, part: BlockPart) -> BlockCandidates:
     """See `reference.best_blocks`."""
+    if not compiled.fits_scoring(index_k):
+        return reference.best_blocks(index_q, index_k, batch, k, part)
     T, G, _ = index_q.shape
     found = BlockCandidates(torch.full((G, T, k), -torch.inf), torch.full((G, T, k), -1, dtype=torch.int32))
     for tile in _tiles(batch, index_k.shape[1]):
@@ -77,14 +81,12 @@ def _score_tile(index_q: Tensor, index_k: Tensor, batch: RaggedBatch, tile: "_Ti
     ends = [min(end, (run[3] + run[1] - run[0] - 1) // B) for (_, end), run in zip(stretches, tile, strict=True)]
     widths = [max(end - first, 0) for (first, _), end in zip(stretches, ends, strict=True)]
     scores = torch.full((G, len(rows), max(widths)), -torch.inf)
-    pool = index_k[:, :, None]  # [P, B, 1, I]: one group
     at = 0
     for (start, stop, sequence, _), (first, _), width in zip(tile, stretches, widths, strict=True):
         if width:
-            queries = index_q[start:stop].transpose(0, 1).reshape(-1, I).float()
-            here = scores[:, at : at + stop - start, :width]
-            tokens = (first * B, (first + width) * B)
-            here.copy_(_scores(queries, pool, spans(batch, sequence, tokens, B)).view(here.shape))
+            queries, pages = index_q[start:stop].reshape(-1, I), batch.page_table[sequence, first : first + width]
+            found = compiled.score_blocks(queries, index_k, pages)  # [width, rows of the run * G]
+            scores[:, at : at + stop - start, :width] = found.view(width, stop - start, G).permute(2, 1, 0)
         at += stop - start
     firsts = [
         first for (start, stop, _, _), (first, _) in zip(tile, stretches, strict=True) for _ in range(start, stop)
@@ -123,18 +125,6 @@ def _tiles(batch: RaggedBatch, seen_tokens: int) -> list[_Tile]:
             tiles[-1].append((row, end, sequence, row + offset))
             size += end - row
     return [tile for tile in tiles if tile]
-
-
-def _scores(queries: Tensor, pool: Tensor, parts: list[Span]) -> Tensor:
-    """The best dot product of each query with each whole block: queries [n, I], to [n, blocks] fp32."""
-    B = pool.shape[1]
-    found = []
-    step = max(1, _TILE_ELEMENTS // (B * len(queries))) * B
-    for part in parts:
-        for keys in torch.split(part.read(pool)[0], step):
-            dots = queries @ keys.T
-            found.append(dots.view(len(queries), -1, B).amax(-1))
-    return found[0] if len(found) == 1 else torch.cat(found, 1)
 
 
 def _best(scores: Tensor, k: int) -> Tensor:

@@ -201,7 +201,7 @@ class M3Model:
     @torch.inference_mode()
     def logits(self, states: Tensor) -> Tensor:
         """Final normed states [R, C] -> [R, vocabulary] fp32."""
-        return linear(states, self.weights.lm_head).float()
+        return ops.linear(states, self.weights.lm_head).float()
 
     def _attention(
         self,
