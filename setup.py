@@ -50,8 +50,7 @@ def cpu_loops() -> list[object]:
         "m3_kernels.cpu._native",
         [str(source) for source in sorted(NATIVE.glob("*.c"))],
         depends=[str(header) for header in sorted(NATIVE.glob("*.h"))],
-        # -fno-gcse halves the time to compile the unrolled loops, and changes nothing in theirs.
-        extra_compile_args=["-O2", "-fno-gcse", "-Wno-psabi", "-pthread"],
+        extra_compile_args=["-O2", "-Wno-psabi", "-pthread"],
         extra_link_args=["-pthread"],
         libraries=["m"],
         optional=True,

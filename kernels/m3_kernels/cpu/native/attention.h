@@ -50,7 +50,9 @@ INLINE void visit(struct panel *panel, float *shares, struct block block, int wi
         const float *key[SUMS];
         UNROLLED for (int t = 0; t < side; t++)
             key[t] = block.keys + block.stride * (token + t < block.tokens ? token + t : block.tokens - 1);
-        multiply(panel->q, key, width, vectors, dots);
+        for (int t = 0; vectors == 1 && t < side && token + t < block.tokens; t++) /* by the time they are read, they are here */
+            for (int d = 0; d < width; d += LINE) __builtin_prefetch(block.values + block.stride * (token + t) + d);
+        multiply(panel->q, key, width, vectors, block.stride * side, dots);
         UNROLLED for (int t = 0; t < side; t++)
             UNROLLED for (int v = 0; v < vectors; v++) {
                 floats score = dots[t * vectors + v];
@@ -90,12 +92,8 @@ INLINE void visit(struct panel *panel, float *shares, struct block block, int wi
     }
 }
 
-/* Sizes that models have are constants, so that their loops unroll. */
 static void visit_any(struct panel *panel, float *shares, struct block block, int width, int vectors) {
-    if (vectors == PANEL)
-        width == 32 ? visit(panel, shares, block, 32, PANEL) : visit(panel, shares, block, width, PANEL);
-    else
-        width == 32 ? visit(panel, shares, block, 32, 1) : visit(panel, shares, block, width, 1);
+    vectors == 1 ? visit(panel, shares, block, width, 1) : visit(panel, shares, block, width, PANEL);
 }
 
 /* Block number `id` of a sequence as a group sees it; `tokens` of it are there. */
@@ -317,39 +315,36 @@ static int allocate_room(struct room *room, const struct attention *job) {
 
 struct attending {
     const struct attention *job;
-    int64_t next; /* (run, group) that no thread has begun */
     int has_failed;
 };
 
-static void attend_some(void *argument, int number, int threads) {
-    struct attending *all_runs = argument;
-    const struct attention *job = all_runs->job;
+/* An item is a run as one group sees it. */
+static void attend_some(void *argument, struct items *items) {
+    struct attending *attending = argument;
+    const struct attention *job = attending->job;
+    const int64_t most = TOGETHER * (PANEL * LANES / (job->heads / job->groups));
     struct room room;
-    (void)number, (void)threads;
     if (!allocate_room(&room, job)) {
-        all_runs->has_failed = 1;
+        attending->has_failed = 1;
         return;
     }
-    const int64_t most = TOGETHER * (PANEL * LANES / (job->heads / job->groups));
-    for (;;) {
-        const int64_t item = __atomic_fetch_add(&all_runs->next, 1, __ATOMIC_RELAXED), group = item % job->groups;
-        if (item >= job->run_count * job->groups) break;
-        const int64_t *run = job->runs + item / job->groups * 5;
+    for (int64_t item; (item = take(items)) >= 0;) {
+        const int64_t *run = job->runs + item / job->groups * 5, group = item % job->groups;
         if (!run[4])
             for (int64_t first = 0; first < run[1]; first += most)
                 attend_context(job, &room, run, group, first, run[1] - first < most ? run[1] - first : most);
         else if (run[1] < GATHER)
             for (int64_t query = 0; query < run[1]; query++) attend_chosen(job, &room, run, group, query);
         else if (!attend_gathered(job, &room, run, group))
-            all_runs->has_failed = 1;
+            attending->has_failed = 1;
     }
     free(room.memory);
 }
 
 static int attend(const struct attention *job, int threads) {
-    struct attending all_runs = {job, 0, 0};
-    run(attend_some, &all_runs, threads);
-    return !all_runs.has_failed;
+    struct attending attending = {job, 0};
+    share(attend_some, &attending, job->run_count * job->groups, threads);
+    return !attending.has_failed;
 }
 
 #endif

@@ -4,6 +4,7 @@
 
 #include "operations.h"
 #include "simd.h"
+#include "team.h"
 
 #include <math.h>
 #include <string.h>

@@ -9,6 +9,7 @@
 #include <stdlib.h>
 
 #define PANEL 4 /* vectors */
+#define LINE 16 /* floats of a cache line */
 #define SUMS 16 /* in registers at a time */
 /* Rows that meet a panel at a time: with few vectors some more than registers ask for, to hide the latency of sums. */
 #define SIDE_BY_SIDE(vectors) ((vectors) == 1 ? 8 : SUMS / (vectors))
@@ -16,14 +17,18 @@
 /* Vectors of a panel that holds the first of `left` rows. */
 INLINE int vectors_for(int64_t left) { return left > LANES ? PANEL : 1; }
 
-/* The dot products of SIDE_BY_SIDE rows with a panel: dots[row * vectors + v]. */
-INLINE void multiply(const float *panel, const float *const *rows, int width, int vectors, floats *dots) {
+/* The dot products of SIDE_BY_SIDE rows with a panel: dots[row * vectors + v].
+ * The rows that come `ahead` elements behind these are fetched meanwhile. */
+INLINE void multiply(const float *panel, const float *const *rows, int width, int vectors, int64_t ahead, floats *dots) {
     const int side = SIDE_BY_SIDE(vectors);
     UNROLLED for (int i = 0; i < side * vectors; i++) dots[i] = all(0);
-    for (int d = 0; d < width; d++)
-        UNROLLED for (int r = 0; r < side; r++)
-            UNROLLED for (int v = 0; v < vectors; v++)
-                dots[r * vectors + v] += load(panel + (d * vectors + v) * LANES) * rows[r][d];
+    for (int begin = 0; begin < width; begin += LINE) {
+        UNROLLED for (int r = 0; r < side; r++) __builtin_prefetch(rows[r] + begin + ahead);
+        for (int d = begin; d < begin + LINE && d < width; d++)
+            UNROLLED for (int r = 0; r < side; r++)
+                UNROLLED for (int v = 0; v < vectors; v++)
+                    dots[r * vectors + v] += load(panel + (d * vectors + v) * LANES) * rows[r][d];
+    }
 }
 
 /* `count` rows, [width] each and `stride` apart, as panels one after another. */

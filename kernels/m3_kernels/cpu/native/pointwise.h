@@ -4,6 +4,13 @@
 
 #include "elements.h"
 
+#define ROWS 32 /* of an item */
+
+/* Where the rows of an item end. */
+static inline int64_t end_of(int64_t item, int64_t rows) { return (item + 1) * ROWS < rows ? (item + 1) * ROWS : rows; }
+
+static inline int64_t items_of(int64_t rows) { return (rows + ROWS - 1) / ROWS; }
+
 /* The factor that brings a row to unit mean square. */
 INLINE float inverse_rms(const float *x, int64_t width, float eps) {
     floats squares = all(0);
@@ -11,34 +18,40 @@ INLINE float inverse_rms(const float *x, int64_t width, float eps) {
     return 1.0f / sqrtf(sum_of(squares) / (float)width + eps);
 }
 
-static void norm_some(void *argument, int number, int threads) {
+static void norm_some(void *argument, struct items *items) {
     const struct norm *job = argument;
-    for (int64_t row = job->rows * number / threads; row < job->rows * (number + 1) / threads; row++) {
-        const float *x = job->x + row * job->width, factor = inverse_rms(x, job->width, job->eps);
-        float *out = job->out + row * job->width;
-        for (int64_t i = 0; i < job->width; i += LANES)
-            store(out + i, load(x + i) * factor * (1.0f + load(job->weight + i)));
-    }
+    for (int64_t item; (item = take(items)) >= 0;)
+        for (int64_t row = item * ROWS; row < end_of(item, job->rows); row++) {
+            const float *x = job->x + row * job->width, factor = inverse_rms(x, job->width, job->eps);
+            float *out = job->out + row * job->width;
+            for (int64_t i = 0; i < job->width; i += LANES)
+                store(out + i, load(x + i) * factor * (1.0f + load(job->weight + i)));
+        }
 }
 
-static void gemma_rms_norm(const struct norm *job, int threads) { run(norm_some, (void *)job, threads); }
+static void gemma_rms_norm(const struct norm *job, int threads) {
+    share(norm_some, (void *)job, items_of(job->rows), threads);
+}
 
 INLINE floats swiglu_of(floats gate, floats up, float alpha, float limit) {
     gate = smaller(gate, all(limit));
     return gate * sigmoid_of(gate * alpha) * (smaller(larger(up, all(-limit)), all(limit)) + 1.0f);
 }
 
-static void activate_some(void *argument, int number, int threads) {
+static void activate_some(void *argument, struct items *items) {
     const struct activation *job = argument;
-    for (int64_t row = job->rows * number / threads; row < job->rows * (number + 1) / threads; row++) {
-        const float *x = job->gate_up + row * 2 * job->width;
-        float *out = job->out + row * job->width;
-        for (int64_t i = 0; i < job->width; i += LANES)
-            store(out + i, swiglu_of(load(x + i), load(x + job->width + i), job->alpha, job->limit));
-    }
+    for (int64_t item; (item = take(items)) >= 0;)
+        for (int64_t row = item * ROWS; row < end_of(item, job->rows); row++) {
+            const float *x = job->gate_up + row * 2 * job->width;
+            float *out = job->out + row * job->width;
+            for (int64_t i = 0; i < job->width; i += LANES)
+                store(out + i, swiglu_of(load(x + i), load(x + job->width + i), job->alpha, job->limit));
+        }
 }
 
-static void swiglu_clamped(const struct activation *job, int threads) { run(activate_some, (void *)job, threads); }
+static void swiglu_clamped(const struct activation *job, int threads) {
+    share(activate_some, (void *)job, items_of(job->rows), threads);
+}
 
 INLINE void put(void *pool, int64_t at, const float *values, int64_t width, enum element element) {
     if (element == FLOAT32)
@@ -80,12 +93,14 @@ static void insert_token(const struct insertion *job, int64_t token) {
 #undef TURN
 }
 
-static void insert_some(void *argument, int number, int threads) {
+static void insert_some(void *argument, struct items *items) {
     const struct insertion *job = argument;
-    const int64_t end = job->tokens * (number + 1) / threads;
-    for (int64_t token = job->tokens * number / threads; token < end; token++) insert_token(job, token);
+    for (int64_t item; (item = take(items)) >= 0;)
+        for (int64_t token = item * ROWS; token < end_of(item, job->tokens); token++) insert_token(job, token);
 }
 
-static void qk_norm_rope_insert(const struct insertion *job, int threads) { run(insert_some, (void *)job, threads); }
+static void qk_norm_rope_insert(const struct insertion *job, int threads) {
+    share(insert_some, (void *)job, items_of(job->tokens), threads);
+}
 
 #endif

@@ -28,7 +28,7 @@ INLINE void multiply_rows(const float *panel, const void *matrix, enum element e
         const float *rows[SUMS];
         floats dots[SUMS];
         take_rows(matrix, element, at, end - 1, width, side, widened, rows);
-        multiply(panel, rows, width, vectors, dots);
+        multiply(panel, rows, width, vectors, side * width, dots);
         for (int r = 0; r < side && at + r < end; r++)
             UNROLLED for (int v = 0; v < vectors; v++)
                 store(result + ((at - first + r) * vectors + v) * LANES, dots[r * vectors + v]);
@@ -51,24 +51,28 @@ struct product_panels {
     int has_failed;
 };
 
-static void multiply_some(void *argument, int number, int threads) {
-    struct product_panels *all_panels = argument;
-    const struct product *job = all_panels->job;
-    const int64_t first = job->outputs * number / threads, end = job->outputs * (number + 1) / threads;
+#define OUTPUTS 64 /* of an item */
+
+static void multiply_some(void *argument, struct items *items) {
+    struct product_panels *panels = argument;
+    const struct product *job = panels->job;
     const int width = (int)job->width;
-    const float *panel = all_panels->panels;
-    float *result = malloc(sizeof(float) * ((size_t)(end - first) * PANEL * LANES + (size_t)(SUMS * width)));
+    float *result = malloc(sizeof(float) * (OUTPUTS * PANEL * LANES + (size_t)(SUMS * width)));
     if (!result) {
-        all_panels->has_failed = 1;
+        panels->has_failed = 1;
         return;
     }
-    float *widened = result + (end - first) * PANEL * LANES;
-    for (int64_t row = 0, lanes; row < job->rows; row += lanes, panel += lanes * width) {
-        lanes = vectors_for(job->rows - row) * LANES;
-        multiply_any(panel, job->matrix, job->element, first, end, width, (int)lanes / LANES, widened, result);
-        for (int64_t lane = 0; lane < lanes && row + lane < job->rows; lane++)
-            for (int64_t at = first; at < end; at++)
-                job->out[(row + lane) * job->outputs + at] = result[(at - first) * lanes + lane];
+    for (int64_t item; (item = take(items)) >= 0;) {
+        const int64_t first = item * OUTPUTS, end = first + OUTPUTS < job->outputs ? first + OUTPUTS : job->outputs;
+        const float *panel = panels->panels;
+        for (int64_t row = 0, lanes; row < job->rows; row += lanes, panel += lanes * width) {
+            lanes = vectors_for(job->rows - row) * LANES;
+            multiply_any(panel, job->matrix, job->element, first, end, width, (int)lanes / LANES,
+                         result + OUTPUTS * PANEL * LANES, result);
+            for (int64_t lane = 0; lane < lanes && row + lane < job->rows; lane++)
+                for (int64_t at = first; at < end; at++)
+                    job->out[(row + lane) * job->outputs + at] = result[(at - first) * lanes + lane];
+        }
     }
     free(result);
 }
@@ -77,7 +81,7 @@ static int linear(const struct product *job, int threads) {
     struct product_panels panels = {job, malloc(sizeof(float) * panel_elements(job->rows, job->width)), 0};
     if (!panels.panels) return 0;
     pack(job->x, job->rows, job->width, job->width, panels.panels);
-    run(multiply_some, &panels, threads);
+    share(multiply_some, &panels, (job->outputs + OUTPUTS - 1) / OUTPUTS, threads);
     free(panels.panels);
     return !panels.has_failed;
 }
@@ -119,22 +123,19 @@ static void run_expert(const struct experts *job, struct expert_room *room, int6
 
 struct running_experts {
     const struct experts *job;
-    int64_t next; /* expert that no thread has begun */
     int has_failed;
 };
 
-static void run_some_experts(void *argument, int number, int threads) {
+/* An item is an expert. */
+static void run_some_experts(void *argument, struct items *items) {
     struct running_experts *running = argument;
     const struct experts *job = running->job;
     struct expert_room room;
-    (void)number, (void)threads;
     if (!allocate_expert_room(&room, job)) {
         running->has_failed = 1;
         return;
     }
-    for (;;) {
-        const int64_t expert = __atomic_fetch_add(&running->next, 1, __ATOMIC_RELAXED);
-        if (expert >= job->experts) break;
+    for (int64_t expert; (expert = take(items)) >= 0;) {
         const int64_t end = job->ends[expert];
         for (int64_t first = expert ? job->ends[expert - 1] : 0; first < end; first += PANEL * LANES)
             run_expert(job, &room, expert, first, end - first < PANEL * LANES ? end - first : PANEL * LANES);
@@ -143,8 +144,8 @@ static void run_some_experts(void *argument, int number, int threads) {
 }
 
 static int run_experts(const struct experts *job, int threads) {
-    struct running_experts running = {job, 0, 0};
-    run(run_some_experts, &running, threads);
+    struct running_experts running = {job, 0};
+    share(run_some_experts, &running, job->experts, threads);
     return !running.has_failed;
 }
 

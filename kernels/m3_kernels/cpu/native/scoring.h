@@ -13,7 +13,7 @@ INLINE void score_panel(const float *queries, const float *keys, int tokens, int
         floats dots[SUMS];
         const float *key[SUMS];
         UNROLLED for (int t = 0; t < side; t++) key[t] = keys + (token + t < tokens ? token + t : tokens - 1) * width;
-        multiply(queries, key, width, vectors, dots);
+        multiply(queries, key, width, vectors, side * width, dots);
         UNROLLED for (int t = 0; t < side; t++)
             UNROLLED for (int v = 0; v < vectors; v++) best[v] = larger(best[v], dots[t * vectors + v]);
     }
@@ -26,7 +26,8 @@ struct scoring_panels {
     int has_failed;
 };
 
-static void score_some(void *argument, int number, int threads) {
+/* An item is a block. */
+static void score_some(void *argument, struct items *items) {
     struct scoring_panels *panels = argument;
     const struct scoring *job = panels->job;
     const int B = (int)job->block_tokens, width = (int)job->width;
@@ -39,8 +40,7 @@ static void score_some(void *argument, int number, int threads) {
         }
         fill_e4m3(e4m3);
     }
-    const int64_t end = job->blocks * (number + 1) / threads;
-    for (int64_t block = job->blocks * number / threads; block < end; block++) {
+    for (int64_t block; (block = take(items)) >= 0;) {
         const int64_t at = job->pages[block] * B * width;
         const float *keys = (const float *)job->keys + at, *queries = panels->queries;
         if (widened) {
@@ -64,7 +64,7 @@ static int score_blocks(const struct scoring *job, int threads) {
     struct scoring_panels panels = {job, malloc(sizeof(float) * panel_elements(job->rows, job->width)), 0};
     if (!panels.queries) return 0;
     pack(job->queries, job->rows, job->width, job->width, panels.queries);
-    run(score_some, &panels, threads);
+    share(score_some, &panels, job->blocks, threads);
     free(panels.queries);
     return !panels.has_failed;
 }

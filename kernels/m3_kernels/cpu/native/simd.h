@@ -1,12 +1,10 @@
-/* Sixteen floats at a time, and threads for the length of one call: what the compiled operations are written in.
+/* Sixteen floats at a time: what the compiled operations are written in.
  *
- * Vector types of GCC and clang: one source for AVX-512, AVX2, SSE2 and NEON. Nothing is kept between two calls.
+ * Vector types of GCC and clang: one source for AVX-512, AVX2, SSE2 and NEON.
  */
 #ifndef M3_SIMD_H
 #define M3_SIMD_H
 
-#include <pthread.h>
-#include <stddef.h>
 #include <stdint.h>
 
 #define LANES 16
@@ -59,41 +57,6 @@ INLINE float sum_of(floats x) {
     float sum = 0;
     for (int lane = 0; lane < LANES; lane++) sum += x[lane];
     return sum;
-}
-
-/* A part of a job that several threads do. */
-typedef void (*worker)(void *job, int number, int threads);
-
-struct hand {
-    worker work;
-    void *job;
-    int number, threads;
-};
-
-static void *lend(void *argument) {
-    const struct hand *hand = argument;
-    hand->work(hand->job, hand->number, hand->threads);
-    return NULL;
-}
-
-#define MOST_THREADS 64
-
-/* Have `threads` threads, this one among them, do a job; where there is none to be had, this one does its part too.
- * Starting one takes some 20 us: the caller asks for several only where the work is worth that. */
-static inline void run(worker work, void *job, int threads) {
-    pthread_t started[MOST_THREADS];
-    struct hand hands[MOST_THREADS];
-    int helpers = 0;
-    threads = threads < 1 ? 1 : threads > MOST_THREADS ? MOST_THREADS : threads;
-    for (int number = 1; number < threads; number++) {
-        hands[number] = (struct hand){work, job, number, threads};
-        if (pthread_create(&started[helpers], NULL, lend, &hands[number]) == 0)
-            helpers++;
-        else
-            work(job, number, threads);
-    }
-    work(job, 0, threads);
-    while (helpers > 0) pthread_join(started[--helpers], NULL);
 }
 
 #endif
