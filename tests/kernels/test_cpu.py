@@ -6,6 +6,7 @@ Chunks are long enough that blocks gather their queries, and short enough that q
 
 import itertools
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -233,6 +234,20 @@ def test_a_product_is_that_of_the_reference(rows: int, dtype: torch.dtype, level
     torch.testing.assert_close(compiled.linear(x, weight), expected, rtol=1e-5, atol=1e-5)
     if dtype == torch.float32:
         torch.testing.assert_close(products.linear(x, weight), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_calls_from_several_threads_do_not_disturb_each_other() -> None:
+    generator = torch.Generator().manual_seed(6)
+    weight = torch.randn(4000, 64, generator=generator)  # so large that a call asks for help
+    given = [torch.randn(8, 64, generator=generator) for _ in range(4)]
+    expected = [x @ weight.T for x in given]
+
+    def work(number: int) -> None:
+        for _ in range(200):
+            torch.testing.assert_close(compiled.linear(given[number], weight), expected[number], rtol=1e-4, atol=1e-4)
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(work, range(4)))
 
 
 @pytest.mark.parametrize("width", [16, 6], ids=["aligned", "odd"])
