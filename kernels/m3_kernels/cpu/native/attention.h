@@ -92,6 +92,7 @@ INLINE void visit(struct panel *panel, float *shares, struct block block, int wi
     }
 }
 
+/* Of a panel that is full, or holds few. */
 static void visit_any(struct panel *panel, float *shares, struct block block, int width, int vectors) {
     vectors == 1 ? visit(panel, shares, block, width, 1) : visit(panel, shares, block, width, PANEL);
 }
@@ -220,37 +221,47 @@ static void sort_pairs(const struct attention *job, struct states *states, const
     for (int64_t pair = 0; pair < pairs; pair++) states->order[ends[chosen[pair]]++] = (int32_t)(pair / job->chosen);
 }
 
-/* Copy the states of gathered queries into a panel, or back: [width, heads] of each to [width, lanes] and so on. */
-INLINE void move_states(struct states *states, struct panel *panel, const int32_t *queries, int count, int heads,
-                        int width, int lanes, int is_back) {
+/* Copy the states of gathered queries into a panel: [width, heads] of each to [width, lanes], and so on. */
+INLINE void gather(const struct states *states, struct panel *panel, const int32_t *queries, int count, int heads,
+                   int width, int lanes) {
+    const size_t bytes = sizeof(float) * (size_t)heads;
     for (int i = 0; i < count; i++) {
         const int64_t row = (int64_t)queries[i] * heads;
-        float *sums = states->sums + row * width, *in_panel = panel->sums + i * heads;
-        const float *q = states->q + row * width;
-        for (int head = 0; head < heads; head++) {
-            float *best = panel->best + i * heads + head, *total = panel->total + i * heads + head;
-            if (is_back)
-                states->best[row + head] = *best, states->total[row + head] = *total;
-            else
-                *best = states->best[row + head], *total = states->total[row + head];
+        const float *q = states->q + row * width, *sums = states->sums + row * width;
+        memcpy(panel->best + i * heads, states->best + row, bytes);
+        memcpy(panel->total + i * heads, states->total + row, bytes);
+        for (int d = 0; d < width; d++) {
+            memcpy(panel->q + d * lanes + i * heads, q + d * heads, bytes);
+            memcpy(panel->sums + d * lanes + i * heads, sums + d * heads, bytes);
         }
-        for (int d = 0; d < width; d++)
-            for (int head = 0; head < heads; head++)
-                if (is_back)
-                    sums[d * heads + head] = in_panel[d * lanes + head];
-                else {
-                    in_panel[d * lanes + head] = sums[d * heads + head];
-                    panel->q[d * lanes + i * heads + head] = q[d * heads + head];
-                }
     }
 }
 
-static void move_any(struct states *states, struct panel *panel, const int32_t *queries, int count, int heads, int width,
-                     int lanes, int is_back) {
-    if (heads == 4)
-        move_states(states, panel, queries, count, 4, width, lanes, is_back);
-    else
-        move_states(states, panel, queries, count, heads, width, lanes, is_back);
+/* And back. */
+INLINE void scatter(struct states *states, const struct panel *panel, const int32_t *queries, int count, int heads,
+                    int width, int lanes) {
+    const size_t bytes = sizeof(float) * (size_t)heads;
+    for (int i = 0; i < count; i++) {
+        const int64_t row = (int64_t)queries[i] * heads;
+        float *sums = states->sums + row * width;
+        memcpy(states->best + row, panel->best + i * heads, bytes);
+        memcpy(states->total + row, panel->total + i * heads, bytes);
+        for (int d = 0; d < width; d++) memcpy(sums + d * heads, panel->sums + d * lanes + i * heads, bytes);
+    }
+}
+
+/* Queries of the panel's order over a block. Groups of as many heads as models have are constants: a copy is a move. */
+static void visit_gathered(struct states *states, struct room *room, const int32_t *queries, int count, int heads,
+                           struct block block, int width) {
+    struct panel *panel = room->panels;
+    const int vectors = count * heads > LANES ? PANEL : 1, lanes = vectors * LANES;
+    heads == 4    ? gather(states, panel, queries, count, 4, width, lanes)
+    : heads == 16 ? gather(states, panel, queries, count, 16, width, lanes)
+                  : gather(states, panel, queries, count, heads, width, lanes);
+    visit_any(panel, room->shares, block, width, vectors);
+    heads == 4    ? scatter(states, panel, queries, count, 4, width, lanes)
+    : heads == 16 ? scatter(states, panel, queries, count, 16, width, lanes)
+                  : scatter(states, panel, queries, count, heads, width, lanes);
 }
 
 /* A run of queries that chose, block by block. Returns 0 if there is no memory. */
@@ -275,17 +286,13 @@ static int attend_gathered(const struct attention *job, struct room *room, const
         while (at < states.ends[id]) {
             const int32_t *queries = states.order + at;
             const int count = (int)(states.ends[id] - at < most ? states.ends[id] - at : most);
-            const int vectors = count * heads > LANES ? PANEL : 1, lanes = vectors * LANES;
-            move_any(&states, panel, queries, count, heads, width, lanes, 0);
             /* The pairs of a block are in the order of their queries: the first sees least. */
             block.is_whole = tokens_in(job, id, run[3] + queries[0]) >= block.tokens;
-            if (!block.is_whole)
-                for (int lane = 0; lane < lanes; lane++) {
-                    const int64_t seen = lane < count * heads ? tokens_in(job, id, run[3] + queries[lane / heads]) : 1;
-                    panel->last[lane] = (int32_t)(seen - 1 < block.tokens ? seen - 1 : block.tokens);
-                }
-            visit_any(panel, room->shares, block, width, vectors);
-            move_any(&states, panel, queries, count, heads, width, lanes, 1);
+            for (int lane = 0; !block.is_whole && lane < count * heads; lane++) {
+                const int64_t seen = tokens_in(job, id, run[3] + queries[lane / heads]);
+                panel->last[lane] = (int32_t)(seen < block.tokens ? seen : block.tokens) - 1;
+            }
+            visit_gathered(&states, room, queries, count, heads, block, width);
             at += count;
         }
     }
