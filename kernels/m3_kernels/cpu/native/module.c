@@ -47,8 +47,8 @@ static PyObject *outcome(int is_done) {
 static PyObject *py_attend(PyObject *module, PyObject *args) {
     Py_ssize_t q, keys, values, out, runs, table, blocks, n[8];
     int element, threads, is_done;
-    if (!PyArg_ParseTuple(args, "nnnnnnnnnnnnnnnii:attend", &q, &keys, &values, &out, &runs, &table, &blocks, &n[0], &n[1],
-                          &n[2], &n[3], &n[4], &n[5], &n[6], &n[7], &element, &threads))
+    if (!PyArg_ParseTuple(args, "nnnnnnnnnnnnnnnii:attend", &q, &keys, &values, &out, &runs, &table, &blocks, &n[0],
+                          &n[1], &n[2], &n[3], &n[4], &n[5], &n[6], &n[7], &element, &threads))
         return NULL;
     const struct attention job = {
         ADDRESS(const float *, q), ADDRESS(const void *, keys), ADDRESS(const void *, values), ADDRESS(float *, out),
@@ -79,9 +79,10 @@ static PyObject *py_gemma_rms_norm(PyObject *module, PyObject *args) {
     Py_ssize_t x, weight, out, rows, width;
     float eps;
     int threads;
-    if (!PyArg_ParseTuple(args, "nnnnnfi:gemma_rms_norm", &x, &weight, &out, &rows, &width, &eps, &threads)) return NULL;
-    const struct norm job = {ADDRESS(const float *, x), ADDRESS(const float *, weight), ADDRESS(float *, out), rows, width,
-                             eps};
+    if (!PyArg_ParseTuple(args, "nnnnnfi:gemma_rms_norm", &x, &weight, &out, &rows, &width, &eps, &threads))
+        return NULL;
+    const struct norm job = {ADDRESS(const float *, x), ADDRESS(const float *, weight), ADDRESS(float *, out), rows,
+                             width, eps};
     Py_BEGIN_ALLOW_THREADS
     operations->gemma_rms_norm(&job, threads);
     Py_END_ALLOW_THREADS
@@ -100,7 +101,8 @@ static PyObject *py_qk_norm_rope_insert(PyObject *module, PyObject *args) {
                                   ADDRESS(const float *, cos), ADDRESS(const float *, sin),
                                   ADDRESS(const int64_t *, slots), ADDRESS(float *, q), ADDRESS(float *, index_q),
                                   ADDRESS(void *, keys), ADDRESS(void *, values), ADDRESS(void *, index_keys),
-                                  n[0], n[1], n[2], n[3], n[4], (enum element)element, (enum element)index_element, eps};
+                                  n[0], n[1], n[2], n[3], n[4], (enum element)element, (enum element)index_element,
+                                  eps};
     Py_BEGIN_ALLOW_THREADS
     operations->qk_norm_rope_insert(&job, threads);
     Py_END_ALLOW_THREADS
@@ -137,8 +139,8 @@ static PyObject *py_run_experts(PyObject *module, PyObject *args) {
     Py_ssize_t x, ends, gate_up, down, out, n[4];
     int element, threads, is_done;
     float alpha, limit;
-    if (!PyArg_ParseTuple(args, "nnnnnnnnniffi:run_experts", &x, &ends, &gate_up, &down, &out, &n[0], &n[1], &n[2], &n[3],
-                          &element, &alpha, &limit, &threads))
+    if (!PyArg_ParseTuple(args, "nnnnnnnnniffi:run_experts", &x, &ends, &gate_up, &down, &out, &n[0], &n[1], &n[2],
+                          &n[3], &element, &alpha, &limit, &threads))
         return NULL;
     const struct experts job = {ADDRESS(const float *, x), ADDRESS(const int32_t *, ends),
                                 ADDRESS(const void *, gate_up), ADDRESS(const void *, down), ADDRESS(float *, out),

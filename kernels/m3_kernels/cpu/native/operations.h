@@ -19,9 +19,9 @@ struct attention {
     const float *q;                 /* [tokens, heads, width] */
     const void *keys, *values;      /* [P, block_tokens, groups, width] */
     float *out;                     /* as q; only the rows of the runs are written */
-    const int64_t *runs;            /* [run_count, 5]: first row, rows, sequence, position of the first, whether it chose */
+    const int64_t *runs;            /* [run_count, 5]: first row, rows, sequence, position of the first, if it chose */
     const int64_t *page_table;      /* [S, page_stride] */
-    const int32_t *blocks;          /* [groups, tokens, chosen], ascending, all there, the own one last; NULL if none did */
+    const int32_t *blocks;          /* [groups, tokens, chosen], ascending, all there, the own one last; or NULL */
     int64_t run_count, tokens, heads, groups, width, block_tokens, page_stride, chosen;
     enum element element;
 };
@@ -86,7 +86,7 @@ struct experts {
     float alpha, limit;
 };
 
-/* All of them, for one kind of processor. Those that return a number return 0 if there is no memory for their scratch. */
+/* All of them, for one kind of processor. What returns a number returns 0 if there is no memory for its scratch. */
 struct operations {
     int (*attend)(const struct attention *, int threads);
     int (*score_blocks)(const struct scoring *, int threads);

@@ -1,5 +1,5 @@
-/* A panel: up to 64 rows side by side in the lanes of vectors, [width, lanes]. What is multiplied with them (keys, rows of
- * weights) needs no rearranging, since each of its elements is broadcast to all lanes.
+/* A panel: up to 64 rows side by side in the lanes of vectors, [width, lanes]. What is multiplied with them (keys, rows
+ * of weights) needs no rearranging, since each of its elements is broadcast to all lanes.
  */
 #ifndef M3_PANEL_H
 #define M3_PANEL_H
@@ -19,7 +19,8 @@ INLINE int vectors_for(int64_t left) { return left > LANES ? PANEL : 1; }
 
 /* The dot products of SIDE_BY_SIDE rows with a panel: dots[row * vectors + v].
  * The rows that come `ahead` elements behind these are fetched meanwhile. */
-INLINE void multiply(const float *panel, const float *const *rows, int width, int vectors, int64_t ahead, floats *dots) {
+INLINE void multiply(const float *panel, const float *const *rows, int width, int vectors, int64_t ahead,
+                     floats *dots) {
     const int side = SIDE_BY_SIDE(vectors);
     UNROLLED for (int i = 0; i < side * vectors; i++) dots[i] = all(0);
     for (int begin = 0; begin < width; begin += LINE) {

@@ -77,7 +77,8 @@ INLINE void turn(const float *x, const float *scale, const float *cos, const flo
 static void insert_token(const struct insertion *job, int64_t token) {
     const int64_t H = job->heads, G = job->groups, D = job->width, half = job->turned / 2, slot = job->slots[token];
     const int64_t heads = H + 2 * G + (job->index_keys ? G + 1 : 0);
-    const float *packed = job->packed + token * heads * D, *cos = job->cos + token * half, *sin = job->sin + token * half;
+    const float *packed = job->packed + token * heads * D;
+    const float *cos = job->cos + token * half, *sin = job->sin + token * half;
     float key[MOST_WIDTH];
 #define TURN(head, out) turn(packed + (head) * D, job->scales + (head) * D, cos, sin, D, half, job->eps, out)
     for (int64_t head = 0; head < H; head++) TURN(head, job->q + (token * H + head) * D);

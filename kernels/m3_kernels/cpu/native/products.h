@@ -106,7 +106,8 @@ static int allocate_expert_room(struct expert_room *room, const struct experts *
 }
 
 /* At most a panel of rows through one expert. */
-static void run_expert(const struct experts *job, struct expert_room *room, int64_t expert, int64_t first, int64_t count) {
+static void run_expert(const struct experts *job, struct expert_room *room, int64_t expert, int64_t first,
+                       int64_t count) {
     const int width = (int)job->width, hidden = (int)job->hidden, vectors = vectors_for(count), lanes = vectors * LANES;
     const int64_t bytes = bytes_of(job->element);
     const char *gate_up = (const char *)job->gate_up + expert * 2 * hidden * width * bytes;

@@ -54,7 +54,8 @@ static void score_some(void *argument, struct items *items) {
                 score_panel(queries, keys, B, width, 1, scores);
             else
                 score_panel(queries, keys, B, width, PANEL, scores);
-            memcpy(job->scores + block * job->rows + row, scores, sizeof(float) * (size_t)(left < lanes ? left : lanes));
+            const size_t bytes = sizeof(float) * (size_t)(left < lanes ? left : lanes);
+            memcpy(job->scores + block * job->rows + row, scores, bytes);
         }
     }
     free(widened);
