@@ -1,6 +1,6 @@
 """The operations on a CPU give what the reference gives, and choose exactly the same blocks.
 
-Pages are scattered, or follow each other in runs; what no token was written to holds NaN, so that reading it shows.
+Pages are scattered, or follow each other; what no token was written to holds NaN, so that reading it shows.
 Chunks are long enough that blocks gather their queries, and short enough that queries take their blocks one by one.
 """
 
@@ -26,7 +26,7 @@ STEPS = {
     "a later chunk that begins within a block": [(100, 203)],
     "all kinds at once": [(1, 77), (64, 64), (30, 100), (1, 3), (3, 120), (24, 24)],
 }
-LAYOUTS = ("in a row", "scattered", "long runs")
+LAYOUTS = ("in a row", "scattered")
 
 
 class Step:
@@ -41,8 +41,6 @@ class Step:
         order = list(range(total))
         if layout == "scattered":
             order = torch.randperm(total, generator=generator).tolist()
-        elif layout == "long runs":
-            order = [*range(12, total), *range(12)]
         self.pages = LayerPages(
             torch.full((total, B, G, width), torch.nan, dtype=dtype),
             torch.full((total, B, G, width), torch.nan, dtype=dtype),

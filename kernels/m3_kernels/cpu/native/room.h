@@ -50,7 +50,7 @@ static struct block block_of(const struct attention *job, struct room *room, con
     return (struct block){room->keys, room->values, width, count, 1};
 }
 
-/* The heads of one group of query `row`, in the lanes from `lane` on; scaled, so that the softmax is of powers of two. */
+/* The heads of one group of query `row`, in the lanes from `lane` on; scaled so that the softmax is of powers of 2. */
 static void put_query(const struct attention *job, struct queries *panel, int64_t row, int64_t group, int lane,
                       int lanes) {
     const int heads = (int)(job->heads / job->groups), width = (int)job->width;
