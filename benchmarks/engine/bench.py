@@ -22,6 +22,7 @@ from pathlib import Path
 from random import Random
 from statistics import median
 
+from empty_step import empty_step_lines
 from long_prompt import long_line
 from peers import M3Worker, Measured, MlxLm, Process, Transformers
 
@@ -226,11 +227,7 @@ def own_lines(results: Sequence[Result], directory: Path, threads: int | None, r
             cold, hit = (worker.run(prompts, [1]).first_token_seconds for _ in range(2))
             ratios.append(hit / cold)
         yield f"- Time to first token of an 8K prompt that was seen before: **{median(ratios):.3f} of cold**."
-    with Process(M3Worker, directory, threads, CACHE_TOKENS, is_empty=True) as worker:
-        for requests in (1, 16, 64):
-            load = same(requests, 64, 500)
-            steps = [worker.run(load.prompts(Random(seed)), load.outputs).step_seconds for seed in range(repetitions)]
-            yield f"- A step with an empty model, {requests} requests: **{median(steps) * 1e6:.0f} us**."
+    yield from empty_step_lines(directory, (1, 16, 64), repetitions)
 
 
 def report(lines: Sequence[str], weight_bytes: int, load: float, arguments: argparse.Namespace) -> str:

@@ -51,15 +51,13 @@ class Peer(Protocol):
 
 
 class M3Worker:
-    """The engine of m3-worker, driven as its HTTP API does; `is_empty` measures all but the model's arithmetic."""
+    """The engine of m3-worker, driven as its HTTP API does."""
 
-    def __init__(self, directory: Path, threads: int | None, cache_tokens: int, *, is_empty: bool = False) -> None:
+    def __init__(self, directory: Path, threads: int | None, cache_tokens: int) -> None:
         from m3_worker.config import WorkerSettings
         from m3_worker.loading import load_served_model
 
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as `m3-worker` does
-        if is_empty:
-            make_model_empty()
         settings = WorkerSettings(model=directory, device="cpu", threads=threads, cache_tokens=cache_tokens)
         self._engine = load_served_model(settings, lambda _read, _needed: None).engine
         self._loop = asyncio.new_event_loop()
@@ -87,24 +85,6 @@ class M3Worker:
         all_decode = max(one[0] for one in stamps)
         longest = max(stamps, key=len)
         return Stamps(min(one[0] for one in stamps), [stamp for stamp in longest if stamp >= all_decode])
-
-
-def make_model_empty() -> None:
-    """Replace the model's arithmetic by nothing: its logits are zeros."""
-    import torch
-
-    from m3_worker.model.cache import PagedCache, StepTensors
-    from m3_worker.model.m3 import M3Model
-
-    def states(self: M3Model, step: StepTensors, _cache: PagedCache) -> torch.Tensor:
-        return zeros.expand(len(step.token_ids), self.config.hidden_size)
-
-    def logits(self: M3Model, states: torch.Tensor) -> torch.Tensor:
-        return zeros.expand(len(states), self.config.vocab_size)
-
-    zeros = torch.zeros(1, 1)
-
-    M3Model.states, M3Model.logits = states, logits  # type: ignore[method-assign]
 
 
 class Transformers:

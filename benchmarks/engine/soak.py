@@ -32,10 +32,11 @@ from m3_worker.model.checkpoint import load_model
 from m3_worker.model.config import ModelConfig
 from m3_worker.model.m3 import M3Model
 from m3_worker.runner import Runner
+from m3_worker.scheduling.batch import Batch
 from m3_worker.scheduling.host_pages import HostPages
 from m3_worker.scheduling.kv_events import Medium
 from m3_worker.scheduling.pages import Pages
-from m3_worker.scheduling.request import Batch, Request, SampledToken, SamplingParameters, Sequence
+from m3_worker.scheduling.request import Request, SampledToken, SamplingParameters, Sequence
 from m3_worker.scheduling.scheduler import Scheduler, SchedulerLimits
 from m3_worker.tiny import write_checkpoint
 

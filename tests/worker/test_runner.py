@@ -6,7 +6,6 @@ Every run goes beyond block x top-k = 16 tokens, where attention is sparse.
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
 import pytest
 import torch
 
@@ -15,9 +14,9 @@ from m3_worker.model.cache import PagedCache
 from m3_worker.model.checkpoint import load_model
 from m3_worker.model.config import ModelConfig
 from m3_worker.model.m3 import M3Model
-from m3_worker.runner import Runner, prepare
+from m3_worker.runner import Runner
 from m3_worker.scheduling.pages import Pages
-from m3_worker.scheduling.request import Batch, Chunk, Request, SamplingParameters, Sequence
+from m3_worker.scheduling.request import Request, SamplingParameters, Sequence
 from m3_worker.scheduling.scheduler import Scheduler, SchedulerLimits
 from m3_worker.tiny import write_checkpoint
 
@@ -176,33 +175,6 @@ def test_the_mean_of_one_token_is_its_last_and_of_more_is_not(model: M3Model) ->
     last.finish()
     assert mean.vectors["p1"] == pytest.approx(last.vectors["p1"], abs=1e-6)
     assert mean.vectors["p40"] != pytest.approx(last.vectors["p40"], abs=1e-2)
-
-
-def test_the_tensors_of_a_step_are_these() -> None:
-    decoding = Sequence(Request("a", [5, 6, 7, 8], SamplingParameters(max_tokens=4)))
-    decoding.append(9)
-    decoding.advance(4)
-    prefilling = Sequence(Request("b", list(range(10, 20)), SamplingParameters(max_tokens=4)))
-    prefilling.advance(3)
-    pages = Pages(8, page_tokens=4)
-    pages.reserve("b", 10)  # pages 0 1 2
-    pages.reserve("a", 5)  # pages 3 4
-    batch = Batch(
-        (
-            Chunk(decoding, 4, 1, pages.table("a"), samples=True),
-            Chunk(prefilling, 3, 4, pages.table("b"), samples=False),
-        )
-    )
-    step = prepare(batch, 4, torch.device("cpu"))
-    assert step.token_ids.tolist() == [9, 13, 14, 15, 16]
-    assert step.positions.tolist() == [4, 3, 4, 5, 6]
-    assert list(step.query_starts) == [0, 1, 5]
-    assert list(step.context_lengths) == [5, 7]
-    assert step.page_table.tolist() == [[3, 4, 0], [0, 1, 2]]
-    assert step.slot_mapping.tolist() == [4 * 4 + 0, 3, 4, 5, 6]
-    assert step.logit_rows.tolist() == [0]
-    pages.reserve("a", 9)  # the table can grow: nothing of the step holds on to it
-    assert np.array(pages.table("a")).tolist() == [3, 4, 5]
 
 
 def test_a_warm_up_computes_and_leaves_no_sequence_behind(model: M3Model) -> None:

@@ -8,9 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from m3_fakes.runner import FakeRunner, continuation
+from m3_worker.scheduling.batch import Batch
 from m3_worker.scheduling.host_pages import HostPages
 from m3_worker.scheduling.pages import Pages
-from m3_worker.scheduling.request import Batch, FinishReason, Request, SampledToken, SamplingParameters, Sequence
+from m3_worker.scheduling.request import FinishReason, Request, SampledToken, SamplingParameters, Sequence
 from m3_worker.scheduling.scheduler import Scheduler, SchedulerLimits
 
 PAGE_TOKENS = 4
@@ -306,6 +307,37 @@ def test_a_pooled_request_ends_with_its_prompt() -> None:
     assert (output.embedding, output.finish_reason) == ((1.0, 0.0), FinishReason.STOP)
     assert not run.scheduler.has_work
     run.scheduler.check()
+
+
+def test_who_decodes_is_one_object_until_somebody_joins_or_leaves() -> None:
+    run = simulation(step_tokens=8)
+    run.add("a", max_tokens=20)
+    run.add("b", max_tokens=20)
+    run.step()
+    batches = [run.step() for _ in range(4)]
+    assert [batch.decoding for batch in batches] == [batches[0].decoding] * 4
+    assert [batch.decoding_lengths for batch in batches] == [[4, 4], [5, 5], [6, 6], [7, 7]]
+    run.add("long", prompt_tokens=20, max_tokens=20)
+    beside_a_prompt = [run.step() for _ in range(3)]
+    assert beside_a_prompt[1].decoding is beside_a_prompt[2].decoding
+    joined = [run.step() for _ in range(3)][-1].decoding
+    assert [one.id for one in joined.sequences] == ["a", "b", "long"]
+    run.scheduler.remove("a")
+    assert [one.id for one in run.step().decoding.sequences] == ["b", "long"]
+
+
+def test_a_batch_tells_its_rows_as_chunks_before_and_after_it_is_committed() -> None:
+    run = simulation(step_tokens=8)
+    run.add("a", prompt_tokens=3, max_tokens=4)
+    run.step()
+    run.add("b", prompt_tokens=5)
+    batch = run.scheduler.schedule(run.now)
+    rows = [("a", 3, 1, True), ("b", 0, 5, True)]
+    assert [(one.sequence.id, one.start, one.tokens, one.samples) for one in batch.chunks] == rows
+    assert (batch.tokens, batch.pairs) == (1 + 5, 3.5 + 12.5)
+    run.scheduler.commit(batch, [SampledToken(0)] * 2)
+    assert [(one.sequence.id, one.start, one.tokens, one.samples) for one in batch.chunks] == rows
+    assert (batch.tokens, batch.pairs) == (1 + 5, 3.5 + 12.5)
 
 
 def test_what_could_never_fit_is_refused() -> None:

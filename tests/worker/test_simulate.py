@@ -18,7 +18,8 @@ import pytest
 from m3_fakes.worker import running_simulation
 from m3_worker.cache_size import CacheSizeError
 from m3_worker.config import WorkerSettings
-from m3_worker.scheduling.request import Batch, Chunk, Request, SamplingParameters, Sequence
+from m3_worker.scheduling.batch import Batch, Chunk
+from m3_worker.scheduling.request import Request, SamplingParameters, Sequence
 from m3_worker.simulate import Latency, SimulatedRunner, load_simulated_model
 from m3_worker.simulated_words import WORDS
 

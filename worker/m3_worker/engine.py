@@ -19,10 +19,11 @@ from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
 from m3_worker.counters import Counters
+from m3_worker.scheduling.batch import Batch
 from m3_worker.scheduling.host_pages import PageMover
 from m3_worker.scheduling.kv_events import EventLog
 from m3_worker.scheduling.pages import Pages
-from m3_worker.scheduling.request import Batch, Request, SampledToken, Sequence, TokenOutput
+from m3_worker.scheduling.request import Request, SampledToken, Sequence, TokenOutput
 from m3_worker.scheduling.scheduler import Scheduler
 from m3_worker.token_stream import EngineFailedError, TokenStream
 
@@ -236,7 +237,7 @@ class Engine:
         """Compute one step and deliver what it brought."""
         began = self.step_began_seconds = self._clock()
         batch = self._scheduler.schedule(began)
-        if not batch.chunks:
+        if not batch.tokens:
             raise RuntimeError("there is work and none of it can be scheduled")
         if self._mover is not None and batch.copies:
             self._mover.copy(batch.copies)
@@ -256,11 +257,8 @@ class Engine:
         """Apply all commands there are, and wait for one while there is no work. False if told to stop."""
         if not self._scheduler.has_work:
             self._scheduler.check()
-        while True:
-            try:
-                command = self._commands.get(block=not self._scheduler.has_work)
-            except queue.Empty:
-                return True
+        while not (self._commands.empty() and self._scheduler.has_work):
+            command = self._commands.get()
             if isinstance(command, Request):
                 self._scheduler.add(Sequence(command))
             elif isinstance(command, _Forget):
@@ -273,26 +271,40 @@ class Engine:
                 self.counters.aborts += was_there and command.by_client
             else:
                 return False
+        return True
 
     def _tell_events(self) -> None:
-        self.events.append(self._scheduler.pages.take_events(), time.time())
+        events = self._scheduler.pages.take_events()
+        if events:
+            self.events.append(events, time.time())
 
     def _count(self, batch: Batch, began: float, ended: float) -> None:
         counters = self.counters
         counters.steps += 1
         counters.step_seconds.observe(ended - began)
         counters.preemptions = self._scheduler.preemptions
-        for sequence in batch.sampling:
-            counters.generation_tokens += sequence.request.pooling is None
-            if sequence.last_token_seconds is None:
-                counters.prompt_tokens += sequence.prompt_tokens
-                arrival = sequence.request.arrival_seconds
-                counters.time_to_first_token_seconds.observe(ended - arrival)
-                if sequence.first_scheduled_seconds is not None:
-                    counters.queue_seconds.observe(sequence.first_scheduled_seconds - arrival)
-            else:
-                counters.time_per_output_token_seconds.observe(ended - sequence.last_token_seconds)
+        sampling = batch.sampling
+        before = [sequence.last_token_seconds for sequence in sampling]
+        for seconds in set(before):  # hardly ever more than one: that of the step before
+            if seconds is not None:
+                counters.time_per_output_token_seconds.observe(ended - seconds, before.count(seconds))
+        counters.generation_tokens += len(sampling)
+        for chunk in batch.prefill:
+            if chunk.samples:
+                self._count_first(chunk.sequence, ended)
+        for sequence in sampling:
             sequence.last_token_seconds = ended
+
+    def _count_first(self, sequence: Sequence, ended: float) -> None:
+        """Count what is known of a sequence with its first token."""
+        if sequence.last_token_seconds is not None:
+            return
+        counters, request = self.counters, sequence.request
+        counters.generation_tokens -= request.pooling is not None
+        counters.prompt_tokens += sequence.prompt_tokens
+        counters.time_to_first_token_seconds.observe(ended - request.arrival_seconds)
+        if sequence.first_scheduled_seconds is not None:
+            counters.queue_seconds.observe(sequence.first_scheduled_seconds - request.arrival_seconds)
 
     def _on_loop(self, call: Callable[[T], None], argument: T) -> None:
         if self._loop is not None and not self._loop.is_closed():

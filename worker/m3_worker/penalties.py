@@ -47,7 +47,7 @@ def penalise(logits: Tensor, sequences: Iterable[tuple[int, Sequence]]) -> None:
     output: l / r if l > 0, else l * r. Then frequency f and presence p, for a token n times in the output:
     l - f * n - p * (n > 0).
     """
-    bent = [(row, _occurrences(sequence), sequence.request.sampling) for row, sequence in sequences if _asks(sequence)]
+    bent = [(row, _occurrences(sequence), sequence.sampling) for row, sequence in sequences if _asks(sequence)]
     if not bent:
         return
     lengths = [len(known.token_ids) for _, known, _ in bent]
@@ -68,7 +68,7 @@ def penalise(logits: Tensor, sequences: Iterable[tuple[int, Sequence]]) -> None:
 
 
 def _asks(sequence: Sequence) -> bool:
-    wanted = sequence.request.sampling
+    wanted = sequence.sampling
     if wanted.is_plain:
         return False
     return wanted.repetition_penalty != 1 or wanted.frequency_penalty != 0 or wanted.presence_penalty != 0
@@ -77,6 +77,6 @@ def _asks(sequence: Sequence) -> bool:
 def _occurrences(sequence: Sequence) -> _Occurrences:
     known = sequence.occurrences
     if not isinstance(known, _Occurrences):
-        needs_prompt = sequence.request.sampling.repetition_penalty != 1
+        needs_prompt = sequence.sampling.repetition_penalty != 1
         known = sequence.occurrences = _Occurrences(0 if needs_prompt else sequence.prompt_tokens)
     return known.catch_up(sequence)

@@ -7,7 +7,7 @@ with its sequence (`Sequence.pooled`), so that it goes when the sequence does.
 import torch
 from torch import Tensor
 
-from m3_worker.scheduling.request import Chunk
+from m3_worker.scheduling.batch import Chunk
 
 
 def pool(chunk: Chunk, states: Tensor) -> tuple[float, ...] | None:

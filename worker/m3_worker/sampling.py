@@ -20,24 +20,35 @@ _BAN = 1e4
 """What a bias of 100 adds: more than any two logits differ by, and finite, so that what a grammar forbids stays so."""
 
 
-@torch.inference_mode()
 def sample(logits: Tensor, sequences: SequenceOf[Sequence]) -> list[SampledToken]:
     """Choose one token for each row.
 
     logits: [R, vocabulary] fp32, changed in place; sequences: the R sequences that the rows belong to.
     Effect: advances generators, matchers and counts of sequences that are not plain.
     """
-    if not sequences:
-        return []
-    wishes = [(row, sequence) for row, sequence in enumerate(sequences) if not sequence.request.sampling.is_plain]
+    wishes = [(row, sequence) for row, sequence in enumerate(sequences) if not sequence.sampling.is_plain]
     if not wishes:
-        return [SampledToken(token) for token in logits.argmax(dim=-1).tolist()]
+        return list(map(SampledToken, likeliest(logits)))
+    return _sample_as_wished(logits, wishes)
+
+
+def likeliest(logits: Tensor) -> list[int]:
+    """The token of the largest logit in each row of [R, vocabulary] fp32; of equals the lowest."""
+    if logits.device.type == "cpu":
+        token_ids: list[int] = logits.numpy().argmax(axis=-1).tolist()  # four to ten times as fast as torch's
+        return token_ids
+    return logits.argmax(dim=-1).tolist()
+
+
+@torch.inference_mode()
+def _sample_as_wished(logits: Tensor, wishes: list[tuple[int, Sequence]]) -> list[SampledToken]:
+    """`sample`, where some rows are not plain: `wishes` are these."""
     reported = _LogProbabilities.of(logits, wishes)
     _mask(logits, wishes)
     _add_bias(logits, wishes)
     penalise(logits, wishes)
-    chosen = _choose(logits, [(row, one) for row, one in wishes if one.request.sampling.temperature > 0]).tolist()
-    sampled = reported.beside(chosen) if reported else [SampledToken(token) for token in chosen]
+    chosen = _choose(logits, [(row, one) for row, one in wishes if one.sampling.temperature > 0]).tolist()
+    sampled = reported.beside(chosen) if reported else list(map(SampledToken, chosen))
     for row, sequence in wishes:
         if sequence.matcher is not None:
             sampled[row] = _accepted(sampled[row], sequence.matcher)
@@ -46,7 +57,7 @@ def sample(logits: Tensor, sequences: SequenceOf[Sequence]) -> list[SampledToken
 
 def _choose(logits: Tensor, drawn: list[tuple[int, Sequence]]) -> Tensor:
     """[R]: a token drawn for some of the rows, the likeliest one for the others."""
-    parameters = [sequence.request.sampling for _, sequence in drawn]
+    parameters = [sequence.sampling for _, sequence in drawn]
     uniforms = [sequence.generator.random() for _, sequence in drawn]
     if len(drawn) == len(logits):
         return draw(logits, parameters, uniforms)
@@ -155,7 +166,7 @@ class _LogProbabilities:
     @classmethod
     def of(cls, logits: Tensor, wishes: list[tuple[int, Sequence]]) -> "_LogProbabilities | None":
         """None if nobody wants any."""
-        asked = ((row, sequence.request.sampling.logprobs) for row, sequence in wishes)
+        asked = ((row, sequence.sampling.logprobs) for row, sequence in wishes)
         wanted = {row: count for row, count in asked if count is not None}
         return cls(logits, wanted) if wanted else None
 
@@ -182,7 +193,7 @@ def _mask(logits: Tensor, wishes: list[tuple[int, Sequence]]) -> None:
         is_forbidden = bits.flatten(1)[:, : logits.shape[-1]] == 0
         logits[rows] = logits[rows].masked_fill(is_forbidden, -torch.inf)
     for row, sequence in wishes:
-        sampling = sequence.request.sampling
+        sampling = sequence.sampling
         if sequence.generated_tokens < sampling.min_tokens and sampling.stop_token_ids:
             must_stop = row in allowed and allows_only(allowed[row], sampling.stop_token_ids)
             if not must_stop:
@@ -193,7 +204,7 @@ def _add_bias(logits: Tensor, wishes: list[tuple[int, Sequence]]) -> None:
     """Source: OpenAI's `logit_bias`, of which -100 and 100 forbid a token and allow no other."""
     rows, token_ids, values = [], [], []
     for row, sequence in wishes:
-        for token_id, value in sequence.request.sampling.logit_bias:
+        for token_id, value in sequence.sampling.logit_bias:
             rows.append(row)
             token_ids.append(token_id)
             values.append(value if abs(value) < _BANNING_BIAS else _BAN * value / _BANNING_BIAS)

@@ -20,8 +20,9 @@ from m3_worker.config import WorkerSettings
 from m3_worker.engine import Engine
 from m3_worker.grammar import Grammars
 from m3_worker.model.generation_defaults import GenerationDefaults
+from m3_worker.scheduling.batch import Batch
 from m3_worker.scheduling.pages import Pages
-from m3_worker.scheduling.request import Batch, SampledToken
+from m3_worker.scheduling.request import SampledToken
 from m3_worker.scheduling.scheduler import Scheduler, SchedulerLimits
 from m3_worker.serving import ServedModel
 from m3_worker.simulated_words import ADDED_TOKENS, END_OF_TURN, VOCAB_SIZE, say

@@ -3,7 +3,8 @@
 import torch
 
 from m3_worker.sampling import sample
-from m3_worker.scheduling.request import Batch, SampledToken
+from m3_worker.scheduling.batch import Batch
+from m3_worker.scheduling.request import SampledToken
 
 
 class NoiseRunner:

@@ -9,8 +9,9 @@ import zlib
 from array import array
 from collections.abc import Callable, Iterable
 
+from m3_worker.scheduling.batch import Batch, Chunk
 from m3_worker.scheduling.host_pages import Copy, CopyOut
-from m3_worker.scheduling.request import Batch, Chunk, SampledToken
+from m3_worker.scheduling.request import SampledToken
 
 
 def next_token(context: Iterable[int], vocabulary: int = 256) -> int:

@@ -14,7 +14,8 @@ from m3_worker.model.cache import PagedCache, StepTensors
 from m3_worker.model.checkpoint import load_model
 from m3_worker.model.config import ModelConfig
 from m3_worker.model.m3 import M3Model
-from m3_worker.scheduling.request import Chunk, Request, SamplingParameters
+from m3_worker.scheduling.batch import Chunk
+from m3_worker.scheduling.request import Request, SamplingParameters
 from m3_worker.scheduling.request import Sequence as EngineSequence
 
 

@@ -113,7 +113,7 @@ class Generation:
     def _add(self, output: TokenOutput, delta: Delta) -> None:
         if output.token.failure is not None:
             raise ApiError(400, f"the answer outgrew its grammar: {output.token.failure}", code="grammar_too_complex")
-        self.cached_tokens += output.cached_tokens
+        self.cached_tokens = output.cached_tokens
         self.completion_tokens += 1
         delta.tokens.append(output.token)
         reason = output.finish_reason

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from m3_worker.model.cache import MediaRows
 from m3_worker.model.vision import VisionTower
-from m3_worker.scheduling.request import Chunk, MediaSpan
+from m3_worker.scheduling.batch import Chunk
+from m3_worker.scheduling.request import MediaSpan
 
 KEPT_BYTES = 256 * 2**20
 """Room for 36 of M3's largest images in bfloat16."""

@@ -23,11 +23,14 @@ Preemption. Running out of pages takes back all pages of the lowest priority, am
 import math
 from bisect import bisect_left, insort
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from heapq import merge
+from operator import attrgetter
 
+from m3_worker.scheduling.batch import Batch, Chunk, Decoding
 from m3_worker.scheduling.pages import Pages
-from m3_worker.scheduling.request import Batch, Chunk, FinishReason, SampledToken, Sequence, TokenOutput
+from m3_worker.scheduling.request import FinishReason, SampledToken, Sequence, TokenOutput
+from m3_worker.scheduling.step_plan import StepPlan
 from m3_worker.scheduling.step_time import StepTime
 
 
@@ -47,59 +50,6 @@ class SchedulerLimits:
     """Seconds after its deadline when a sequence is overdue."""
 
 
-@dataclass(slots=True)
-class _Step:
-    """The plan of one step while it is made."""
-
-    budget: int
-    """Tokens that are left to give."""
-    seconds: float
-    """Time that is left; below 0 where decoding alone takes more."""
-    time: StepTime
-    least_tokens: int
-    """Of the first prefill."""
-    has_prefill: bool = False
-    growth_pages: int = 0
-    """Pages that an admission leaves free: one for each running sequence that can still grow."""
-    last_standing: tuple[float, int] = (math.inf, 0)
-    """The last standing among the running; who stands behind it can preempt nobody."""
-    tokens: dict[str, int] = field(default_factory=dict)
-    """Tokens given to each sequence, in the order of the batch."""
-
-    @property
-    def is_full(self) -> bool:
-        return self.budget == 0 or (self.has_prefill and self.seconds <= 0)
-
-    def room(self, start: int) -> int:
-        """Tokens that a sequence can get from its token `start` on."""
-        if self.seconds == math.inf:
-            return self.budget
-        tokens = self.time.tokens_within(self.seconds, start)
-        return min(self.budget, tokens if self.has_prefill else max(tokens, self.least_tokens))
-
-    def decode(self, sequence: Sequence) -> None:
-        self._give(sequence.id, sequence.computed_tokens, 1)
-
-    def prefill(self, sequence: Sequence, tokens: int) -> None:
-        """Give the sequence `tokens` beside those that it got before."""
-        self.has_prefill = True
-        self._give(sequence.id, self.start(sequence), tokens)
-
-    def start(self, sequence: Sequence) -> int:
-        """Its first token that is neither computed nor given."""
-        return sequence.computed_tokens + self.tokens.get(sequence.id, 0)
-
-    def withdraw(self, sequence: Sequence) -> None:
-        tokens = self.tokens.pop(sequence.id, 0)
-        self.budget += tokens
-        self.seconds += self.time.chunk_seconds(sequence.computed_tokens, tokens)
-
-    def _give(self, sequence_id: str, start: int, tokens: int) -> None:
-        self.tokens[sequence_id] = self.tokens.get(sequence_id, 0) + tokens
-        self.budget -= tokens
-        self.seconds -= self.time.chunk_seconds(start, tokens)
-
-
 class Scheduler:
     """The waiting and the running sequences of one engine. Every sequence is in exactly one of the two (`check`)."""
 
@@ -108,9 +58,10 @@ class Scheduler:
         self.pages = pages
         self.preemptions = 0
         self.step_time = StepTime()
+        self._sequences: dict[str, Sequence] = {}  # all of them
         self._running: dict[str, Sequence] = {}
         self._waiting: list[Sequence] = []  # by standing
-        self._standings: dict[str, tuple[float, int]] = {}  # deadline, order of arrival
+        self._sides: tuple[Decoding, list[Sequence]] | None = None  # what `_split` keeps; None when outdated
         self._arrivals = 0
 
     @property
@@ -127,31 +78,31 @@ class Scheduler:
 
     def add(self, sequence: Sequence) -> None:
         """Queue a new sequence. ValueError if its id is known, or if it would not fit the cache alone."""
-        if sequence.id in self._standings:
+        if sequence.id in self._sequences:
             raise ValueError(f"request {sequence.id} is there already")
         needed = self.pages.pages_for(sequence.final_tokens)
         if needed > self.pages.total_pages:
             raise ValueError(f"request {sequence.id} needs {needed} pages, the cache has {self.pages.total_pages}")
         request = sequence.request
-        deadline = request.arrival_seconds + request.priority * self.limits.aging_seconds
-        self._standings[sequence.id] = (deadline, self._arrivals)
+        sequence.standing = (request.arrival_seconds + request.priority * self.limits.aging_seconds, self._arrivals)
         self._arrivals += 1
-        insort(self._waiting, sequence, key=self._standing)
+        self._sequences[sequence.id] = sequence
+        insort(self._waiting, sequence, key=_standing)
 
     def remove(self, sequence_id: str) -> bool:
         """Forget a sequence and free its pages, wherever it is. False if it is not there."""
-        standing = self._standings.get(sequence_id)
-        if standing is None:
+        sequence = self._sequences.pop(sequence_id, None)
+        if sequence is None:
             return False
         if self._running.pop(sequence_id, None) is None:
-            del self._waiting[bisect_left(self._waiting, standing, key=self._standing)]
+            del self._waiting[bisect_left(self._waiting, sequence.standing, key=_standing)]
+        self._sides = None
         self.pages.release(sequence_id)
-        del self._standings[sequence_id]
         return True
 
     def clear(self) -> None:
         """Forget every sequence."""
-        for sequence_id in tuple(self._standings):
+        for sequence_id in tuple(self._sequences):
             self.remove(sequence_id)
 
     def schedule(self, now: float) -> Batch:
@@ -166,21 +117,31 @@ class Scheduler:
                 sequence.first_scheduled_seconds = now
             samples = tokens == sequence.remaining_tokens
             chunks.append(Chunk(sequence, sequence.computed_tokens, tokens, self.pages.table(sequence_id), samples))
-        return Batch(tuple(chunks), self.pages.take_copies())
+        return Batch(tuple(chunks), self.pages.take_copies(), step.decoding, step.lengths)
 
     def commit(self, batch: Batch, sampled: Iterable[SampledToken]) -> list[TokenOutput]:
         """Note that the step was computed and which token each of `batch.sampling` gained; the finished ones leave."""
-        for chunk in batch.chunks:
-            chunk.sequence.advance(chunk.tokens)
+        outputs = [
+            TokenOutput(
+                one.id,
+                token,
+                one.append(token.token_id) if token.embedding is None else FinishReason.STOP,
+                one.cached_tokens,
+            )
+            for one, token in zip(batch.sampling, sampled, strict=True)
+        ]
+        for chunk in batch.prefill:
+            if not chunk.samples:
+                chunk.sequence.advance(chunk.tokens)
             self.pages.commit(chunk.sequence)
-        outputs = []
-        for sequence, token in zip(batch.sampling, sampled, strict=True):
-            is_pooled = sequence.request.pooling is not None
-            is_first = sequence.generated_tokens == 0
-            reason = FinishReason.STOP if is_pooled else sequence.append(token.token_id)
-            if reason is not None:
-                self.remove(sequence.id)
-            outputs.append(TokenOutput(sequence.id, token, reason, sequence.cached_tokens if is_first else 0))
+        rows, page_tokens = zip(batch.decoding.sequences, batch.decoding_lengths, strict=True), self.pages.page_tokens
+        for sequence in [one for one, length in rows if length % page_tokens == 0]:
+            self.pages.commit(sequence)
+        for output in outputs:
+            if output.finish_reason is not None:
+                self.remove(output.request_id)
+        if any(chunk.sequence.is_decoding for chunk in batch.prefill):
+            self._sides = None
         return outputs
 
     def observe(self, batch: Batch, seconds: float) -> float | None:
@@ -193,32 +154,41 @@ class Scheduler:
     def check(self) -> None:
         """Raise RuntimeError if sequences or pages are not where they should be."""
         ids = [*self._running, *(sequence.id for sequence in self._waiting)]
-        if sorted(ids) != sorted(self._standings):
-            raise RuntimeError(f"{len(self._standings)} sequences are known, {len(ids)} are waiting or running")
+        if sorted(ids) != sorted(self._sequences):
+            raise RuntimeError(f"{len(self._sequences)} sequences are known, {len(ids)} are waiting or running")
+        if self._sides is not None and ([*self._sides[0].sequences], self._sides[1]) != self._divided():
+            raise RuntimeError(f"{len(self._sides[0])} sequences are kept as those that decode: they are others by now")
         self.pages.check(self._running)
 
-    def _begin(self) -> _Step:
+    def _begin(self) -> StepPlan:
         is_timed = self.step_time.is_fitted and self.limits.step_seconds < math.inf
         seconds = self.limits.step_seconds - self.step_time.step_seconds if is_timed else math.inf
-        return _Step(self.limits.step_tokens, seconds, self.step_time, self.pages.page_tokens)
+        return StepPlan(self.limits.step_tokens, seconds, self.step_time, self.pages.page_tokens)
 
-    def _give_to_decoding(self, step: _Step, now: float) -> None:
-        for sequence in sorted(filter(_is_decoding, self._running.values()), key=self._standing):
-            if step.budget == 0:
-                return
-            if sequence.id in self._running and self._grow(sequence, step, now):
-                step.decode(sequence)
+    def _split(self) -> tuple[Decoding, list[Sequence]]:
+        """The running sequences that decode, and the others: the same objects until somebody joins or leaves."""
+        if self._sides is None:
+            decoding, others = self._divided()
+            self._sides = Decoding(decoding, [self.pages.table(sequence.id) for sequence in decoding]), others
+        return self._sides
 
-    def _give_to_prefill(self, step: _Step, now: float) -> None:
+    def _divided(self) -> tuple[list[Sequence], list[Sequence]]:
+        """The running sequences that decode and the others, by standing."""
+        running = sorted(self._running.values(), key=_standing)
+        return [one for one in running if one.is_decoding], [one for one in running if not one.is_decoding]
+
+    def _give_to_decoding(self, step: StepPlan, now: float) -> None:
+        """A token to each, by standing; then a page to those whose token is the first of one."""
+        step.decode(self._split()[0])
+        rows, page_tokens = zip(step.decoding.sequences, step.lengths, strict=True), self.pages.page_tokens
+        for sequence in [one for one, length in rows if (length - 1) % page_tokens == 0]:
+            self._grow(sequence, step, now)
+
+    def _give_to_prefill(self, step: StepPlan, now: float) -> None:
         """Running sequences with more than one token to go, and waiting ones as they are admitted, by standing."""
-        if self._waiting and self._running:
-            step.growth_pages = sum(map(self._can_grow, self._running.values()))
-            step.last_standing = max(map(self._standing, self._running.values()))
-        running = [s for s in self._running.values() if s.id not in step.tokens and not _is_decoding(s)]
-        running.sort(key=self._standing)
         too_long: Sequence | None = None
         barred = False
-        for sequence in merge(running, tuple(self._waiting), key=self._standing):
+        for sequence in self._candidates(step):
             if step.is_full or self._none_can_start(sequence, step):
                 break
             is_waiting = sequence.id not in self._running
@@ -229,7 +199,8 @@ class Scheduler:
             if room == 0 or (too_long is not None and not fits):
                 continue
             if is_waiting:
-                if self.pages.computing(sequence, found) in step.tokens:
+                computing = self.pages.computing(sequence, found)
+                if computing is not None and step.computes(computing):
                     continue
                 if barred or not self._admit(sequence, found, step):
                     barred = barred or self._is_overdue(sequence, now)
@@ -245,11 +216,21 @@ class Scheduler:
             if tokens:
                 step.prefill(too_long, tokens)
 
-    def _none_can_start(self, sequence: Sequence, step: _Step) -> bool:
-        """Whether the walk is for nothing from here on: no slot is free, and nobody later holds one."""
-        return len(self._running) >= self.limits.max_concurrent and self._standing(sequence) > step.last_standing
+    def _candidates(self, step: StepPlan) -> Iterable[Sequence]:
+        """Running sequences that do not decode, and waiting ones if any can start, by standing."""
+        running = self._split()[1]
+        if self._waiting and self._running:
+            step.last_standing = max(map(_standing, self._running.values()))
+        if not self._waiting or self._none_can_start(self._waiting[0], step):
+            return running
+        step.growth_pages = sum(map(self._can_grow, self._running.values()))
+        return merge(running, tuple(self._waiting), key=_standing)
 
-    def _admit(self, sequence: Sequence, found: list[bytes], step: _Step) -> bool:
+    def _none_can_start(self, sequence: Sequence, step: StepPlan) -> bool:
+        """Whether the walk is for nothing from here on: no slot is free, and nobody later holds one."""
+        return len(self._running) >= self.limits.max_concurrent and sequence.standing > step.last_standing
+
+    def _admit(self, sequence: Sequence, found: list[bytes], step: StepPlan) -> bool:
         """Start a waiting sequence; `found` is what the cache has of it."""
         victims = self._victims_for(sequence, found, step)
         if victims is None:
@@ -260,12 +241,13 @@ class Scheduler:
         cached_tokens = self.pages.admit(sequence, found)
         assert cached_tokens is not None, self.pages  # noqa: S101 # the shortfall was worked out to be none
         sequence.admit(cached_tokens)
-        del self._waiting[bisect_left(self._waiting, self._standing(sequence), key=self._standing)]
+        del self._waiting[bisect_left(self._waiting, sequence.standing, key=_standing)]
         self._running[sequence.id] = sequence
+        self._sides = None
         step.growth_pages += self._can_grow(sequence)
         return True
 
-    def _victims_for(self, sequence: Sequence, found: list[bytes], step: _Step) -> list[Sequence] | None:
+    def _victims_for(self, sequence: Sequence, found: list[bytes], step: StepPlan) -> list[Sequence] | None:
         """Whom to preempt so that a waiting sequence can start: often nobody; None if it cannot start at all."""
         slots = self.limits.max_concurrent - len(self._running)
         free = self.pages.free_pages - step.growth_pages
@@ -273,11 +255,11 @@ class Scheduler:
         victims: list[Sequence] = []
         if slots > 0 and shortfall.pages <= free:
             return victims
-        standing = self._standing(sequence)
+        standing = sequence.standing
         if standing > step.last_standing:
             return None
         lower = [s for s in self._running.values() if s.request.priority > sequence.request.priority]
-        lower = [s for s in lower if self._standing(s) > standing]
+        lower = [s for s in lower if s.standing > standing]
         for victim in sorted(lower, key=_sunk_work):
             victims.append(victim)
             slots += 1
@@ -287,42 +269,34 @@ class Scheduler:
                 return victims
         return None
 
-    def _grow(self, sequence: Sequence, step: _Step, now: float) -> bool:
-        """Reserve the page of a decoding sequence's next token, by preemption if need be; False if its own."""
-        while not self.pages.reserve(sequence.id, sequence.total_tokens):
-            victim = max(self._running.values(), key=lambda candidate: self._expendability(candidate, now))
-            self._preempt(victim, step)
-            if victim is sequence:
-                return False
-        return True
+    def _grow(self, sequence: Sequence, step: StepPlan, now: float) -> None:
+        """Reserve the page of a decoding sequence's next token, by preemption if need be: of itself, if it must be."""
+        while sequence.id in self._running and not self.pages.reserve(sequence.id, sequence.total_tokens):
+            self._preempt(max(self._running.values(), key=lambda one: self._expendability(one, now)), step)
 
-    def _preempt(self, victim: Sequence, step: _Step) -> None:
+    def _preempt(self, victim: Sequence, step: StepPlan) -> None:
         step.withdraw(victim)
         self.pages.release(victim.id)
         del self._running[victim.id]
+        self._sides = None
         victim.forget()
-        insort(self._waiting, victim, key=self._standing)
+        insort(self._waiting, victim, key=_standing)
         self.preemptions += 1
 
     def _expendability(self, sequence: Sequence, now: float) -> tuple[bool, float, int]:
         """Who loses its pages first, as a sort key: the greatest does."""
-        deadline, _ = self._standing(sequence)
         if self._is_overdue(sequence, now):
-            return False, deadline, 0
+            return False, sequence.standing[0], 0
         return True, sequence.request.priority, -sequence.computed_tokens
 
     def _is_overdue(self, sequence: Sequence, now: float) -> bool:
-        return now > self._standing(sequence)[0] + self.limits.patience_seconds
+        return now > sequence.standing[0] + self.limits.patience_seconds
 
     def _can_grow(self, sequence: Sequence) -> bool:
         return self.pages.missing_pages(sequence.id, sequence.final_tokens) > 0
 
-    def _standing(self, sequence: Sequence) -> tuple[float, int]:
-        return self._standings[sequence.id]
 
-
-def _is_decoding(sequence: Sequence) -> bool:
-    return sequence.is_decoding
+_standing = attrgetter("standing")
 
 
 def _sunk_work(sequence: Sequence) -> tuple[int, int]:

@@ -25,6 +25,10 @@ _OUTLIER_RATIO = 3.0
 """A step that took longer than so many times its prediction was held up by something else; it counts as this much."""
 _TRUSTED_STEPS = 8
 """Until then nothing is an outlier and nothing is predicted."""
+_REFIT_STEPS = 16
+"""Steps whose time was predicted well are fitted together, so many at a time: a fit is most of the work."""
+_CLOSE = 0.1
+"""Share of a step's time by which a prediction may be off and still needs no fit at once."""
 _SCALES = (1e-3, 1e-6, 1e-9)
 """Seconds of a step, a token and a pair, roughly: in these units the coefficients are near one."""
 
@@ -77,8 +81,9 @@ class StepTime:
 
     def observe(self, tokens: int, pairs: float, seconds: float) -> None:
         """Learn from a step of so many tokens and pairs, which took `seconds`."""
+        predicted = self.predict(tokens, pairs) if self.is_fitted else 0.0
         if self.is_fitted:
-            seconds = min(seconds, _OUTLIER_RATIO * self.predict(tokens, pairs))
+            seconds = min(seconds, _OUTLIER_RATIO * predicted)
         if seconds <= 0:
             return
         self.steps += 1
@@ -89,6 +94,10 @@ class StepTime:
                 self._moments[row][column] = _FORGETTING * self._moments[row][column] + x[row] * x[column]
             self._moments[row][row] += leak
             self._target[row] = _FORGETTING * self._target[row] + x[row] + leak * self._estimate[row]
+        if self.steps % _REFIT_STEPS == 0 or abs(predicted - seconds) > _CLOSE * seconds:
+            self._refit()
+
+    def _refit(self) -> None:
         self._estimate = self._fit()
         coefficients = map(mul, self._estimate, _SCALES)
         self.step_seconds, self.token_seconds, self.pair_seconds = coefficients
