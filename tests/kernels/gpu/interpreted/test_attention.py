@@ -16,6 +16,7 @@ from m3_kernels import reference
 from m3_kernels.gpu import attention, attention_tiles
 from m3_kernels.gpu.attention_tiles import AttentionTile
 from m3_kernels.gpu.sparse_prefill import LoopOrder
+from m3_kernels.layout import LayerPages
 
 K = 3
 TOLERANCE = {torch.float32: 2e-6, torch.float16: 2e-3}
@@ -134,19 +135,42 @@ def test_what_is_given_may_be_a_view(order: LoopOrder) -> None:
     assert_same(actual, attention.sparse_attention(case.q, case.pages, blocks, case.batch, order))
 
 
+def test_only_what_the_kernels_are_made_for_is_taken() -> None:
+    def taken(heads: int = 4, dim: int = 16, page: int = 16, cache: torch.dtype = torch.float32) -> bool:
+        pages = LayerPages(*(torch.zeros(2, page, G, dim, dtype=cache) for _ in range(2)))
+        return attention.takes(torch.zeros(2, G * heads, dim), pages)
+
+    assert taken()
+    assert taken(heads=1, dim=32, page=64, cache=torch.float8_e4m3fn)
+    assert not taken(heads=3)
+    assert not taken(dim=8)
+    assert not taken(page=24)
+    assert not taken(cache=torch.float16)
+
+
+def test_pages_that_are_broken_in_memory_are_not_taken() -> None:
+    case = step([(2, 2)])
+    broken = replace(case.pages, v=case.pages.v.transpose(1, 2).contiguous().transpose(1, 2))
+    assert attention.takes(case.q, case.pages)
+    assert not attention.takes(case.q, broken)
+
+
 @pytest.mark.parametrize(
-    ("heads", "dim", "page", "named"),
-    [(3, 16, 16, "3 heads of a group"), (4, 8, 16, "8 dimensions of a head"), (4, 16, 24, "24 tokens of a page")],
+    ("programs", "blocks", "expected"),
+    [
+        (198, 16, 1),
+        (197, 16, 2),
+        (99, 16, 2),
+        (64, 16, 4),
+        (4, 16, 16),
+        (4, 8192, 32),
+        (1, 1, 1),
+        (1, 0, 1),
+        (4, 11, 8),
+    ],
 )
-def test_sizes_that_no_tile_has_are_refused(heads: int, dim: int, page: int, named: str) -> None:
-    case = step([(2, 2)])
-    pages = replace(case.pages, k=torch.zeros(4, page, G, dim), v=torch.zeros(4, page, G, dim))
-    with pytest.raises(ValueError, match=f"{named}: the GPU's kernels take powers of two from .* up"):
-        attention.dense_attention(torch.zeros(2, G * heads, dim), pages, case.batch)
-
-
-def test_pages_that_are_a_view_are_refused() -> None:
-    case = step([(2, 2)])
-    pages = replace(case.pages, v=case.pages.v.transpose(1, 2).contiguous().transpose(1, 2))
-    with pytest.raises(ValueError, match=r"pages\.k and pages\.v must be contiguous"):
-        attention.dense_attention(case.q, pages, case.batch)
+def test_walks_are_split_until_they_fill_the_chip(
+    programs: int, blocks: int, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attention_tiles, "SINGLE_WAVE", 198)
+    assert attention_tiles.splits(programs, blocks) == expected
