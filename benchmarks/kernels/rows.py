@@ -67,13 +67,13 @@ class Bench:
     device: str
     chip: Chip | None
 
-    def layers(self, chunks: Sequence[Chunk], cache: torch.dtype) -> list[Layer]:
-        """One to check and time; on a GPU with copies enough to miss its cache."""
-        first = layer(self.scale.heads, chunks, self.scale.dtype, cache, self.device)
-        if self.chip is None:
-            return [first]
-        size = sum(t.nbytes for t in (first.pages.k, first.pages.v, first.q))
-        return [first, *(first.copy() for _ in range(copies(size, self.chip.cache_bytes) - 1))]
+    def layer(self, chunks: Sequence[Chunk], cache: torch.dtype) -> Layer:
+        return layer(self.scale.heads, chunks, self.scale.dtype, cache, self.device)
+
+    def rotation(self, first: Layer, read_bytes: int) -> list[Layer]:
+        """The layer; on a GPU with so many copies that what a call reads of all of them exceeds its cache twice."""
+        count = 1 if self.chip is None else copies(read_bytes, self.chip.cache_bytes)
+        return [first, *(first.copy() for _ in range(count - 1))]
 
     def row(
         self,
@@ -101,10 +101,10 @@ def sparse_prefills(bench: Bench) -> Iterator[Row]:
 
 
 def _sparse_prefill(bench: Bench, chunk: Chunk, kind: str, kept: float, cache: torch.dtype) -> Iterator[Row]:
-    heads, layers = bench.scale.heads, bench.layers([chunk], cache)
-    blocks = selection(heads, chunk, kept).to(bench.device)
-    cost = counting.floor(heads, chunk, blocks.cpu(), cache.itemsize)
-    checked = sampled_rows(layers[0])
+    heads, blocks = bench.scale.heads, selection(bench.scale.heads, chunk, kept)
+    cost = counting.floor(heads, chunk, blocks, cache.itemsize)
+    layers = bench.rotation(bench.layer([chunk], cache), cost.bytes)
+    blocks, checked = blocks.to(bench.device), sampled_rows(layers[0])
     orders: dict[str, Callable[[Layer], Tensor]] = {
         order.value: lambda one, order=order: attention.sparse_attention(one.q, one.pages, blocks, one.batch, order)
         for order in LoopOrder
@@ -124,10 +124,11 @@ def dense(bench: Bench) -> Iterator[Row]:
     """Our dense attention, and torch's on keys that lie in order; the latter without a mask where there is a prefix."""
     heads = bench.scale.heads
     for chunk in bench.scale.dense:
-        layers = bench.layers([chunk], bench.scale.dtype)
+        first = bench.layer([chunk], bench.scale.dtype)
         seen = sum(position + 1 for position in chunk.positions)
         flop = 4 * seen * heads.groups * heads.heads * heads.head_dim
-        moved = 2 * chunk.context * heads.groups * heads.head_dim * layers[0].q.itemsize + 2 * layers[0].q.nbytes
+        moved = 2 * chunk.context * heads.groups * heads.head_dim * first.q.itemsize + 2 * first.q.nbytes
+        layers = bench.rotation(first, moved)
         ours = [partial(attention.dense_attention, one.q, one.pages, one.batch) for one in layers]
         error = attention_error(layers[0], None, ours[0](), sampled_rows(layers[0], 4))
         shape = _prefill(chunk)
@@ -135,8 +136,9 @@ def dense(bench: Bench) -> Iterator[Row]:
         theirs = [partial(_sdpa, *_in_order(one), causal=chunk.queries == chunk.context) for one in layers]
         yield bench.row(("torch SDPA prefill", _cache(bench.scale.dtype), shape), theirs, (moved, flop), error=None)
     for count, context in bench.scale.decodes:
-        layers = bench.layers([Chunk(1, context)] * count, bench.scale.dtype)
-        moved = layers[0].pages.k.nbytes + layers[0].pages.v.nbytes + 2 * layers[0].q.nbytes
+        first = bench.layer([Chunk(1, context)] * count, bench.scale.dtype)
+        moved = first.pages.k.nbytes + first.pages.v.nbytes + 2 * first.q.nbytes
+        layers = bench.rotation(first, moved)
         flop = 4 * count * context * heads.groups * heads.heads * heads.head_dim
         ours = [partial(attention.dense_attention, one.q, one.pages, one.batch) for one in layers]
         error = attention_error(layers[0], None, ours[0](), sampled_rows(layers[0], 4))
@@ -151,14 +153,12 @@ def sparse_decodes(bench: Bench) -> Iterator[Row]:
     for count, context in bench.scale.decodes:
         for cache in (bench.scale.dtype, FP8):
             chunk = Chunk(1, context)
-            layers = bench.layers([chunk] * count, cache)
+            first = bench.layer([chunk] * count, cache)
             blocks = torch.cat([selection(heads, chunk, RANDOM, seed) for seed in range(count)], 1).to(bench.device)
             pairs = int((blocks >= 0).sum())
             size = 2 * heads.block_tokens * heads.head_dim * cache.itemsize
-            cost = (
-                pairs * size + 2 * layers[0].q.nbytes,
-                4 * pairs * heads.heads * heads.block_tokens * heads.head_dim,
-            )
+            cost = (pairs * size + 2 * first.q.nbytes, 4 * pairs * heads.heads * heads.block_tokens * heads.head_dim)
+            layers = bench.rotation(first, cost[0])
             calls = [partial(attention.sparse_attention, one.q, one.pages, blocks, one.batch) for one in layers]
             error = attention_error(layers[0], blocks, calls[0](), sampled_rows(layers[0]))
             bar = None if bench.chip is None else 1.1 * bench.chip.floor_seconds(*cost)
@@ -178,10 +178,10 @@ def choices(bench: Bench) -> Iterator[Row]:
 
 
 def _choice(bench: Bench, chunks: Sequence[Chunk], cache: torch.dtype, bar: float | None) -> Iterator[Row]:
-    heads, layers = bench.scale.heads, bench.layers(chunks, cache)
+    heads, first = bench.scale.heads, bench.layer(chunks, cache)
     seen = sum(position + 1 for chunk in chunks for position in chunk.positions)
-    moved = layers[0].index_k.nbytes + layers[0].index_q.nbytes
-    cost = (moved, 2 * seen * heads.groups * heads.index_dim)
+    cost = (first.index_k.nbytes + first.index_q.nbytes, 2 * seen * heads.groups * heads.index_dim)
+    layers = bench.rotation(first, cost[0])
     is_decode = chunks[0].queries == 1
     phase = "decode" if is_decode else "prefill"
     shape = _decode(len(chunks), chunks[0].context) if is_decode else _prefill(chunks[0])
