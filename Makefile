@@ -1,6 +1,6 @@
 # Everything a contributor types. `make help` lists the targets; CI runs `make test` and nothing cleverer.
 .DEFAULT_GOAL := help
-.PHONY: help demo setup test test-fast test-cluster check format lock crds cluster cluster-bin bench-router bench-engine bench-kernels npm-sdk soak tiny-model clean
+.PHONY: help demo setup test test-fast test-cluster check check-kernels format lock crds cluster cluster-bin bench-router bench-engine bench-kernels npm-sdk soak tiny-model clean
 
 BIN := .venv/bin
 PYTEST := $(BIN)/python -m pytest
@@ -28,6 +28,11 @@ check: setup ## linters, types, import contracts
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+check-kernels: setup ## the GPU kernels without a GPU: each in Triton's interpreter, each configuration compiled for Hopper
+	TRITON_INTERPRET=1 OPENBLAS_NUM_THREADS=1 OMP_NUM_THREADS=1 $(PYTEST) -q -n auto tests/kernels/gpu/interpreted
+	$(BIN)/python -m m3_kernels.gpu.compile_table
+	$(PYTEST) -q tests/kernels/gpu/test_compile_gate.py -k "not every_configuration"
 
 format: setup ## what can be mended by a tool
 	$(BIN)/ruff check --fix .

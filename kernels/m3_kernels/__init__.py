@@ -1,6 +1,6 @@
 """The operations of MiniMax-M3: what each means (`reference`), and the one door to them (`ops`).
 
-`cpu` is the implementation for CPUs; other devices run the reference.
+`cpu` is the implementation for CPUs, `gpu` the one for CUDA devices; what neither has, the reference does.
 
 Way of one attention: `ops.qk_norm_rope_insert` -> `ops.choose_blocks` -> `ops.sparse_attention`.
 Way of one mixture of experts:

@@ -1,7 +1,7 @@
 """The one door to the operations: checks shapes and dtypes, then picks the implementation by device.
 
-A CPU runs `m3_kernels.cpu`. Every other device runs the torch reference in this version, a CUDA device too: right, and
-far from what such hardware can do.
+A CPU runs `m3_kernels.cpu`. A CUDA device runs choosing blocks and attention by `m3_kernels.gpu`, for a cache of the
+queries' type or in FP8; whatever else it is asked for, and all that other devices are, is the torch reference.
 What each operation means, and the shapes, are in `reference`; this module adds only the checks, so that a wrong tensor
 is refused with its name, what it has and what it should have, instead of being broadcast into a wrong answer.
 """
@@ -86,6 +86,10 @@ def choose_blocks(index_q: Tensor, index_k: Tensor, batch: RaggedBatch, k: int =
     _check_index(index_q, index_k, batch)
     if _is_cpu(index_q):
         return selection.choose_blocks(index_q, index_k, batch, k)
+    if _has_kernels(index_q, index_k):
+        from m3_kernels.gpu import selection as on_gpu
+
+        return on_gpu.choose_blocks(index_q, index_k, batch, k)
     return reference.choose_blocks(index_q, index_k, batch, k)
 
 
@@ -98,6 +102,10 @@ def best_blocks(index_q: Tensor, index_k: Tensor, batch: RaggedBatch, k: int, pa
     _check_index(index_q, index_k, batch)
     if _is_cpu(index_q):
         return selection.best_blocks(index_q, index_k, batch, k, part)
+    if _has_kernels(index_q, index_k):
+        from m3_kernels.gpu import selection as on_gpu
+
+        return on_gpu.best_blocks(index_q, index_k, batch, k, part)
     return reference.best_blocks(index_q, index_k, batch, k, part)
 
 
@@ -105,6 +113,10 @@ def join_blocks(candidates: BlockCandidates, positions: Tensor, block_tokens: in
     """See `reference.join_blocks`. Raises ValueError if scores, ids and positions do not fit each other."""
     _check_shape("ids", candidates.ids, tuple(candidates.scores.shape))
     _check_shape("positions", positions, (candidates.ids.shape[2],))
+    if _is_cuda(positions):
+        from m3_kernels.gpu import selection as on_gpu
+
+        return on_gpu.join_blocks(candidates, positions, block_tokens)
     return reference.join_blocks(candidates, positions, block_tokens)
 
 
@@ -115,6 +127,10 @@ def sparse_attention(q: Tensor, pages: LayerPages, blocks: Tensor, batch: Ragged
     _check_dtype("blocks", blocks, (torch.int32,))
     if _is_cpu(q):
         return attention.sparse_attention(q, pages, blocks, batch)
+    if _has_kernels(q, pages.k):
+        from m3_kernels.gpu import attention as on_gpu
+
+        return on_gpu.sparse_attention(q, pages, blocks, batch)
     return reference.sparse_attention(q, pages, blocks, batch)
 
 
@@ -123,6 +139,10 @@ def dense_attention(q: Tensor, pages: LayerPages, batch: RaggedBatch) -> Tensor:
     _check_attention(q, pages, batch)
     if _is_cpu(q):
         return attention.dense_attention(q, pages, batch)
+    if _has_kernels(q, pages.k):
+        from m3_kernels.gpu import attention as on_gpu
+
+        return on_gpu.dense_attention(q, pages, batch)
     return reference.dense_attention(q, pages, batch)
 
 
@@ -176,6 +196,15 @@ def combine_experts(out: Tensor, rows: ExpertRows, weights: Tensor) -> Tensor:
 
 def _is_cpu(tensor: Tensor) -> bool:
     return tensor.device.type == "cpu"
+
+
+def _is_cuda(tensor: Tensor) -> bool:
+    return tensor.device.type == "cuda"
+
+
+def _has_kernels(q: Tensor, cache: Tensor) -> bool:
+    """Whether `m3_kernels.gpu` serves them; it is imported where it is, as it brings Triton along."""
+    return _is_cuda(q) and cache.dtype in (q.dtype, torch.float8_e4m3fn)
 
 
 def _check_attention(q: Tensor, pages: LayerPages, batch: RaggedBatch) -> None:

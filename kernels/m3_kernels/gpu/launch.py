@@ -79,6 +79,8 @@ def _decode_rows(batch: RaggedBatch) -> DecodeRows | None:
 
 
 def _query_tiles(batch: RaggedBatch, queries: int) -> QueryTiles | None:
+    if batch.tokens == batch.sequences:
+        return None
     table: list[list[int]] = []
     longest = 0
     for sequence, context in enumerate(batch.context_lengths):

@@ -21,7 +21,7 @@ class Tile:
     """Of the tile of queries (each with each of its heads)."""
     warps: int
     stages: int
-    """Loads of keys in flight, the one that is computed with included."""
+    """Of the loop over keys."""
 
 
 @dataclass(frozen=True)
@@ -40,24 +40,27 @@ class ScoreSplit:
         return min(max(steps * self.least_blocks, self.least_blocks), self.most_blocks)
 
 
-# Scoring a prompt. 128 rows with 4 warps leave room for two programs on a multiprocessor: while one takes the best of
-# each block, which the tensor cores wait for, the other multiplies. 256 rows with 8 warps would read half as much from
-# the second-level cache, and leave room for one.
+# Stages count loads and, as the number of a page is loaded before the page itself, twice: 2n + 1 stages have n pages on
+# their way while one is computed with.
+#
+# Scoring a prompt. 128 rows with 8 warps leave room for two programs on a multiprocessor: while one takes the best of
+# each block and waits for the next, the other multiplies. 256 rows (162 registers, 161 KiB) would read half as much
+# from the second-level cache, but leave room for one, and its tensor cores idle while it takes the best.
 _PREFILL_SCORE = {
-    torch.bfloat16: Tile(rows=128, warps=4, stages=3),
-    torch.float16: Tile(rows=128, warps=4, stages=3),
-    torch.float8_e4m3fn: Tile(rows=128, warps=4, stages=3),
-    torch.float32: Tile(rows=32, warps=4, stages=2),
+    torch.bfloat16: Tile(rows=128, warps=8, stages=3),
+    torch.float16: Tile(rows=128, warps=8, stages=3),
+    torch.float8_e4m3fn: Tile(rows=128, warps=8, stages=5),
+    torch.float32: Tile(rows=32, warps=4, stages=3),
 }
 # About 16 programs, one after another, on each of 2 places of a multiprocessor: the last ones leave few idle.
 PREFILL_SCORE_SPLIT = ScoreSplit(least_blocks=16, most_blocks=128, programs=16 * 2 * MULTIPROCESSORS)
 # A row holds the heads of one query, padded to what a matrix instruction takes. It waits for memory alone, so what
-# counts is bytes in flight: 2 pages of 32 KiB in each of 2 programs of a multiprocessor.
+# counts is bytes in flight: 2 pages in each of 2 programs of a multiprocessor, 4 in FP8, are 128 KiB.
 _DECODE_SCORE = {
-    torch.bfloat16: Tile(rows=16, warps=4, stages=3),
-    torch.float16: Tile(rows=16, warps=4, stages=3),
-    torch.float8_e4m3fn: Tile(rows=16, warps=4, stages=4),
-    torch.float32: Tile(rows=16, warps=4, stages=2),
+    torch.bfloat16: Tile(rows=16, warps=4, stages=5),
+    torch.float16: Tile(rows=16, warps=4, stages=5),
+    torch.float8_e4m3fn: Tile(rows=16, warps=4, stages=5),
+    torch.float32: Tile(rows=16, warps=4, stages=3),
 }
 DECODE_SCORE_SPLIT = ScoreSplit(least_blocks=4, most_blocks=32, programs=4 * MULTIPROCESSORS)
 
@@ -85,16 +88,19 @@ class SelectTile:
     warps: int
 
 
-# Of a prompt: 8 rows are 32 bytes of scores, what memory is read in.
-SELECT_OF_TILES = SelectTile(rows=8, groups=256, members=8, warps=4)
-# Decoding: a row at a time, in one step up to 1M tokens; the narrower for shorter page tables.
-SELECT_OF_ROWS = (
-    SelectTile(rows=1, groups=128, members=1, warps=1),
-    SelectTile(rows=1, groups=128, members=8, warps=1),
-    SelectTile(rows=1, groups=1024, members=8, warps=4),
-)
+# Of a prompt: 8 rows are 32 bytes of scores, what memory is read in; as many steps as there are blocks.
+SELECT_OF_TILES = SelectTile(rows=8, groups=128, members=8, warps=4)
 
 
 def select_of_rows(blocks: int) -> SelectTile:
-    """The narrowest that takes so many blocks in one step; the widest takes more in several."""
-    return next((tile for tile in SELECT_OF_ROWS if tile.groups * tile.members >= blocks), SELECT_OF_ROWS[-1])
+    """Decoding: a row at a time, and all blocks in one step; the less for shorter page tables."""
+    if blocks <= 128:
+        return SelectTile(rows=1, groups=128, members=1, warps=1)
+    if blocks <= 1024:
+        return SelectTile(rows=1, groups=128, members=8, warps=1)
+    members = 1 << (-(-blocks // 512) - 1).bit_length()
+    return SelectTile(rows=1, groups=512, members=max(members, 16), warps=4)
+
+
+JOIN_ROWS = 4
+"""Candidates of several ranks: so many queries a program, each a warp's, so that no warp waits for another."""
