@@ -9,6 +9,13 @@ instructions without a GPU.
     index_score     the best dot product of each query with each block
     select_blocks   the k best blocks of each query, from those scores or from candidates
     selection       both together: choose_blocks, best_blocks, join_blocks
+    attention       sparse and dense attention of a step: its decoding rows to one kernel, its chunks to another
+    sparse_prefill  a chunk over selected blocks, in one of two loop orders
+    union_tile      queries outside: adjacent ones walk the union of their blocks; dense attention, a walk over all
+    kv_outer        blocks outside: each gathers the queries that chose it, which `block_index` says
+    sparse_decode   single queries
+    merge           parts of an attention, added up by their log-sum-exps
+    softmax         the step that these have in common; `attention_tiles`, their sizes
 
 Rules of the room. The same source runs on Triton 3.6 to 3.9: plain `range` in kernels, no autotuning. Kernels get sizes
 that change from step to step as arguments that do not specialise them, so that a step never compiles; every argument is

@@ -90,8 +90,12 @@ def index_blocks(blocks: Tensor, step: StepBlocks, rows: range, run: int) -> Blo
     """The index of the choices of some rows, in runs of at most `run` queries. blocks: [G, T, K] i32, then -1."""
     (G, T, K), NB, pairs = blocks.shape, len(step), len(rows) * blocks.shape[2]
     counts = blocks.new_zeros(G, NB)
-    starts = blocks.new_empty(2, G, NB + 1)
-    index = BlockIndex(blocks.new_empty(G, pairs), starts[0], blocks.new_empty(G, most_runs(pairs, NB, run)), starts[1])
+    index = BlockIndex(
+        pairs=blocks.new_empty(G, pairs),
+        pair_starts=blocks.new_empty(G, NB + 1),
+        runs=blocks.new_empty(G, most_runs(pairs, NB, run)),
+        run_starts=blocks.new_empty(G, NB + 1),
+    )
     stretch = (blocks, step.sequences, step.first, T, rows.start, pairs, NB, counts)
     grid = (triton.cdiv(pairs, SIZE), G)
     count_kernel[grid](*stretch, SIZE=SIZE, K=K, num_warps=WARPS)

@@ -56,7 +56,7 @@ def attend_rows(
         KEYS=tile.keys_of(B),
         K=K,
         KP=triton.next_power_of_2(max(K, 1)),
-        SPLITS=splits,
+        SPLIT=splits > 1,
         num_warps=tile.warps,
         num_stages=tile.stages,
     )
@@ -69,8 +69,8 @@ def sparse_decode_kernel(  # noqa: PLR0917
     q: tl.tensor,  # [T, H, D]
     k: tl.tensor,  # [P, B, G, D]
     v: tl.tensor,  # [P, B, G, D]
-    out: tl.tensor,  # [T, H, D]; with several splits the parts, [N, SPLITS, H, D] fp32
-    lse: tl.tensor,  # with several splits [N, SPLITS, H] fp32; else not written
+    out: tl.tensor,  # [T, H, D]; if SPLIT the parts, [N, splits, H, D] fp32
+    lse: tl.tensor,  # if SPLIT [N, splits, H] fp32; else not written
     blocks: tl.tensor,  # [G, T, K] i32, ascending, then -1; not read where K is 0
     tokens: tl.tensor,
     positions: tl.tensor,  # [T] i64
@@ -87,9 +87,9 @@ def sparse_decode_kernel(  # noqa: PLR0917
     KEYS: tl.constexpr,
     K: tl.constexpr,  # 0: no lists, all blocks
     KP: tl.constexpr,
-    SPLITS: tl.constexpr,
+    SPLIT: tl.constexpr,  # whether a walk is split; into how many parts, the grid says
 ) -> None:
-    number, group, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    number, group = tl.program_id(0), tl.program_id(1)
     PARTS: tl.constexpr = B // KEYS
     token = tl.load(rows + number).to(tl.int64)
     pages = page_table + tl.load(sequences + number).to(tl.int64) * table_stride
@@ -100,7 +100,8 @@ def sparse_decode_kernel(  # noqa: PLR0917
         count = tl.sum((tl.load(listed + choice, mask=choice < K, other=-1) >= 0).to(tl.int32), 0)
     else:
         count = (position // B + 1).to(tl.int32)
-    share = tl.cdiv(count, SPLITS)
+    split, splits = (tl.program_id(2), tl.num_programs(2)) if SPLIT else (0, 1)
+    share = tl.cdiv(count, splits)
     begin = tl.minimum(split * share, count)
     end = tl.minimum(begin + share, count)
 
@@ -129,42 +130,40 @@ def sparse_decode_kernel(  # noqa: PLR0917
 
     attended, sums = softmax.finish(acc, peak, total)
     place = token * (G * HEADS) + head
-    if SPLITS > 1:
-        place = (number.to(tl.int64) * SPLITS + split) * (G * HEADS) + head
+    if SPLIT:
+        place = (number.to(tl.int64) * splits + split) * (G * HEADS) + head
         tl.store(lse + place, sums, mask=real)
     tl.store(out + place[:, None] * D + d[None, :], attended.to(out.dtype.element_ty), mask=real[:, None])
 
 
 def configurations() -> list[CompileCase]:
-    """Every way in which M3 compiles the kernel, but for the number of splits, of which one stands for all."""
-    cases = []
-    for queries, cache in (("bf16", "bf16"), ("fp16", "fp16"), ("bf16", "fp8e4nv")):
-        cases += [_case("sparse", queries, cache, 16, 1), _case("dense", queries, cache, 0, 1)]
-    return [*cases, _case("sparse", "bf16", "bf16", 16, 4), _case("dense", "bf16", "bf16", 0, 32)]
+    """Every way in which M3 compiles the kernel."""
+    return [
+        _case(kind, queries, cache, topk, is_split)
+        for queries, cache in (("bf16", "bf16"), ("fp16", "fp16"), ("bf16", "fp8e4nv"))
+        for kind, topk in (("sparse", 16), ("dense", 0))
+        for is_split in (False, True)
+    ]
 
 
-def _case(kind: str, queries: str, cache: str, topk: int, splits: int) -> CompileCase:
+def _case(kind: str, queries: str, cache: str, topk: int, is_split: bool) -> CompileCase:
     tile = attention_tiles.decode(torch.bfloat16)
     sizes = {"G": 4, "HEADS": 16, "ROWS": 16, "D": 128, "B": 128, "KEYS": tile.keys_of(128)}
     return CompileCase(
-        name=f"sparse_decode/{kind}{'' if splits == 1 else '_split'}/{cache}",
+        name=f"sparse_decode/{kind}{'_split' if is_split else ''}/{cache}",
         kernel=sparse_decode_kernel,
         signature={
             "q": f"*{queries}",
             "k": f"*{cache}",
             "v": f"*{cache}",
-            "out": f"*{queries if splits == 1 else 'fp32'}",
+            "out": "*fp32" if is_split else f"*{queries}",
             "lse": "*fp32",
-            "blocks": "*i32",
-            "tokens": "i32",
-            "positions": "*i64",
-            "rows": "*i32",
-            "sequences": "*i32",
-            "page_table": "*i64",
-            "table_stride": "i32",
             "scale": "fp32",
+            **dict.fromkeys(("blocks", "rows", "sequences"), "*i32"),
+            **dict.fromkeys(("positions", "page_table"), "*i64"),
+            **dict.fromkeys(("tokens", "table_stride"), "i32"),
         },
-        constexprs={**sizes, "K": topk, "KP": max(topk, 1), "SPLITS": splits},
+        constexprs={**sizes, "K": topk, "KP": max(topk, 1), "SPLIT": is_split},
         num_warps=tile.warps,
         num_stages=tile.stages,
         instruction="HMMA",

@@ -100,7 +100,7 @@ def attend_tiles(
         QUERIES=tiles.queries,
         KEYS=tile.keys_of(B),
         LISTED=listed,
-        SPLITS=splits,
+        SPLIT=splits > 1,
         num_warps=tile.warps,
         num_stages=tile.stages,
     )
@@ -157,12 +157,12 @@ def unite_kernel(  # noqa: PLR0917
 
 
 @triton.jit(do_not_specialize=["table_stride"])
-def union_tile_kernel(  # noqa: PLR0917
+def union_tile_kernel(  # noqa: PLR0915, PLR0917
     q: tl.tensor,  # [T, H, D]
     k: tl.tensor,  # [P, B, G, D]
     v: tl.tensor,  # [P, B, G, D]
-    out: tl.tensor,  # [T, H, D]; with several splits the parts, [N * QUERIES, SPLITS, H, D] fp32
-    lse: tl.tensor,  # with several splits [N * QUERIES, SPLITS, H] fp32; else not written
+    out: tl.tensor,  # [T, H, D]; if SPLIT the parts, [N * QUERIES, splits, H, D] fp32
+    lse: tl.tensor,  # if SPLIT [N * QUERIES, splits, H] fp32; else not written
     positions: tl.tensor,  # [T] i64
     tiles: tl.tensor,  # [N, 4] i32: sequence, first row, end row, context
     page_table: tl.tensor,  # [S, table_stride] i64; not read where LISTED
@@ -178,9 +178,9 @@ def union_tile_kernel(  # noqa: PLR0917
     QUERIES: tl.constexpr,
     KEYS: tl.constexpr,
     LISTED: tl.constexpr,  # places in a list; 0: no lists, all blocks
-    SPLITS: tl.constexpr,
+    SPLIT: tl.constexpr,  # whether a walk is split; into how many parts, the grid says
 ) -> None:
-    tile, group, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    tile, group = tl.program_id(0), tl.program_id(1)
     ROWS: tl.constexpr = QUERIES * HEADS
     PARTS: tl.constexpr = B // KEYS
     sequence, first, end = tl.load(tiles + tile * 4), tl.load(tiles + tile * 4 + 1), tl.load(tiles + tile * 4 + 2)
@@ -202,7 +202,8 @@ def union_tile_kernel(  # noqa: PLR0917
     else:
         full, count = own.to(tl.int32), ((position + end - 1 - first) // B + 1).to(tl.int32)
         pages, members = page_table + sequence.to(tl.int64) * table_stride, union_members
-    share = tl.cdiv(full, SPLITS)
+    split, splits = (tl.program_id(2), tl.num_programs(2)) if SPLIT else (0, 1)
+    share = tl.cdiv(full, splits)
     begin = tl.minimum(split * share, full)
     stop = tl.minimum(begin + share, full)
 
@@ -220,7 +221,7 @@ def union_tile_kernel(  # noqa: PLR0917
         page = tl.load(pages + (step + 1) // PARTS).to(tl.int64)
 
     # The queries' own blocks, which the last split takes: the one or two in which the tile lies.
-    parts = tl.where(split == SPLITS - 1, (count - full) * PARTS, 0)
+    parts = tl.where(split == splits - 1, (count - full) * PARTS, 0)
     last = offset + end - 1 - first  # place of the last query, counted from the start of the first one's own block
     for step in range(parts):
         base = (tl.load(pages + full + step // PARTS).to(tl.int64) * B + step % PARTS * KEYS) * (G * D)
@@ -236,8 +237,8 @@ def union_tile_kernel(  # noqa: PLR0917
     attended, sums = softmax.finish(acc, peak, total)
     stored = first + query < end
     place = token * (G * HEADS) + head
-    if SPLITS > 1:
-        place = ((tile.to(tl.int64) * QUERIES + query) * SPLITS + split) * (G * HEADS) + head
+    if SPLIT:
+        place = ((tile.to(tl.int64) * QUERIES + query) * splits + split) * (G * HEADS) + head
         tl.store(lse + place, sums, mask=stored)
     tl.store(out + place[:, None] * D + d[None, :], attended.to(out.dtype.element_ty), mask=stored[:, None])
 
@@ -261,19 +262,21 @@ def configurations() -> list[CompileCase]:
         )
     ]
     for queries, cache, whole in (("bf16", "bf16", dense), ("fp16", "fp16", dense), ("bf16", "fp8e4nv", dense_fp8)):
-        cases += [_case("sparse", queries, cache, union, listed, 1), _case("dense", queries, cache, whole, 0, 1)]
-    return [*cases, _case("sparse", "bf16", "bf16", union, listed, 8), _case("dense", "bf16", "bf16", dense, 0, 8)]
+        for is_split in (False, True):
+            cases.append(_case("sparse", queries, cache, union, listed, is_split))
+            cases.append(_case("dense", queries, cache, whole, 0, is_split))
+    return cases
 
 
-def _case(kind: str, queries: str, cache: str, tile: AttentionTile, listed: int, splits: int) -> CompileCase:  # noqa: PLR0917
-    out = queries if splits == 1 else "fp32"
+def _case(kind: str, queries: str, cache: str, tile: AttentionTile, listed: int, is_split: bool) -> CompileCase:  # noqa: PLR0917
+    out = "fp32" if is_split else queries
     types = {**_TYPES, "q": f"*{queries}", "k": f"*{cache}", "v": f"*{cache}", "out": f"*{out}"}
     sizes = {"G": 4, "HEADS": _HEADS, "D": 128, "B": 128, "QUERIES": tile.queries(_HEADS), "KEYS": tile.keys_of(128)}
     return CompileCase(
-        name=f"union_tile/{kind}{'' if splits == 1 else '_split'}/{cache}",
+        name=f"union_tile/{kind}{'_split' if is_split else ''}/{cache}",
         kernel=union_tile_kernel,
         signature={name: type_ for name, type_ in types.items() if name in union_tile_kernel.arg_names},
-        constexprs={**sizes, "LISTED": listed, "SPLITS": splits},
+        constexprs={**sizes, "LISTED": listed, "SPLIT": is_split},
         num_warps=tile.warps,
         num_stages=tile.stages,
         instruction="HGMMA",
