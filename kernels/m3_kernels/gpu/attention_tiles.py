@@ -45,8 +45,10 @@ _UNION = AttentionTile(rows=64, keys=64, warps=4, stages=3)
 _DENSE = AttentionTile(rows=128, keys=128, warps=8, stages=2)
 _DENSE_FP8 = AttentionTile(rows=128, keys=64, warps=8, stages=3)
 _KV_OUTER = AttentionTile(rows=64, keys=128, warps=4, stages=2)
-# Waits for memory alone: what counts is bytes in flight, 32 KiB a step.
+# Waits for memory alone: what counts is bytes in flight, 32 KiB a step in each of three programs of a multiprocessor.
 _DECODE = AttentionTile(rows=16, keys=64, warps=4, stages=3)
+# Widened in registers: with 64 keys some of these spill.
+_DECODE_FP8 = AttentionTile(rows=16, keys=32, warps=4, stages=4)
 # fp32 is for checking: exact products, which the tensor cores do not offer.
 _FP32 = AttentionTile(rows=16, keys=32, warps=4, stages=1)
 
@@ -72,8 +74,10 @@ def kv_outer(queries: torch.dtype) -> AttentionTile:
     return _FP32 if queries == torch.float32 else _KV_OUTER
 
 
-def decode(queries: torch.dtype) -> AttentionTile:
-    return _FP32 if queries == torch.float32 else _DECODE
+def decode(queries: torch.dtype, cache: torch.dtype) -> AttentionTile:
+    if queries == torch.float32:
+        return _FP32
+    return _DECODE_FP8 if cache == torch.float8_e4m3fn else _DECODE
 
 
 def splits(programs: int, blocks: int, most: int = 32) -> int:

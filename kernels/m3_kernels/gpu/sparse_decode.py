@@ -30,7 +30,7 @@ def attend_rows(
     q: [T, H, D], contiguous. blocks: [G, T, K] i32. out: [T, H, D], of which the decoding rows are written.
     """
     (T, H, D), (_, B, G, _), N = q.shape, pages.k.shape, len(decode)
-    tile = attention_tiles.decode(q.dtype)
+    tile = attention_tiles.decode(q.dtype, pages.k.dtype)
     K = 0 if blocks is None else blocks.shape[2]
     splits = attention_tiles.splits(N * G, K or batch.page_table.shape[1])
     parts = Parts.empty(N, splits, q, torch.float32) if splits > 1 else None
@@ -147,7 +147,7 @@ def configurations() -> list[CompileCase]:
 
 
 def _case(kind: str, queries: str, cache: str, topk: int, is_split: bool) -> CompileCase:
-    tile = attention_tiles.decode(torch.bfloat16)
+    tile = attention_tiles.decode(torch.bfloat16, torch.float8_e4m3fn if cache == "fp8e4nv" else torch.bfloat16)
     sizes = {"G": 4, "HEADS": 16, "ROWS": 16, "D": 128, "B": 128, "KEYS": tile.keys_of(128)}
     return CompileCase(
         name=f"sparse_decode/{kind}{'_split' if is_split else ''}/{cache}",
