@@ -340,7 +340,7 @@ def _sizes(groups: int, k: int, choice: Choice) -> Mapping[str, Any]:
 
 def _padded(k: int) -> int:
     """A power of two, as sorting takes, and 2 at least."""
-    return max(triton.next_power_of_2(k), 2)
+    return 1 << max((k - 1).bit_length(), 1)
 
 
 def configurations() -> list[CompileCase]:

@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from m3_kernel_cases import B, Step, step
 
+from m3_kernel_cases import B, Step, step
 from m3_kernels import ops, reference
 from m3_kernels.gpu import attention, selection, tiles
 from m3_kernels.layout import BlockCandidates, BlockPart
