@@ -1,6 +1,6 @@
 """Attention of a step on a GPU: its decoding rows to one kernel, its chunks to another.
 
-Owns the split, the default loop order, and which tensors the kernels are made for; no kernel. See `sparse_decode`,
+Owns the split, the default loop order, and which sizes the kernels are made for; no kernel. See `sparse_decode`,
 `sparse_prefill` and `union_tile`.
 """
 
@@ -15,24 +15,14 @@ from m3_kernels.gpu.union_tile import attend_tiles
 from m3_kernels.layout import LayerPages, RaggedBatch
 
 
-def takes(q: Tensor, pages: LayerPages) -> bool:
-    """Whether the kernels are made for such tensors.
-
-    A cache of the queries' type or FP8, unbroken in memory; heads of a group, dimensions of a head and tokens of a page
-    that are powers of 2, the latter two at least 16.
-    """
-    (_, H, D), (_, B, G, _) = q.shape, pages.k.shape
-    types = (q.dtype, torch.float8_e4m3fn)
-    known = q.dtype in (torch.bfloat16, torch.float16, torch.float32) and all(
-        pool.dtype in types and pool.is_contiguous() for pool in (pages.k, pages.v)
-    )
-    return known and min(D, B) >= 16 and all(size & (size - 1) == 0 for size in (H // G, D, B))
-
-
 def sparse_attention(
     q: Tensor, pages: LayerPages, blocks: Tensor, batch: RaggedBatch, order: LoopOrder = LoopOrder.UNION_TILE
 ) -> Tensor:
-    """See `reference.sparse_attention`. Each query's own block must be among its blocks, as `choose_blocks` has it."""
+    """See `reference.sparse_attention`. Each query's own block must be among its blocks, as `choose_blocks` has it.
+
+    Raises ValueError where a size is none that the kernels are made for, or the pages are a view with gaps.
+    """
+    _check_sizes(q, pages)
     q, blocks, out = q.contiguous(), blocks.contiguous(), torch.empty_like(q, memory_format=torch.contiguous_format)
     decode = decode_rows(batch)
     if decode is not None:
@@ -42,7 +32,8 @@ def sparse_attention(
 
 
 def dense_attention(q: Tensor, pages: LayerPages, batch: RaggedBatch) -> Tensor:
-    """See `reference.dense_attention`."""
+    """See `reference.dense_attention`. Raises ValueError as `sparse_attention` does."""
+    _check_sizes(q, pages)
     q, out = q.contiguous(), torch.empty_like(q, memory_format=torch.contiguous_format)
     decode = decode_rows(batch)
     if decode is not None:
@@ -52,3 +43,13 @@ def dense_attention(q: Tensor, pages: LayerPages, batch: RaggedBatch) -> Tensor:
     if tiles is not None:
         attend_tiles(q, pages, batch, tiles, out, lists=None)
     return out
+
+
+def _check_sizes(q: Tensor, pages: LayerPages) -> None:
+    (_, H, D), (_, B, G, _) = q.shape, pages.k.shape
+    sizes = {"heads of a group": (H // G, 1), "dimensions of a head": (D, 16), "tokens of a page": (B, 16)}
+    for name, (size, least) in sizes.items():
+        if size < least or size & (size - 1):
+            raise ValueError(f"{size} {name}: the GPU's kernels take powers of 2 from {least} on")
+    if not (pages.k.is_contiguous() and pages.v.is_contiguous()):
+        raise ValueError("pages.k and pages.v must be contiguous: the GPU's kernels find tokens in them by number")

@@ -135,24 +135,22 @@ def test_what_is_given_may_be_a_view(order: LoopOrder) -> None:
     assert_same(actual, attention.sparse_attention(case.q, case.pages, blocks, case.batch, order))
 
 
-def test_only_what_the_kernels_are_made_for_is_taken() -> None:
-    def taken(heads: int = 4, dim: int = 16, page: int = 16, cache: torch.dtype = torch.float32) -> bool:
-        pages = LayerPages(*(torch.zeros(2, page, G, dim, dtype=cache) for _ in range(2)))
-        return attention.takes(torch.zeros(2, G * heads, dim), pages)
-
-    assert taken()
-    assert taken(heads=1, dim=32, page=64, cache=torch.float8_e4m3fn)
-    assert not taken(heads=3)
-    assert not taken(dim=8)
-    assert not taken(page=24)
-    assert not taken(cache=torch.float16)
+@pytest.mark.parametrize(
+    ("heads", "dim", "page", "named"),
+    [(3, 16, 16, "3 heads of a group"), (4, 8, 16, "8 dimensions of a head"), (4, 16, 24, "24 tokens of a page")],
+)
+def test_sizes_that_no_tile_has_are_refused(heads: int, dim: int, page: int, named: str) -> None:
+    case = step([(2, 2)])
+    pages = LayerPages(*(torch.zeros(4, page, G, dim) for _ in range(2)))
+    with pytest.raises(ValueError, match=f"{named}: the GPU's kernels take powers of 2 from .* on"):
+        attention.dense_attention(torch.zeros(2, G * heads, dim), pages, case.batch)
 
 
-def test_pages_that_are_broken_in_memory_are_not_taken() -> None:
+def test_pages_with_gaps_are_refused() -> None:
     case = step([(2, 2)])
     broken = replace(case.pages, v=case.pages.v.transpose(1, 2).contiguous().transpose(1, 2))
-    assert attention.takes(case.q, case.pages)
-    assert not attention.takes(case.q, broken)
+    with pytest.raises(ValueError, match=r"pages\.k and pages\.v must be contiguous"):
+        attention.sparse_attention(case.q, broken, choices(case), case.batch)
 
 
 @pytest.mark.parametrize(
