@@ -12,9 +12,12 @@ import argparse
 import dataclasses
 import importlib
 import json
+import multiprocessing
+import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import triton
@@ -39,6 +42,13 @@ def configurations() -> list[CompileCase]:
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ValueError(f"configurations of the same name: {', '.join(twice)}")
     return cases
+
+
+def compile_all(cases: Sequence[CompileCase], processes: int) -> dict[str, Compiled]:
+    """Compile the configurations of those names, in so many processes: the compiler uses one core."""
+    names = [case.name for case in cases]
+    with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return dict(zip(names, pool.map(_compile_named, names), strict=True))
 
 
 def faults(case: CompileCase, found: Compiled) -> list[str]:
@@ -100,7 +110,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     begun = time.monotonic()
     cases = configurations()
-    found = {case.name: compile_case(case) for case in cases}
+    found = compile_all(cases, os.cpu_count() or 1)
     wrong = [line for case in cases for line in faults(case, found[case.name])]
     if options.write:
         if not wrong:
@@ -115,6 +125,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     summary += f" in {time.monotonic() - begun:.0f} s, {compared}: {f'{len(wrong)} faults' if wrong else 'no fault'}"
     sys.stdout.write("".join(f"{line}\n" for line in [*wrong, summary]))
     return 1 if wrong else 0
+
+
+def _compile_named(name: str) -> Compiled:
+    """A kernel does not travel between processes, its name does."""
+    return compile_case(next(case for case in configurations() if case.name == name))
 
 
 def _for_people(cases: Sequence[CompileCase], found: Mapping[str, Compiled]) -> str:

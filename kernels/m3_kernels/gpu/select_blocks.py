@@ -109,7 +109,7 @@ def join(candidates: BlockCandidates, positions: Tensor, block_tokens: int) -> T
         PADDED=_padded(kept + 1),
         CANDIDATES=max(triton.next_power_of_2(parts * kept), _padded(kept + 1)),
         B=block_tokens,
-        num_warps=tiles.JOIN_ROWS,
+        num_warps=1,
         num_stages=1,
     )
     return ids
@@ -378,7 +378,7 @@ def configurations() -> list[CompileCase]:
         kernel=join_kernel,
         signature={**common, "candidates": "*i32", "part_stride": "i64", "count": "i32"},
         constexprs={"ROWS": tiles.JOIN_ROWS, "K": 16, "KEPT": 15, "PADDED": 16, "CANDIDATES": 128, "B": 128},
-        num_warps=tiles.JOIN_ROWS,
+        num_warps=1,
         num_stages=1,
     )
     joining = replace(joining, signature={n: t for n, t in joining.signature.items() if n in join_kernel.arg_names})

@@ -102,5 +102,5 @@ def select_of_rows(blocks: int) -> SelectTile:
     return SelectTile(rows=1, groups=512, members=max(members, 16), warps=4)
 
 
-JOIN_ROWS = 4
-"""Candidates of several ranks: so many queries a program, each a warp's, so that no warp waits for another."""
+JOIN_ROWS = 1
+"""Candidates of several ranks: so many queries a program, of one warp, so that no warp waits for another."""

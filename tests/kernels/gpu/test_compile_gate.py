@@ -31,9 +31,10 @@ print(compile_table.faults(case, compile_case(case)))
 
 
 def run(*command: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, *command], capture_output=True, text=True, check=False, timeout=280)
+    return subprocess.run([sys.executable, *command], capture_output=True, text=True, check=False)
 
 
+@pytest.mark.timeout(900)  # a minute or two, unless many share the machine; seconds where it was compiled before
 def test_every_configuration_compiles_as_the_table_says() -> None:
     done = run("-m", "m3_kernels.gpu.compile_table")
     assert done.returncode == 0, done.stdout + done.stderr
