@@ -44,7 +44,7 @@ class ScoreSplit:
 # their way while one is computed with.
 #
 # Scoring a prompt. 128 rows with 8 warps leave room for two programs on a multiprocessor: while one takes the best of
-# each block and waits for the next, the other multiplies. 256 rows (162 registers, 161 KiB) would read half as much
+# each block and waits for the next, the other multiplies. 256 rows (154 registers, 161 KiB) would read half as much
 # from the second-level cache, but leave room for one, and its tensor cores idle while it takes the best.
 _PREFILL_SCORE = {
     torch.bfloat16: Tile(rows=128, warps=8, stages=3),
