@@ -8,6 +8,7 @@ instructions without a GPU.
     tiles           tile sizes, warps and stages by shape and type: a table, chosen without measuring at run time
     index_score     the best dot product of each query with each block
     select_blocks   the k best blocks of each query, from those scores or from candidates
+    block_keys      scores as sortable keys, and the best of them
     selection       both together: choose_blocks, best_blocks, join_blocks
     attention       sparse and dense attention of a step: its decoding rows to one kernel, its chunks to another
     sparse_prefill  a chunk over selected blocks, in one of two loop orders
