@@ -22,6 +22,7 @@ from pathlib import Path
 from random import Random
 from statistics import median
 
+from bench_model import write_model
 from empty_step import empty_step_lines
 from long_prompt import long_line
 from peers import M3Worker, Measured, MlxLm, Process, Transformers
@@ -113,29 +114,6 @@ NOTES = {
 def say(line: str) -> None:
     """One line of progress."""
     sys.stderr.write(f"bench-engine: {line}\n")
-
-
-def write_model(directory: Path, context_tokens: int) -> int:
-    """The tiny model that all engines load. Returns its bytes."""
-    from m3_worker.config import TinySettings
-    from m3_worker.tiny import write_checkpoint
-
-    settings = TinySettings(
-        directory=directory,
-        hidden=256,
-        layers=4,
-        heads=8,
-        kv_heads=2,
-        head_dim=32,
-        index_dim=32,
-        experts=8,
-        intermediate=256,
-        block=128,
-        topk=16,
-        context=context_tokens,
-        vision=False,
-    )
-    return write_checkpoint(settings)
 
 
 def starters(directory: Path, threads: int | None, peer_threads: int) -> dict[str, Callable[[], Process]]:

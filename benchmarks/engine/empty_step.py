@@ -202,7 +202,7 @@ def micro(seconds: float) -> str:
 
 def main() -> None:
     """Measure and print."""
-    from bench import write_model
+    from bench_model import write_model
 
     parser = argparse.ArgumentParser(description="Measure what a step of the engine costs beside the model.")
     parser.add_argument("--requests", default="1,16,64")
