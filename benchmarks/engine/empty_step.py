@@ -26,6 +26,7 @@ from statistics import median
 from typing import Any
 
 import torch
+from bench_model import write_model
 
 from m3_worker import runner
 from m3_worker.config import WorkerSettings
@@ -202,8 +203,6 @@ def micro(seconds: float) -> str:
 
 def main() -> None:
     """Measure and print."""
-    from bench_model import write_model
-
     parser = argparse.ArgumentParser(description="Measure what a step of the engine costs beside the model.")
     parser.add_argument("--requests", default="1,16,64")
     parser.add_argument("--repetitions", type=int, default=3)
