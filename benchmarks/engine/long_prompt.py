@@ -47,8 +47,8 @@ def long_line(tokens: int, threads: int | None) -> str:
         cache = tokens * PagedCache.bytes_per_token(ModelConfig.load(directory), torch.float32)
     return (
         f"- A prompt of {usage:,} tokens over HTTP: answered with **{status}** after **{seconds:,.0f} s**; at most "
-        f"{peak / 2**20:,.0f} MiB above what the worker has at rest, where its cache of {cache / 2**20:,.0f} MiB is part "
-        "of it. Model: 2 layers, both sparse, hidden 64, 1 KV head."
+        f"{peak / 2**20:,.0f} MiB above what the worker has at rest, its cache of {cache / 2**20:,.0f} MiB included in "
+        "that. Model: 2 layers, both sparse, hidden 64, 1 KV head."
     )
 
 
