@@ -25,10 +25,12 @@ _OUTLIER_RATIO = 3.0
 """A step that took longer than so many times its prediction was held up by something else; it counts as this much."""
 _TRUSTED_STEPS = 8
 """Until then nothing is an outlier and nothing is predicted."""
+_SHORT_SECONDS = 5e-3
+"""A fit takes some 30 us. What steps shorter than this say is taken into account together,"""
 _REFIT_STEPS = 16
-"""Steps whose time was predicted well are fitted together, so many at a time: a fit is most of the work."""
-_CLOSE = 0.1
-"""Share of a step's time by which a prediction may be off and still needs no fit at once."""
+"""so many at a time,"""
+_FAR = 0.1
+"""unless a prediction was off by more than this share."""
 _SCALES = (1e-3, 1e-6, 1e-9)
 """Seconds of a step, a token and a pair, roughly: in these units the coefficients are near one."""
 
@@ -94,7 +96,8 @@ class StepTime:
                 self._moments[row][column] = _FORGETTING * self._moments[row][column] + x[row] * x[column]
             self._moments[row][row] += leak
             self._target[row] = _FORGETTING * self._target[row] + x[row] + leak * self._estimate[row]
-        if self.steps % _REFIT_STEPS == 0 or abs(predicted - seconds) > _CLOSE * seconds:
+        is_far = abs(predicted - seconds) > _FAR * seconds
+        if seconds >= _SHORT_SECONDS or is_far or self.steps % _REFIT_STEPS == 0:
             self._refit()
 
     def _refit(self) -> None:
