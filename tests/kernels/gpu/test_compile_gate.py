@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from m3_kernels.gpu import compile_table
+from m3_kernels.gpu import compile_cache, compile_table
 from m3_kernels.gpu.compiled import CompileCase, Compiled, programs_of_a_multiprocessor
 
 CASE = CompileCase("some/kernel", None, {}, {}, num_warps=4, num_stages=3, instruction="HGMMA")
@@ -34,7 +34,7 @@ def run(*command: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, *command], capture_output=True, text=True, check=False)
 
 
-@pytest.mark.timeout(900)  # a minute or two, unless many share the machine; seconds where it was compiled before
+@pytest.mark.timeout(900)  # a minute or two, unless many share the machine; seconds where all of it is known
 def test_every_configuration_compiles_as_the_table_says() -> None:
     done = run("-m", "m3_kernels.gpu.compile_table")
     assert done.returncode == 0, done.stdout + done.stderr
@@ -88,6 +88,22 @@ def test_the_table_has_every_configuration_and_no_other() -> None:
         "new: not in the table; write it anew",
         "gone: in the table, and no longer compiled; write it anew",
     ]
+
+
+def test_a_configuration_is_known_until_something_that_decides_it_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("M3_CACHE_DIR", str(tmp_path))
+    case = compile_table.configurations()[0]
+    assert compile_cache.find(case) is None
+    compile_cache.keep(case, GOOD)
+    assert compile_cache.find(case) == GOOD
+    assert compile_table.known_or_compiled([case], processes=1) == ({case.name: GOOD}, 0)
+    for other in (replace(case, num_warps=2 * case.num_warps), replace(case, signature={**case.signature, "x": "i32"})):
+        assert compile_cache.find(other) is None
+    (kept,) = (tmp_path / "kernels").iterdir()
+    kept.write_text("{")
+    assert compile_cache.find(case) is None
 
 
 def test_a_written_table_is_read_as_it_was(tmp_path: Path) -> None:
