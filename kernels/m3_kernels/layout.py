@@ -112,11 +112,6 @@ class RotaryAngles:
     sin: Tensor
     """[T, R / 2] fp32"""
 
-    @cached_property
-    def both_halves(self) -> tuple[Tensor, Tensor]:
-        """[T, 1, R] each: what a rotated head is multiplied by, and what the head with its halves swapped is."""
-        return torch.cat((self.cos, self.cos), -1)[:, None], torch.cat((-self.sin, self.sin), -1)[:, None]
-
 
 @dataclass(frozen=True)
 class ExpertRows:

@@ -16,7 +16,7 @@ static void attend_context(const struct attention *job, struct room *room, const
                            int64_t first, int64_t count) {
     const int heads = (int)(job->heads / job->groups), a_panel = PANEL * LANES / heads;
     const int panels = (int)((count + a_panel - 1) / a_panel);
-    const int vectors = count * heads > LANES ? PANEL : 1, lanes = vectors * LANES;
+    const int vectors = vectors_for(count * heads), lanes = vectors * LANES;
     const int64_t *pages = job->page_table + run[2] * job->page_stride, B = job->block_tokens;
     const int64_t position = run[3] + first, last = position + count - 1;
     for (int number = 0; number < panels; number++) begin(&room->panels[number], lanes, job->width);

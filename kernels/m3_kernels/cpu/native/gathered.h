@@ -78,7 +78,7 @@ INLINE void scatter(struct states *states, const struct queries *panel, const in
 static void visit_gathered(struct states *states, struct room *room, const int32_t *queries, int count, int heads,
                            struct block block, int width) {
     struct queries *panel = room->panels;
-    const int vectors = count * heads > LANES ? PANEL : 1, lanes = vectors * LANES;
+    const int vectors = vectors_for(count * heads), lanes = vectors * LANES;
     heads == 4    ? gather(states, panel, queries, count, 4, width, lanes)
     : heads == 16 ? gather(states, panel, queries, count, 16, width, lanes)
                   : gather(states, panel, queries, count, heads, width, lanes);
