@@ -8,9 +8,8 @@ from typing import Literal
 
 import msgspec
 
-from m3_router.config import ServiceTier
+from m3_router.config import ContextTier, ServiceTier
 
-ContextTier = Literal["standard", "long"]
 Outcome = Literal["ok", "client_gone", "worker_error", "rejected"]
 
 

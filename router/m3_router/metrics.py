@@ -11,8 +11,8 @@ from msgspec.structs import astuple
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from m3_router.bill import Bill, ContextTier, Outcome
-from m3_router.config import NANOUSD_PER_USD, ServiceTier
+from m3_router.bill import Bill, Outcome
+from m3_router.config import NANOUSD_PER_USD, ContextTier, ServiceTier
 from m3_router.http.connections import Connections
 from m3_router.lanes import LANES
 from m3_router.ledger import Ledger

@@ -5,9 +5,10 @@ Owns the threshold between the context tiers and the arithmetic. Pure; knows no 
 
 from dataclasses import dataclass
 
-from m3_router.bill import ContextTier, Usage
+from m3_router.bill import Usage
 from m3_router.config import (
     NANOUSD_PER_USD,
+    ContextTier,
     ContextTierSettings,
     PriceSettings,
     RateSettings,
@@ -40,16 +41,11 @@ class PriceTable:
         # The largest number of input tokens that is still `standard`.
         self.standard_up_to_tokens = context_tier.threshold_tokens - (0 if context_tier.inclusive else 1)
         self._rates: dict[tuple[ContextTier, ServiceTier], Rates] = {}
-        tiers: tuple[tuple[ContextTier, RateSettings], ...] = (("standard", prices.standard), ("long", prices.long))
-        for tier, rates in tiers:
-            self._rates[tier, "standard"] = _whole_rates(rates)
-            self._rates[tier, "priority"] = _whole_rates(
-                RateSettings(
-                    input=rates.input * prices.priority_factor,
-                    output=rates.output * prices.priority_factor,
-                    cache_read=rates.cache_read * prices.priority_factor,
-                )
-            )
+        contexts: tuple[ContextTier, ...] = ("standard", "long")
+        services: tuple[ServiceTier, ...] = ("standard", "priority", "batch")
+        for context in contexts:
+            for service in services:
+                self._rates[context, service] = _whole_rates(prices.rates(context, service))
 
     def context_tier(self, input_tokens: int) -> ContextTier:
         """The tier of a whole request with this many input tokens."""

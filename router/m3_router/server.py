@@ -24,7 +24,15 @@ import uvloop
 
 from m3_router import log, relay
 from m3_router.admin import admin_app
-from m3_router.config import ConfigError, RouterConfig, ServiceWorkers, load, load_keys, split_address
+from m3_router.config import (
+    ConfigError,
+    ExternalUpstream,
+    RouterConfig,
+    ServiceWorkers,
+    load,
+    load_access,
+    split_address,
+)
 from m3_router.endpoints import EndpointWatch
 from m3_router.http.client_end import ClientConnection
 from m3_router.http.connections import Connections
@@ -75,7 +83,7 @@ class Router:
                 clock=clock,
                 wall_clock=time.time,
             ),
-            Tenants(None if config.auth == "none" else load_keys(config.auth)),
+            Tenants(None if config.auth == "none" else load_access(config.auth)),
             ModelList(config, created=int(time.time())),
         )
         self._probers = {pool.settings.name: self._prober(pool) for pool in self._pools}
@@ -160,6 +168,8 @@ class Router:
             watch = EndpointWatch(source, functools.partial(self._workers_changed, pool))
             self._watches.append(watch)
             watch.start()
+        elif isinstance(source, ExternalUpstream):
+            raise ConfigError(f"pools.{pool.settings.name}.workers: external upstreams are not relayed to yet")
         else:
             pool.workers.replace(WorkerAddress.from_url(url) for url in source)
 

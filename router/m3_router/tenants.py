@@ -5,11 +5,10 @@ whether it is nearly right or not, and a dump of this process shows none.
 """
 
 import hashlib
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
-from m3_router.config import KeySettings, ServiceTier
+from m3_router.config import Access, ServiceTier
 from m3_router.errors import Refusal, bad_request, unauthorized
 
 # What OpenAI's clients may put into `service_tier` where they want nothing special.
@@ -54,11 +53,12 @@ ANONYMOUS: Final = Tenant("anonymous", ("standard", "priority"))
 class Tenants:
     """The tenants of a router. Without keys there is one, `anonymous`, entitled to every tier."""
 
-    def __init__(self, keys: Iterable[KeySettings] | None) -> None:
+    def __init__(self, access: Access | None) -> None:
         self._by_digest: dict[bytes, Tenant] | None = None
-        if keys is not None:
+        if access is not None:
             self._by_digest = {
-                bytes.fromhex(key.sha256): Tenant(key.tenant, tuple(dict.fromkeys(key.service_tiers))) for key in keys
+                bytes.fromhex(key.sha256): Tenant(key.tenant, tuple(dict.fromkeys(key.service_tiers or ("standard",))))
+                for key in access.keys
             }
 
     def identify(self, authorization: bytes | None) -> Tenant:

@@ -12,7 +12,7 @@ from m3_operator.api import M3Deployment, M3Router, parse_deployment, parse_rout
 from m3_operator.fragments import Model
 from m3_operator.render import router as render
 from m3_operator.router_spec import M3RouterSpec
-from m3_router.config import ConfigError, RouterConfig, ServiceWorkers, keys_from_yaml
+from m3_router.config import ConfigError, RouterConfig, ServiceWorkers, access_from_yaml
 
 KUBERNETES = "1.37"
 
@@ -139,7 +139,8 @@ def test_every_setting_of_the_api_reaches_the_router() -> None:
             "priorityFactor": "2",
         },
     }
-    rendered = render.cluster_config(router(**changed), [deployment("m3")]).model_dump(mode="json", by_alias=True)
+    config = render.cluster_config(router(**changed), [deployment("m3")])
+    rendered = config.model_dump(mode="json", by_alias=True, exclude_none=True)
     for part, values in changed.items():
         assert {name: rendered[part][name] for name in values} == values
 
@@ -158,7 +159,7 @@ def test_the_generated_secret_has_the_key_for_people_and_its_digest_for_the_rout
     data = {name: base64.b64decode(value).decode() for name, value in secret["data"].items()}
     assert secret["metadata"]["name"] == "front-keys"
     assert data["api-key"] == "the-key"
-    (entry,) = keys_from_yaml(data["keys.yaml"])
+    (entry,) = access_from_yaml(data["keys.yaml"]).keys
     assert entry.sha256 == hashlib.sha256(b"the-key").hexdigest()
     assert set(entry.service_tiers) == {"standard", "priority"}
     assert "the-key" not in data["keys.yaml"]

@@ -9,10 +9,10 @@ from m3_router.config import (
     KeySettings,
     RouterConfig,
     ServiceWorkers,
-    keys_from_yaml,
+    access_from_yaml,
     keys_to_yaml,
     load,
-    load_keys,
+    load_access,
     split_address,
 )
 
@@ -133,9 +133,9 @@ def test_keys_come_from_the_file_and_the_configuration_together(tmp_path: Path) 
     auth = {"keys": [{"tenant": "acme", "sha256": DIGEST.upper()}], "keysFile": str(file)}
     config = RouterConfig.model_validate({**RouterConfig.from_yaml(COMPLETE).model_dump(), "auth": auth})
     assert config.auth != "none"
-    assert [key.tenant for key in load_keys(config.auth)] == ["acme", "file"]
-    assert load_keys(config.auth)[0].sha256 == DIGEST
-    assert keys_from_yaml("") == ()
+    assert [key.tenant for key in load_access(config.auth).keys] == ["acme", "file"]
+    assert load_access(config.auth).keys[0].sha256 == DIGEST
+    assert access_from_yaml("").keys == ()
 
 
 def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
@@ -146,7 +146,7 @@ def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
     auth = RouterConfig.from_yaml(COMPLETE.replace("auth: none", f"auth: {{keysFile: {file}}}")).auth
     assert auth != "none"
     with pytest.raises(ConfigError, match=r"auth.keysFile .*keys.yaml: 0.sha256: Field required"):
-        load_keys(auth)
+        load_access(auth)
 
 
 def test_addresses() -> None:

@@ -4,7 +4,7 @@ import hashlib
 
 import pytest
 
-from m3_router.config import KeySettings
+from m3_router.config import Access, KeySettings
 from m3_router.errors import Refusal
 from m3_router.tenants import ANONYMOUS, Tenant, Tenants
 
@@ -15,7 +15,7 @@ def key(tenant: str, secret: str, *tiers: str) -> KeySettings:
 
 
 def test_a_key_names_its_tenant() -> None:
-    tenants = Tenants([key("acme", "k1"), key("beta", "k2", "standard", "priority")])
+    tenants = Tenants(Access(keys=(key("acme", "k1"), key("beta", "k2", "standard", "priority"))))
     assert tenants.identify(b"Bearer k1").name == "acme"
     assert tenants.identify(b"bearer k2") == Tenant("beta", ("standard", "priority"))
 
@@ -23,7 +23,7 @@ def test_a_key_names_its_tenant() -> None:
 @pytest.mark.parametrize("header", [None, b"", b"Bearer", b"Bearer ", b"Basic k1", b"Bearer k3", b"k1"])
 def test_a_missing_or_wrong_key_is_401(header: bytes | None) -> None:
     with pytest.raises(Refusal) as refused:
-        Tenants([key("acme", "k1")]).identify(header)
+        Tenants(Access(keys=(key("acme", "k1"),))).identify(header)
     assert refused.value.status == 401
     assert "k3" not in refused.value.message
 

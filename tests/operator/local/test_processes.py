@@ -19,7 +19,7 @@ from m3_operator.local.processes import (
     spare_port_count,
     staging,
 )
-from m3_router.config import AuthSettings, RouterConfig, keys_from_yaml
+from m3_router.config import AuthSettings, RouterConfig, access_from_yaml
 from m3_worker.config import TinySettings, WorkerSettings
 
 SITE = Site(
@@ -200,7 +200,7 @@ def test_the_router_knows_its_key_by_digest_alone() -> None:
     auth = found.endpoints[0].config.auth
     assert isinstance(auth, AuthSettings)
     assert auth.keys_file == Path("/state/routers/tiny/keys.yaml")
-    (key,) = keys_from_yaml(found.files[auth.keys_file])
+    (key,) = access_from_yaml(found.files[auth.keys_file]).keys
     assert key.sha256 == "5d48916167f5899da862c6605db67817cd36fd1ce1532772240889a53be6f819"
     assert "m3-secret-of-tiny" not in text
 
