@@ -24,6 +24,7 @@ ROUTER_HOT_PATH = [
         "http/client_end",
         "http/connections",
         "http/messages",
+        "http/request_reader",
         "http/wire",
         "http/worker_end",
         "lanes",

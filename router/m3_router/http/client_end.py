@@ -1,6 +1,6 @@
 """The client's end of a connection: bytes into requests, one at a time, and answers into bytes.
 
-Owns the life of one accepted connection: parsing, limits and time-outs while a request is read, pipelined requests
+Owns the life of one accepted connection: time-outs while a request is read (by `request_reader`), pipelined requests
 (which wait for their turn), and the framing of answers. What a request means is the application's business. An
 exchange lives shorter than the connection; it is told when its client leaves, stops reading, or goes on.
 
@@ -12,16 +12,12 @@ import asyncio
 from collections import deque
 from typing import Final, cast
 
-import httptools
-
-from m3_router.errors import Refusal, malformed
+from m3_router.errors import Refusal
 from m3_router.http import wire
-from m3_router.http.alike import RequestsAlike
 from m3_router.http.connections import Connections
-from m3_router.http.messages import Application, Exchange, Request, Start
+from m3_router.http.messages import Application, Exchange, Request
+from m3_router.http.request_reader import RequestReader
 
-# A body over the limit is read and dropped up to this many times the limit, so that the connection stays usable.
-DRAIN_FACTOR: Final = 4
 _JSON_OK: Final = wire.status_line(200) + b"content-type: application/json\r\n"
 LINGER_SECONDS: Final = 2.0  # how long a refused client may go on sending before the connection is closed under it
 
@@ -35,7 +31,7 @@ class ClientConnection(asyncio.Protocol):
         self._connections = connections
         self._limits = connections.limits
         self._loop = loop
-        self._parser = httptools.HttpRequestParser(self)
+        self._reader = RequestReader(application, connections, self)
         # the connection
         self._transport: asyncio.Transport = cast(asyncio.Transport, None)  # set by connection_made, before all else
         self._deadline = 0.0
@@ -43,15 +39,6 @@ class ClientConnection(asyncio.Protocol):
         self._is_closing = False  # nothing more is read from the client
         self._is_write_paused = False
         self._is_read_paused = False
-        # the request being read
-        self._target = b""
-        self._headers: wire.Headers = []
-        self._head_bytes = 0
-        self._body_bytes = 0  # as announced
-        self._accepted: Start | None = None  # the last request's, if one that is equal may be taken for it
-        self._request: Request | None = None  # its head is complete
-        self._alike: RequestsAlike | None = None  # requests like this need no parser, unless it is in the middle of one
-        self._is_parsing = False
         # the request being answered, and those that came before it was
         self.exchange: Exchange | None = None
         self._answering: Request | None = None
@@ -74,9 +61,9 @@ class ClientConnection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._is_lost = self._is_closing = True
         self._connections.discard(self)
-        self._drop_body(self._request)
+        self._reader.drop()
         for request in self._ahead:
-            self._drop_body(request)
+            self._connections.release(request)
         self._ahead.clear()
         exchange = self.exchange
         self._finish_answer()
@@ -91,33 +78,15 @@ class ClientConnection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         if self._is_closing:
             return
-        was_parsing = self._is_parsing
-        if self._alike is not None and not was_parsing and self._answering is None and not self._ahead:
-            body = self._alike.body(data)
-            if body is not None and self._serve_alike(self._alike.start, body):
-                return
-        if self._request is None:
-            self._head_bytes += len(data)
+        reader = self._reader
         try:
-            self._parser.feed_data(data)
-        except httptools.HttpParserCallbackError as error:
-            refusal = error.__context__
-            if not isinstance(refusal, Refusal):
-                raise
+            reader.feed(data, is_alone=self._answering is None and not self._ahead)
+        except Refusal as refusal:
             self._stop_reading(refusal)
             return
-        except httptools.HttpParserError as error:
-            # Whatever follows `Connection: close` is not ours to read, and no fault of the request before it.
-            self._stop_reading(malformed(f"Not a valid HTTP/1.1 request: {error}."))
-            return
-        if self._request is None and self._head_bytes > self._limits.head_bytes:
-            self._stop_reading(self._head_too_large())
-            return
-        if not was_parsing and not self._is_parsing and self._accepted is not None:
-            self._alike = RequestsAlike.learn(data, self._accepted)
         if self._answering is None:
             self._touch()
-        elif self._ahead or self._request is not None:
+        elif self._ahead or reader.is_in_body:
             self._hold_ahead(len(data))
 
     def pause_writing(self) -> None:
@@ -130,73 +99,21 @@ class ClientConnection(asyncio.Protocol):
         if self.exchange is not None:
             self.exchange.client_resumed()
 
-    # ---- parser
+    # ---- reader
 
-    def on_message_begin(self) -> None:
-        self._is_parsing = True
-
-    def on_url(self, url: bytes) -> None:
-        self._target += url
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        if len(name) == 14 and name.lower() == b"content-length":
-            self._body_bytes = int(value)  # the parser has refused all but one decimal number
-        else:
-            self._headers.append((name, value))
-
-    def on_headers_complete(self) -> None:
-        if self._head_bytes > self._limits.head_bytes:  # which also counts what came with the head in one read
-            head_bytes = len(self._target) + sum(len(name) + len(value) + 4 for name, value in self._headers)
-            if head_bytes > self._limits.head_bytes:
-                raise self._head_too_large()
-        headers, target, body_bytes = self._headers, self._target, self._body_bytes
-        self._headers, self._target = [], b""
-        self._head_bytes = self._body_bytes = 0
-        known = self._accepted
-        if (
-            known is not None
-            and headers == known.headers
-            and target == known.target
-            and self._parser.should_keep_alive()
-            and self._parser.get_method() == known.method
-        ):
-            request = self._request = Request(known)
-        else:
-            request = self._read_start(headers, target)
-        if body_bytes > self._limits.body_bytes and request.refusal is None:
-            request.refusal = self._body_too_large()
-
-    def on_body(self, data: bytes) -> None:
-        request = self._request
-        if request is None:
-            return
-        size = len(data)
-        request.size += size
-        connections = self._connections
-        if (
-            request.refusal is None
-            and request.size <= self._limits.body_bytes
-            and connections.buffered_bytes + size <= self._limits.buffered_bytes
-        ):
-            request.chunks.append(data)
-            connections.buffered_bytes += size
-        else:
-            self._refuse_body(request)
-
-    def on_message_complete(self) -> None:
-        self._is_parsing = False
-        request = self._request
-        if request is None or self._is_closing:
-            return
-        self._request = None
-        chunks = request.chunks
-        if chunks:
-            request.body = chunks[0] if len(chunks) == 1 else b"".join(chunks)
-            request.chunks = []
-        if self._answering is None and not self._ahead:
+    def take(self, request: Request) -> None:
+        """A whole request: its turn has come, or it waits for the answers of those before it."""
+        if self._is_closing:
+            self._connections.release(request)
+        elif self._answering is None and not self._ahead:
             self._serve(request)
         else:
             self._ahead.append(request)
+
+    def expects_continue(self, request: Request) -> None:
+        """Let the client send its body."""
+        if self._answering is None and not request.is_http_1_0:
+            self._transport.write(wire.CONTINUE)
 
     # ---- exchange
 
@@ -260,7 +177,8 @@ class ClientConnection(asyncio.Protocol):
 
     def release_body(self) -> None:
         """The request's body will not be needed again."""
-        self._drop_body(self._answering)
+        if self._answering is not None:
+            self._connections.release(self._answering)
 
     def refuse(self, refusal: Refusal, headers: bytes = b"") -> None:
         """Answer with a refusal. `headers` are whole lines."""
@@ -281,10 +199,10 @@ class ClientConnection(asyncio.Protocol):
         elif now >= self._deadline and self._answering is None:
             if self._is_closing:
                 self._transport.abort()
-            elif self._request is None and not self._head_bytes:
+            elif self._reader.is_idle:
                 self._close()  # idle between requests: nobody waits for an answer
             else:
-                what = "headers" if self._request is None else "body"
+                what = "body" if self._reader.is_in_body else "headers"
                 self._refuse(Refusal(408, f"The request's {what} did not come in time.", code="timeout", closes=True))
 
     def interrupt(self) -> None:
@@ -295,7 +213,7 @@ class ClientConnection(asyncio.Protocol):
 
     def close_if_idle(self) -> None:
         """Close unless a request is being read or answered."""
-        if self._answering is None and self._request is None and not self._head_bytes:
+        if self._answering is None and self._reader.is_idle:
             self._close()
 
     # ---- inside
@@ -307,19 +225,6 @@ class ClientConnection(asyncio.Protocol):
             self._application.serve(request, self)
         else:
             self.refuse(request.refusal, self._application.refused(request, request.refusal))
-
-    def _serve_alike(self, start: Start, body: bytes) -> bool:
-        """Serve a request that starts as one before it. False, and nothing done, if a limit has to be explained."""
-        connections, size = self._connections, len(body)
-        buffered_bytes = connections.buffered_bytes + size
-        if size > self._limits.body_bytes or buffered_bytes > self._limits.buffered_bytes:
-            return False
-        connections.buffered_bytes = buffered_bytes
-        self._head_bytes = 0
-        request = Request(start)
-        request.body = body
-        self._serve(request)
-        return True
 
     def _next(self, closes: bool) -> None:
         """The answer is out: close, or take the next request."""
@@ -335,10 +240,7 @@ class ClientConnection(asyncio.Protocol):
         if self._is_read_paused and not self._is_closing:
             self._is_read_paused = False
             self._transport.resume_reading()
-        if self._head_bytes or self._request is not None:
-            self._touch()
-        else:
-            self._deadline = self._connections.clock() + self._limits.keep_alive_seconds
+        self._touch()
 
     def _serve_ahead(self) -> None:
         if self._ahead and self._answering is None and not self._is_lost:
@@ -347,18 +249,8 @@ class ClientConnection(asyncio.Protocol):
     def _finish_answer(self) -> None:
         self.exchange = None
         request, self._answering = self._answering, None
-        if request is not None and (request.body or request.chunks):
-            self._drop_body(request)
-
-    def _drop_body(self, request: Request | None) -> None:
-        if request is None:
-            return
-        if request.body:
-            self._connections.buffered_bytes -= len(request.body)
-            request.body = b""
-        elif request.chunks:
-            self._connections.buffered_bytes -= sum(len(data) for data in request.chunks)
-            request.chunks = []
+        if request is not None:
+            self._connections.release(request)
 
     def _is_last_answer(self, request: Request) -> bool:
         if not request.keep_alive or self._connections.is_draining:
@@ -374,77 +266,17 @@ class ClientConnection(asyncio.Protocol):
 
     def _touch(self) -> None:
         limits = self._limits
-        if self._request is not None:
-            seconds = limits.body_stall_seconds
-        elif self._head_bytes:
-            seconds = limits.head_seconds
-        else:
+        if self._reader.is_idle:
             seconds = limits.keep_alive_seconds
-        self._deadline = self._connections.clock() + seconds
-
-    def _read_start(self, headers: wire.Headers, target: bytes) -> Request:
-        """A request whose like was not the last on this connection. Raises Refusal where it cannot be read on."""
-        parser = self._parser
-        head = wire.Head(headers, wire.REQUEST_ENDS_HERE)
-        known = head.known
-        version = parser.get_http_version()
-        if version == "1.1":
-            if b"host" not in known:
-                raise malformed("The Host header is missing.")
-        elif version != "1.0":
-            raise Refusal(505, f"HTTP/{version} is not supported; send HTTP/1.1.", closes=True)
-        elif b"transfer-encoding" in known:
-            raise malformed("HTTP/1.0 has no Transfer-Encoding.")
-        if parser.should_upgrade():  # the parser stops here, and would take what follows for no body of this request
-            raise malformed("Upgrading the connection is not supported; send plain HTTP/1.1 without Upgrade.")
-        if known.get(b"transfer-encoding", b"chunked").lower() != b"chunked":
-            raise malformed("The only Transfer-Encoding that is supported is chunked.")
-        start = Start(
-            parser.get_method(),
-            target if target.startswith(b"/") else _origin_form(target),
-            headers,
-            head,
-            is_http_1_0=version == "1.0",
-            keep_alive=parser.should_keep_alive(),
-        )
-        self._accepted = None
-        try:
-            start.context = self._application.accept(start)
-        except Refusal as refusal:
-            request = self._request = Request(start)
-            request.refusal = refusal
+        elif self._reader.is_in_body:
+            seconds = limits.body_stall_seconds
         else:
-            request = self._request = Request(start)
-            # To keep alive without a word in `Connection` is HTTP/1.1; only then do equal headers mean an equal start.
-            if start.keep_alive and not known.keys() & {b"connection", b"expect"} and start.target == target:
-                self._accepted = start
-        if b"expect" in known:
-            self._answer_expectation(request)
-        return request
-
-    def _refuse_body(self, request: Request) -> None:
-        """Drop a body that is not kept; close where it goes on for too long."""
-        self._drop_body(request)
-        if request.refusal is None and request.size > self._limits.body_bytes:
-            request.refusal = self._body_too_large()
-        elif request.refusal is None:
-            message = f"The router holds {self._limits.buffered_bytes} bytes of requests already."
-            request.refusal = Refusal(503, message, kind="server_error", retry_after_seconds=1)
-        if request.size > DRAIN_FACTOR * self._limits.body_bytes:
-            request.refusal.closes = True
-            raise request.refusal
-
-    def _answer_expectation(self, request: Request) -> None:
-        if request.refusal is not None:
-            request.refusal.closes = True  # whether the body still comes cannot be known
-            raise request.refusal
-        if self._answering is None and not request.is_http_1_0:
-            self._transport.write(wire.CONTINUE)
+            seconds = limits.head_seconds
+        self._deadline = self._connections.clock() + seconds
 
     def _stop_reading(self, refusal: Refusal) -> None:
         """What came cannot be read on. Requests that were complete before it are still answered."""
-        request, self._request = self._request, None
-        self._drop_body(request)
+        request = self._reader.drop()
         if self._is_closing:
             return
         if self._answering is not None:
@@ -456,7 +288,6 @@ class ClientConnection(asyncio.Protocol):
         """Answer outside of any request's turn, and close."""
         head = wire.refusal_head(refusal) + self._application.refused(request, refusal)
         body = refusal.body()
-        self._request = None
         self._transport.write(b"%bcontent-length: %d\r\nconnection: close\r\n\r\n%b" % (head, len(body), body))
         self._linger()
 
@@ -471,26 +302,6 @@ class ClientConnection(asyncio.Protocol):
         self._deadline = self._connections.clock() + LINGER_SECONDS
         if self._transport.can_write_eof():
             self._transport.write_eof()
-
-    def _head_too_large(self) -> Refusal:
-        message = f"The request's headers exceed the limit of {self._limits.head_bytes} bytes."
-        return Refusal(431, message, code="headers_too_large", closes=True)
-
-    def _body_too_large(self) -> Refusal:
-        message = f"The request's body exceeds the limit of {self._limits.body_bytes} bytes."
-        return Refusal(413, message, code="body_too_large")
-
-
-def _origin_form(target: bytes) -> bytes:
-    """`/path?query` of a target in absolute form (RFC 9112, 3.2.2). Raises Refusal (400)."""
-    try:
-        url = httptools.parse_url(target)
-    except httptools.HttpParserInvalidURLError as error:
-        raise malformed("The request target is not a path.") from error
-    if url.path is None:
-        raise malformed("The request target is not a path.")
-    path: bytes = url.path
-    return path + b"?" + url.query if url.query is not None else path
 
 
 def _connection_header(request: Request, closes: bool) -> bytes:

@@ -2,12 +2,18 @@
 
 import asyncio
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from m3_router.config import LimitSettings
+from m3_router.http.messages import Request
 
-if TYPE_CHECKING:
-    from m3_router.http.client_end import ClientConnection
+
+class Connection(Protocol):
+    """One of them."""
+
+    def tick(self, now: float) -> None: ...
+    def close_if_idle(self) -> None: ...
+    def interrupt(self) -> None: ...
 
 
 class Connections:
@@ -16,12 +22,21 @@ class Connections:
     def __init__(self, limits: LimitSettings, clock: Callable[[], float]) -> None:
         self.limits = limits
         self.clock = clock
-        self.all: set[ClientConnection] = set()
+        self.all: set[Connection] = set()
         self.buffered_bytes = 0  # request bodies in memory
         self.is_draining = False
         self._emptied = asyncio.Event()
 
-    def discard(self, connection: "ClientConnection") -> None:
+    def release(self, request: Request) -> None:
+        """The request's body is no longer needed."""
+        if request.body:
+            self.buffered_bytes -= len(request.body)
+            request.body = b""
+        elif request.chunks:
+            self.buffered_bytes -= sum(len(data) for data in request.chunks)
+            request.chunks = []
+
+    def discard(self, connection: Connection) -> None:
         """A connection is lost."""
         self.all.discard(connection)
         if not self.all:
