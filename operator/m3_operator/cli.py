@@ -96,6 +96,22 @@ def chat(
 
 
 @app.command()
+def top(
+    url: Annotated[str, typer.Option(help="the admin port of a router")] = "http://127.0.0.1:9090",
+    key_file: Annotated[
+        Path | None, typer.Option(help="file with the admin key; not needed on the router's own machine")
+    ] = None,
+    interval: Annotated[float, typer.Option(min=0.2, max=60, help="seconds between two looks")] = 1.0,
+    once: Annotated[bool, typer.Option("--once", help="print one picture and end")] = False,
+) -> None:
+    """Watch a router: lanes, workers, latency, spend, decisions. Ctrl-C ends it."""
+    from m3_operator.top import TopOptions
+    from m3_operator.top import top as run
+
+    run(TopOptions(url=url, key_file=key_file, interval_seconds=interval, is_once=once))
+
+
+@app.command()
 def version() -> None:
     """Print the version."""
     from importlib.metadata import version as installed_version

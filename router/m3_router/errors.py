@@ -1,6 +1,7 @@
-"""What the router answers when it does not relay: one exception, and OpenAI's error shape for it.
+"""What the router answers when it does not relay: one exception, and the shapes of an error in the clients' dialects.
 
-Owns the wording of the kinds of refusal that more than one module gives. Who refuses and why is decided elsewhere.
+Owns the wording of the kinds of refusal that more than one module gives, and how a refusal reads to Anthropic's
+clients: other names of kinds, and 529 where the model is at its capacity. Who refuses and why is decided elsewhere.
 """
 
 from typing import Final
@@ -8,12 +9,28 @@ from typing import Final
 import msgspec
 
 RETRY_NO_WORKER_SECONDS: Final = 5  # a few health probes: time enough for a worker that only restarted to be seen again
+AT_CAPACITY: Final = "at_capacity"
+OVERLOADED: Final = 529  # Anthropic's status for a model without room, where OpenAI has 429
+
+# Source: the error types that Anthropic's SDK knows. Others are api_error from 500 on, and below the request's fault.
+_ANTHROPIC_KINDS: Final = {
+    401: "authentication_error",
+    402: "billing_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+    504: "timeout_error",
+    OVERLOADED: "overloaded_error",
+}
 
 
 class Refusal(Exception):  # noqa: N818 - an answer, and not always anybody's error
     """An answer of the router's own, in place of a worker's.
 
     retry_after_seconds: sent as Retry-After. closes: the connection cannot be used after it (HTTP requires that).
+    is_anthropic: set by whoever knows the client's dialect, before it is answered.
     """
 
     def __init__(
@@ -28,18 +45,43 @@ class Refusal(Exception):  # noqa: N818 - an answer, and not always anybody's er
         closes: bool = False,
     ) -> None:
         super().__init__(message)
-        self.status = status
+        self._status = status
         self.message = message
         self.kind = kind
         self.code = code
         self.param = param
         self.retry_after_seconds = retry_after_seconds
         self.closes = closes
+        self.is_anthropic = False
+
+    @property
+    def status(self) -> int:
+        """The HTTP status, in the client's dialect."""
+        return OVERLOADED if self.is_anthropic and self.code == AT_CAPACITY else self._status
 
     def body(self) -> bytes:
-        """The JSON body in OpenAI's shape."""
-        error = {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}
-        return msgspec.json.encode({"error": error})
+        """The JSON body, in the client's dialect."""
+        if self.is_anthropic:
+            return msgspec.json.encode(
+                {"type": "error", "error": {"type": self._anthropic_kind(), "message": self.message}}
+            )
+        return msgspec.json.encode({"error": self._error()})
+
+    def event(self) -> bytes:
+        """The event that ends a stream in its middle, in the client's dialect."""
+        return b"%bdata: %b\n\n" % (b"event: error\n" if self.is_anthropic else b"", self.body())
+
+    def response_event(self) -> bytes:
+        """The same for OpenAI's responses, whose events have names and types."""
+        data = {"type": "error", "code": self.code, "message": self.message, "param": self.param}
+        return b"event: error\ndata: %b\n\n" % msgspec.json.encode({**data, "error": self._error()})
+
+    def _error(self) -> dict[str, str | None]:
+        return {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}
+
+    def _anthropic_kind(self) -> str:
+        fallback = "invalid_request_error" if self.status < 500 else "api_error"
+        return _ANTHROPIC_KINDS.get(self.status, fallback)
 
 
 def bad_request(message: str, *, param: str | None = None, code: str | None = None) -> Refusal:
@@ -74,7 +116,7 @@ def at_capacity(why: str, retry_after_seconds: int) -> Refusal:
         429,
         f"The model is at its capacity: {why}. Try again in {retry_after_seconds} seconds.",
         kind="rate_limit_error",
-        code="at_capacity",
+        code=AT_CAPACITY,
         retry_after_seconds=retry_after_seconds,
     )
 

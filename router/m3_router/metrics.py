@@ -14,7 +14,6 @@ from prometheus_client.registry import Collector
 from m3_router.bill import Bill, Outcome
 from m3_router.config import NANOUSD_PER_USD, ContextTier, ServiceTier
 from m3_router.http.connections import Connections
-from m3_router.lanes import LANES
 from m3_router.ledger import Ledger
 from m3_router.pools import Pools
 
@@ -55,6 +54,7 @@ class _Histogram:
 
 
 _Key = tuple[str, ServiceTier | None, ContextTier | None, Outcome | None, int]
+_BREAKER_STATES: Final = {"closed": 0, "half_open": 1, "open": 2}
 _Row = tuple[Any, ...]  # the fields of a bill: to read columns of rows costs a third of what attributes would
 _FIELDS: Final[tuple[str, ...]] = Bill.__struct_fields__
 _MODEL: Final[int] = _FIELDS.index("model")
@@ -142,6 +142,7 @@ class MetricsCollector(Collector):
         connections: Connections,
         log_lines_dropped: Callable[[], int],
         *,
+        clock: Callable[[], float],
         build: Mapping[str, str],
     ) -> None:
         self._metrics = metrics
@@ -149,6 +150,7 @@ class MetricsCollector(Collector):
         self._pools = pools
         self._connections = connections
         self._log_lines_dropped = log_lines_dropped
+        self._clock = clock
         self._build = dict(build)
 
     def collect(self) -> Iterator[Metric]:
@@ -178,20 +180,38 @@ class MetricsCollector(Collector):
         yield from self._gauges()
 
     def _gauges(self) -> Iterator[Metric]:
-        in_flight = _gauge("lane_tokens_in_flight", "Tokens that admitted requests may hold.", ("pool", "lane"))
-        waiting = _gauge("lane_requests_waiting", "Requests that wait in a lane.", ("pool", "lane"))
+        lane_labels = ("pool", "lane", "context_tier")
+        in_flight = _gauge("lane_tokens_in_flight", "Tokens that admitted requests may hold.", lane_labels)
+        waiting = _gauge("lane_requests_waiting", "Requests that wait in a lane.", lane_labels)
+        oldest = _gauge("lane_oldest_wait_seconds", "How long the first of those that wait has waited.", lane_labels)
+        expired = _counter("lane_expired", "Requests that waited too long.", lane_labels)
+        preempted = _counter("lane_preempted", "Requests put back before their first byte.", lane_labels)
+        worker_labels = ("pool", "worker")
         ready = _gauge("worker_ready", "1 if the worker takes requests.", ("pool", "worker"))
         running = _gauge("worker_requests_in_flight", "Requests that a worker has.", ("pool", "worker"))
         tokens = _gauge("worker_tokens_in_flight", "Tokens that a worker was charged with.", ("pool", "worker"))
+        remote = _gauge("worker_remote_tokens", "Load that other replicas have put on a worker.", ("pool", "worker"))
+        predicted = _counter("worker_predicted_cached_tokens", "Cached tokens that placement expected.", worker_labels)
+        actual = _counter("worker_cached_tokens", "Cached tokens that the worker reported.", worker_labels)
+        breaker = _gauge("worker_breaker_state", "0 closed, 1 half open, 2 open.", worker_labels)
+        now = self._clock()
         for pool in self._pools:
             name = pool.settings.name
-            for lane in LANES:
-                in_flight.add_metric((name, lane), pool.lanes.in_flight_tokens[lane])
-                waiting.add_metric((name, lane), pool.lanes.waiting(lane))
+            for lane in pool.lanes.snapshot(now):
+                labels = (name, lane.service_tier, lane.context_tier)
+                in_flight.add_metric(labels, lane.in_flight_tokens)
+                waiting.add_metric(labels, lane.waiting)
+                oldest.add_metric(labels, lane.oldest_wait_seconds)
+                expired.add_metric(labels, lane.expired)
+                preempted.add_metric(labels, lane.preempted)
             for worker in pool.workers:
                 ready.add_metric((name, worker.name), worker.state == "ready")
                 running.add_metric((name, worker.name), worker.requests)
                 tokens.add_metric((name, worker.name), worker.tokens)
+                remote.add_metric((name, worker.name), worker.remote_tokens)
+                predicted.add_metric((name, worker.name), worker.predicted_cached_tokens)
+                actual.add_metric((name, worker.name), worker.actual_cached_tokens)
+                breaker.add_metric((name, worker.name), _BREAKER_STATES[worker.breaker.state])
         connections = _gauge("client_connections", "Open client connections.", ())
         connections.add_metric((), len(self._connections.all))
         buffered = _gauge("buffered_bytes", "Bytes of request bodies in memory.", ())
@@ -200,7 +220,8 @@ class MetricsCollector(Collector):
         dropped.add_metric((), self._log_lines_dropped())
         build = _gauge("build_info", "What runs; always 1.", tuple(self._build))
         build.add_metric(tuple(self._build.values()), 1)
-        yield from (in_flight, waiting, ready, running, tokens, connections, buffered, dropped, build)
+        yield from (in_flight, waiting, oldest, expired, preempted, remote, predicted, actual, breaker)
+        yield from (ready, running, tokens, connections, buffered, dropped, build)
 
 
 def _counter(name: str, text: str, labels: Sequence[str]) -> CounterMetricFamily:

@@ -1,72 +1,151 @@
-"""A pool: workers that serve the same models, behind the same lanes."""
+"""Pools: workers that serve the same models, behind the same lanes; and which pool a model's request goes to."""
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 
-from m3_router.config import PoolSettings, RouterConfig, standard_share_tokens
+from m3_router.affinity import Affinity
+from m3_router.config import Engine, ExternalUpstream, PoolSettings, RouterConfig, standard_share_tokens
 from m3_router.errors import Refusal
-from m3_router.lanes import Lanes
+from m3_router.lanes import LaneBounds, Lanes
+from m3_router.placement import Placement
 from m3_router.workers import Workers
 
 
-@dataclass(frozen=True, slots=True)
 class Pool:
-    """One pool of the configuration, with what is waiting and running in it."""
+    """One pool of the configuration, with what is waiting and running in it.
 
-    settings: PoolSettings
-    max_context_tokens: int
-    lanes: Lanes
-    workers: Workers
+    credentials: header lines for an external upstream, read from its key file.
+    """
+
+    __slots__ = (
+        "affinity",
+        "can_continue",
+        "credentials",
+        "engine",
+        "lanes",
+        "max_context_tokens",
+        "name",
+        "placement",
+        "settings",
+        "upstream_model",
+        "workers",
+    )
+
+    def __init__(
+        self,
+        settings: PoolSettings,
+        *,
+        lanes: Lanes,
+        workers: Workers,
+        placement: Placement,
+        affinity: Affinity | None,
+    ) -> None:
+        self.settings = settings
+        self.name = settings.name
+        self.engine: Engine = settings.engine
+        self.max_context_tokens = settings.max_context_tokens
+        self.upstream_model: str | None = settings.upstream_model
+        self.can_continue = settings.continuation and settings.engine != "external"
+        self.lanes = lanes
+        self.workers = workers
+        self.placement = placement
+        self.affinity = affinity
+        self.credentials = b""
+
+    def use_key(self, key: str) -> None:
+        """Show this key to the external upstream from now on, in the way of either dialect."""
+        value = key.strip().encode()
+        self.credentials = b"authorization: Bearer %b\r\nx-api-key: %b\r\n" % (value, value)
+
+
+class Route:
+    """Where the requests of one model go. model: its name in the configuration, whatever the client called it."""
+
+    __slots__ = ("_shares", "_total", "model", "pools")
+
+    def __init__(self, model: str, shares: list[tuple[Pool, int]]) -> None:
+        self.model = model
+        self.pools = [pool for pool, _ in shares]
+        self._shares = shares
+        self._total = sum(weight for _, weight in shares)
+
+    def pool(self, draw: int) -> Pool:
+        """The pool of one request, by weight; equal draws give the same pool, so that a conversation stays in it."""
+        if len(self._shares) == 1:
+            return self._shares[0][0]
+        place = draw % self._total
+        for pool, weight in self._shares:
+            place -= weight
+            if place < 0:
+                return pool
+        raise AssertionError("the weights of a route do not add up")
 
 
 class Pools:
     """All pools, by the models that they serve."""
 
-    def __init__(self, pools: Iterable[Pool]) -> None:
-        self._pools = tuple(pools)
-        self._by_model = {model: pool for pool in self._pools for model in pool.settings.models}
+    def __init__(self, pools: Iterable[Pool], config: RouterConfig) -> None:
+        self._pools = {pool.name: pool for pool in pools}
+        weights = {route.model: {share.pool: share.weight for share in route.pools} for route in config.routes}
+        servers: dict[str, list[Pool]] = {}
+        for pool in self._pools.values():
+            for model in pool.settings.models:
+                servers.setdefault(model, []).append(pool)
+        self._routes: dict[str, Route] = {}
+        for model, serving in servers.items():
+            if model in weights:
+                shares = [(self._pools[name], weight) for name, weight in weights[model].items()]
+            else:
+                shares = [(serving[0], 1)]
+            self._routes[model] = Route(model, shares)
+        self.models = tuple(self._routes)  # in the order of the configuration, without aliases
+        self.aliases = dict(config.aliases)
+        for alias, model in config.aliases.items():
+            self._routes[alias] = self._routes[model]
 
     @classmethod
     def from_config(cls, config: RouterConfig, now: float) -> "Pools":
-        """The pools of a configuration, without workers yet."""
-        return cls(
-            Pool(
-                settings,
-                settings.max_context_tokens,
-                Lanes(
-                    tokens_in_flight=settings.tokens_in_flight,
-                    standard_share_tokens=standard_share_tokens(
-                        settings.tokens_in_flight, config.lanes.priority_reserved_share
-                    ),
-                    queue_requests=settings.queue_requests,
-                    max_wait_seconds=config.lanes.max_wait_seconds,
-                    now=now,
+        """The pools of a configuration, without workers yet. Raises OSError if a key file cannot be read."""
+        pools = []
+        for settings in config.pools:
+            bounds = LaneBounds(
+                tokens_in_flight=settings.tokens_in_flight,
+                standard_share_tokens=standard_share_tokens(
+                    settings.tokens_in_flight, config.lanes.priority_reserved_share
                 ),
-                Workers(),
+                queue_requests=settings.queue_requests,
+                max_wait_seconds=config.lanes.max_wait_seconds,
+                batch_max_wait_seconds=config.lanes.batch_max_wait_seconds,
+                preemption=config.lanes.preemption,
+                long_prefills_per_worker=config.lanes.long_prefills_per_worker,
             )
-            for settings in config.pools
-        )
+            placement = Placement(config.affinity, config.lanes.long_prefills_per_worker)
+            pool = Pool(
+                settings,
+                lanes=Lanes(bounds, now),
+                workers=Workers(settings.engine),
+                placement=placement,
+                affinity=Affinity(config.affinity) if config.affinity.enabled else None,
+            )
+            if isinstance(settings.workers, ExternalUpstream):
+                pool.use_key(settings.workers.api_key_file.read_text())
+            pools.append(pool)
+        return cls(pools, config)
 
     def __iter__(self) -> Iterator[Pool]:
-        return iter(self._pools)
+        return iter(self._pools.values())
 
-    @property
-    def models(self) -> tuple[str, ...]:
-        """Every model, in the order of the configuration."""
-        return tuple(self._by_model)
-
-    def of_model(self, model: str) -> Pool:
-        """The pool that serves a model. Raises Refusal (404) that names the models there are."""
-        pool = self._by_model.get(model)
-        if pool is None:
+    def route(self, model: str) -> Route:
+        """Where a model's requests go, by its name or an alias. Raises Refusal (404), which names those there are."""
+        route = self._routes.get(model)
+        if route is None:
             raise Refusal(
                 404,
-                f"The model {model!r} does not exist here; there are: {', '.join(self._by_model)}.",
+                f"The model {model!r} does not exist here; there are: {', '.join(self._routes)}.",
                 code="model_not_found",
                 param="model",
             )
-        return pool
+        return route
 
     def has_ready_worker(self) -> bool:
         """Whether any request could run now."""
-        return any(pool.workers.ready for pool in self._pools)
+        return any(pool.workers.ready for pool in self._pools.values())

@@ -21,25 +21,28 @@ _log = logging.getLogger(__name__)
 
 
 class _Probe:
-    """One probe on its way; `status` gets the answer's status or a ConnectionError."""
+    """One probe on its way; `status` gets the answer's status and epoch, or a ConnectionError."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self.status: asyncio.Future[int] = loop.create_future()
+        self.status: asyncio.Future[tuple[int, str]] = loop.create_future()
         self.connection: WorkerConnection | None = None
         self._answered = 0
+        self._epoch = ""
 
     def send(self, connection: WorkerConnection) -> None:
         self.connection = connection
-        host = connection.address.name.encode()
-        connection.send(b"GET /health HTTP/1.1\r\nhost: %b\r\n\r\n" % host, b"", self)
+        address = connection.address
+        head = b"GET %b/health HTTP/1.1\r\nhost: %b\r\n\r\n" % (address.path_prefix, address.name.encode())
+        connection.send(head, b"", self)
 
     def worker_answered(self, answer: Answer | None, body: bytes, is_complete: bool) -> None:
         if answer is not None:
             self._answered = answer.status
+            self._epoch = answer.head.known.get(b"x-m3-epoch", b"").decode("latin-1")
         if is_complete:
             self.connection = None
             if not self.status.done():
-                self.status.set_result(self._answered)
+                self.status.set_result((self._answered, self._epoch))
 
     def worker_lost(self, reason: str) -> None:
         self.connection = None
@@ -47,8 +50,10 @@ class _Probe:
             self.status.set_exception(ConnectionError(reason))
 
 
-async def probe(connections: WorkerConnections, address: WorkerAddress, timeout_seconds: float) -> int:
-    """The status that `GET /health` gets. Raises ConnectionError, or TimeoutError after `timeout_seconds`."""
+async def probe(connections: WorkerConnections, address: WorkerAddress, timeout_seconds: float) -> tuple[int, str]:
+    """The status that `GET /health` gets, and the life that the worker's cache is in ("" where it does not say).
+
+    Raises ConnectionError, or TimeoutError after `timeout_seconds`."""
     one = _Probe(asyncio.get_running_loop())
     connection = connections.take(address)
     dial = None
@@ -67,12 +72,23 @@ async def probe(connections: WorkerConnections, address: WorkerAddress, timeout_
 
 
 class Prober:
-    """Probes the workers of one pool for ever. `on_lost` is told the address of a worker that became unready."""
+    """Probes the workers of one pool for ever.
 
-    def __init__(self, pool: Pool, connections: WorkerConnections, on_lost: Callable[[WorkerAddress], None]) -> None:
+    on_lost: told the address of a worker that became unready. on_life: told of a worker that is there which life its
+    cache is in; "" where it does not say, and it was away just before.
+    """
+
+    def __init__(
+        self,
+        pool: Pool,
+        connections: WorkerConnections,
+        on_lost: Callable[[WorkerAddress], None],
+        on_life: Callable[[Pool, Worker, str], None],
+    ) -> None:
         self._pool = pool
         self._connections = connections
         self._on_lost = on_lost
+        self._on_life = on_life
         self._is_due = asyncio.Event()
 
     def hurry(self) -> None:
@@ -96,13 +112,16 @@ class Prober:
     async def _probe(self, worker: Worker) -> None:
         workers = self._pool.workers
         try:
-            status = await probe(self._connections, worker.address, TIMEOUT_SECONDS)
+            status, epoch = await probe(self._connections, worker.address, TIMEOUT_SECONDS)
         except TimeoutError:
             changed = workers.report_slow(worker)
         except ConnectionError as error:
             changed = workers.report(worker, is_ready=False, reason=str(error))
         else:
+            was_away = worker.state == "unready"
             changed = workers.report(worker, is_ready=status < 500, reason=f"/health answered {status}")
+            if epoch or was_away:
+                self._on_life(self._pool, worker, epoch)
         if changed:
             _log.info(
                 "worker %s of pool %s is %s: %s", worker.name, self._pool.settings.name, worker.state, worker.reason

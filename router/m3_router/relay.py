@@ -1,79 +1,44 @@
 """The way of one request, from its last byte to the last byte of its answer, in the order in which it happens.
 
-Owns an exchange while it lasts, and what it holds: a ticket of a lane, a charge on a worker, a connection, a bill. It
-decides nothing itself; whom to let in, where to send and what it costs is asked of tenants, lanes, placement, prices.
+Owns an exchange while it lasts, and what it holds: a part of a quota, a ticket of a lane, an attempt at a worker, a
+bill. It decides nothing itself; whom to let in, where to send and what it costs is asked of tenants, prices, lanes,
+placement. What a request is and may cost is found out by `intake`, one try at a worker is an `attempt`, the form of
+what the client gets is the `reply`'s.
+
+    intake -> queue -> dispatch -> attempt ... reply -> settle
+                ^         ^          |
+                |         +----------+  another worker, while nothing was sent; a continuation, after that
+                +--------------------+  put back for a priority request, before the first byte
 
 Plain callbacks rather than a coroutine: a task and its wake-ups would cost a third of what the whole relay costs. Read
 `Exchange` from top to bottom; `_finish` is the only way out, and gives back everything that is held.
 """
 
-import asyncio
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
-from secrets import token_hex
 from typing import Final
 
-from m3_router import placement
+from m3_router.attempt import Attempt
 from m3_router.bill import Bill, Outcome, Usage
-from m3_router.config import LimitSettings
+from m3_router.caller import Caller
+from m3_router.dialects import Dialect
 from m3_router.errors import Refusal, at_capacity, no_worker, timed_out, worker_failed
-from m3_router.http import wire
 from m3_router.http.messages import Answer, Client, Request
-from m3_router.http.worker_end import WorkerConnection, WorkerConnections
-from m3_router.lanes import QueueFullError, Ticket
-from m3_router.ledger import Ledger
-from m3_router.pools import Pool, Pools
-from m3_router.prices import PriceTable, format_usd
-from m3_router.request import RequestView, parse
-from m3_router.tenants import Tenant
-from m3_router.usage import BodyTail, EventStream, usage_of_body
-from m3_router.workers import Worker
+from m3_router.intake import Intake
+from m3_router.lanes import QueueFullError
+from m3_router.outbound import head_for
+from m3_router.placement import Want
+from m3_router.pools import Pool
+from m3_router.quotas import Reservation, reserved_tokens
+from m3_router.reply import Reply
+from m3_router.request import RequestView
+from m3_router.services import Services, is_request_id
+from m3_router.tickets import Order, Ticket
+from m3_router.usage import usage_of_body
+from m3_router.workers import Charge, Worker
 
-MAX_HELD_BYTES: Final = 8 * 2**20  # of an answer whose cost goes into its head; a longer one goes without
-FREE: Final = frozenset({b"/tokenize"})
-RELAYED: Final = frozenset({b"/v1/chat/completions", b"/v1/completions"}) | FREE
-_PRIORITY: Final = {"priority": b"x-m3-priority: 0\r\n", "standard": b"x-m3-priority: 10\r\n"}  # the lower goes first
-_TIERS: Final = {
-    (context, service): f"x-m3-context-tier: {context}\r\nx-m3-service-tier: {service}\r\n".encode()
-    for context in ("standard", "long")
-    for service in ("standard", "priority")
-}
-_NEVER: Final = float("inf")
-_Scanner = EventStream | BodyTail
-
-
-class RequestIds:
-    """Request ids that no other process gives."""
-
-    def __init__(self) -> None:
-        self._prefix = f"m3-{token_hex(6)}-"
-        self._given = 0
-
-    def next(self) -> str:
-        """One that was never given before."""
-        self._given += 1
-        return self._prefix + str(self._given)
-
-
-@dataclass(frozen=True, slots=True)
-class Services:
-    """What exchanges ask. `clock` is monotonic, `wall_clock` since the epoch, both in seconds."""
-
-    pools: Pools
-    prices: PriceTable
-    ledger: Ledger
-    workers: WorkerConnections
-    limits: LimitSettings
-    loop: asyncio.AbstractEventLoop
-    clock: Callable[[], float]
-    wall_clock: Callable[[], float]
-    request_ids: RequestIds = field(default_factory=RequestIds)
-
-    def wake(self, admitted: Iterable[Ticket]) -> None:
-        """Let the holders of admitted tickets go on. Not from here: each may end at once and admit the next."""
-        for ticket in admitted:
-            if isinstance(ticket.holder, Exchange):
-                self.loop.call_soon(ticket.holder.admitted)
+# Held in the lane for the answer of a request that does not say how long it may be, or says more than answers are.
+MAX_OUTPUT_CHARGE_TOKENS: Final = 4096
+# What a worker says that has begun nothing: it loads, drains or has no room. Another one may take the request.
+_PASSED_OVER: Final = frozenset({429, 503, 529})
 
 
 def open_bill(services: Services, request: Request | None) -> Bill:
@@ -81,296 +46,356 @@ def open_bill(services: Services, request: Request | None) -> Bill:
     if request is None:
         return Bill(services.wall_clock(), services.request_ids.next(), "")
     given = request.head.known.get(b"x-request-id")
-    tenant = request.context
-    return Bill(
+    caller = request.context
+    bill = Bill(
         services.wall_clock(),
         given.decode() if given is not None and is_request_id(given) else services.request_ids.next(),
         request.path_text,
-        tenant.name if isinstance(tenant, Tenant) else "",
     )
-
-
-def is_request_id(value: bytes) -> bool:
-    """Whether a client's request id can be kept: 1 to 128 visible ASCII characters."""
-    return len(value) <= 128 and value.isascii() and value.decode().isprintable() and bool(value) and b" " not in value
+    if isinstance(caller, Caller):
+        bill.tenant = caller.tenant.name
+        bill.dialect = "" if caller.dialect is None else caller.dialect.name
+    return bill
 
 
 class Exchange:
     """One relayed request."""
 
     __slots__ = (
-        "_answer",
         "_arrived_at",
+        "_attempt",
         "_bill",
-        "_charged_tokens",
-        "_connection",
-        "_deadline",
-        "_dial",
-        "_held",
-        "_held_bytes",
+        "_caller",
+        "_charge",
+        "_client",
+        "_comment_at",
+        "_dialect",
+        "_intake",
         "_is_finished",
-        "_is_free",
-        "_is_sent",
-        "_pool",
+        "_reply",
         "_request",
-        "_scanner",
+        "_reservation",
         "_services",
         "_ticket",
+        "_trace_line",
         "_tried",
-        "_upstream",
-        "_view",
-        "_worker",
     )
 
-    def __init__(self, services: Services, request: Request, connection: Client, *, is_free: bool) -> None:
+    def __init__(self, services: Services, request: Request, client: Client, caller: Caller, dialect: Dialect) -> None:
         self._services = services
         self._request = request
-        self._connection = connection
-        self._is_free = is_free
-        self._bill = open_bill(services, request)
+        self._client = client
+        self._caller = caller
+        self._dialect = dialect
+        bill = self._bill = open_bill(services, request)
         self._arrived_at = services.clock()
-        self._deadline = _NEVER
+        self._comment_at = self._arrived_at + services.limits.comment_seconds
+        self._trace_line = b"traceparent: " + caller.traceparent + b"\r\n" if caller.traceparent else b""
+        self._intake = Intake(self, services, request, caller, dialect, bill)
         self._is_finished = False
         # held, and given back by _finish
+        self._reservation: Reservation | None = None
         self._ticket: Ticket | None = None
-        self._worker: Worker | None = None
-        self._charged_tokens = 0  # to the worker, and by the ticket
-        self._upstream: WorkerConnection | None = None
-        self._dial: asyncio.Task[None] | None = None
+        self._attempt: Attempt | None = None
         # set on the way
-        self._view: RequestView | None = None
-        self._pool: Pool | None = None
+        self._reply: Reply | None = None
+        self._charge = Charge(0, 0)
         self._tried: tuple[Worker, ...] = ()
-        self._answer: Answer | None = None
-        self._scanner: _Scanner | None = None  # the head is out, the body passes through it
-        self._held: list[bytes] = []
-        self._held_bytes = 0
-        self._is_sent = False  # the client has got a first byte
 
-    # ---- 1. understand and price it, and ask for a place
+    # ---- 1. understand and price it
 
     def begin(self) -> None:
-        """From the body to a ticket."""
-        services, bill = self._services, self._bill
+        """From the body to a place in a lane, or to a wait for what has to be asked."""
+        traces = self._services.traces
+        if traces is not None:
+            context = traces.begin(self._caller.traceparent)
+            bill = self._bill
+            bill.trace_id, bill.parent_span_id = context.trace_id, context.parent_span_id
+            if context.is_sampled:
+                bill.span_id = context.span_id
+            self._trace_line = context.header()
+        self._intake.begin()
+
+    def not_taken_in(self, refusal: Refusal) -> None:
+        """Somebody has something against it."""
+        self._refuse(refusal)
+
+    def taken_in(self) -> None:
+        """All is known of it, and nobody has anything against it."""
+        view, pool = self._understood()
+        self._reply = Reply(self._client, self._bill, view, self._cost, is_resumable=pool.can_continue)
+        if self._dialect.is_free:
+            self._dispatch(view.body)
+            return
         try:
-            view = self._view = parse(self._request.body)
-            bill.model = view.model
-            bill.stream = view.is_stream
-            pool = self._pool = services.pools.of_model(view.model)
-            view.check_fits(pool.max_context_tokens)
-            tenant = self._request.context
-            assert isinstance(tenant, Tenant)  # noqa: S101 - Routes.accept put it there
-            tier = tenant.entitled_tier(view.service_tier)
-            if not pool.workers.ready:
-                raise no_worker(view.model)
-            if self._is_free:
-                self._dispatch()
-                return
-            bill.service_tier = tier
-            bill.context_tier = services.prices.context_tier(view.input_tokens)
-            self._charged_tokens = min(view.charge_tokens, pool.max_context_tokens)
-            ticket = self._ticket = pool.lanes.offer(tier, self._charged_tokens, self._arrived_at, self)
+            is_admitted = self._queue(view, pool)
         except Refusal as refusal:
             self._refuse(refusal)
-            return
+        else:
+            if is_admitted:
+                self._dispatch(view.body)
+
+    def _understood(self) -> tuple[RequestView, Pool]:
+        view, pool = self._intake.view, self._intake.pool
+        assert view is not None and pool is not None  # noqa: S101, PT018 - nothing comes here before it was understood
+        return view, pool
+
+    # ---- 2. wait for a place
+
+    def _queue(self, view: RequestView, pool: Pool) -> bool:
+        """Take a part of the quota and ask for a place; returns whether there is one at once. Raises Refusal."""
+        services, caller, bill = self._services, self._caller, self._bill
+        quote, interval, tier = self._intake.quote, self._intake.interval, self._intake.tier
+        assert quote is not None and interval is not None  # noqa: S101, PT018 - what is not free was priced
+        now = services.clock()
+        tokens = reserved_tokens(interval.high, view.max_tokens, view.choices)
+        self._reservation = caller.tenant.quota.reserve(tokens, quote.cost_high_nanousd, bill.time, now)
+        output_tokens = MAX_OUTPUT_CHARGE_TOKENS
+        if view.max_tokens is not None and view.max_tokens < output_tokens:
+            output_tokens = view.max_tokens
+        output_tokens *= view.choices
+        context_tier = quote.context_tier_high
+        self._charge = Charge(interval.likely, output_tokens, context_tier == "long")
+        held_tokens = interval.high + output_tokens
+        held_tokens = min(held_tokens, pool.max_context_tokens)
+        seconds = caller.first_byte_seconds
+        deadline = None if seconds is None else self._arrived_at + seconds
+        tenant = caller.tenant
+        order = Order(
+            tier,
+            context_tier,
+            tenant=tenant.name,
+            weight=tenant.weight,
+            tokens=held_tokens,
+            weighted_tokens=quote.weighted_tokens,
+            deadline=deadline,
+            holder=self,
+        )
+        try:
+            ticket = self._ticket = pool.lanes.offer(order, now)
         except QueueFullError as full:
-            self._refuse(at_capacity(str(full), full.retry_after_seconds))
-            return
-        if ticket.state == "admitted":
-            self._dispatch()
+            raise at_capacity(str(full), full.retry_after_seconds) from full
+        services.follow(pool)
+        return ticket.state == "admitted"
 
     def admitted(self) -> None:
         """The wait in the lane is over."""
-        if not self._is_finished:
+        ticket = self._ticket
+        if not self._is_finished and ticket is not None and ticket.state == "admitted" and self._attempt is None:
             self._bill.queue_ms = self._elapsed_ms()
-            self._dispatch()
+            self._dispatch(self._understood()[0].body)
+
+    def preempted(self) -> None:
+        """A priority request has taken the place; this one waits again where it waited before."""
+        if not self._is_finished and self._attempt is not None:
+            self._bill.preemptions += 1
+            self._attempt.end()
+            self._attempt = None
 
     def expired(self, retry_after_seconds: int) -> None:
         """The wait in the lane was too long."""
-        self._bill.queue_ms = self._elapsed_ms()
-        self._refuse(at_capacity("no place became free in time", retry_after_seconds))
+        if not self._is_finished:
+            self._bill.queue_ms = self._elapsed_ms()
+            self._refuse(at_capacity("no place became free in time", retry_after_seconds))
 
-    # ---- 2. send it to a worker
+    # ---- 3. send it to a worker
 
-    def _dispatch(self) -> None:
-        pool, view = self._pool, self._view
-        assert pool is not None and view is not None  # noqa: S101, PT018 - begin has set both
-        worker = placement.choose(pool.workers.ready, self._tried)
-        if worker is None:
+    def _dispatch(self, body: bytes) -> None:
+        """To the worker that placement names; everything that was sent elsewhere before has ended."""
+        services, bill, intake = self._services, self._bill, self._intake
+        view, pool = self._understood()
+        now = services.clock()
+        choice = pool.placement.choose(pool.workers.ready, self._want(now), now)
+        if choice is None:
             self._refuse(no_worker(view.model))
             return
-        self._worker = worker
-        self._bill.worker = worker.name
-        pool.workers.charge(worker, self._charged_tokens)
-        self._connect(worker)
+        worker = choice.worker
+        bill.worker, bill.reason = worker.name, choice.reason
+        bill.runner_up = "" if choice.runner_up is None else choice.runner_up.name
+        bill.predicted_cached_tokens = choice.cached_tokens
+        bill.attempts += 1
+        attempt_name = ""
+        if not self._dialect.is_free:
+            services.ledger.open(bill)
+            attempt_name = services.ledger.attempt(bill)
+        attempt = self._attempt = Attempt(
+            self,
+            pool,
+            worker,
+            self._charge,
+            connections=services.workers,
+            limits=services.limits,
+            clock=services.clock,
+        )
+        head = head_for(pool, worker, self._request, bill, attempt_name, intake.tier, self._trace_line, len(body))
+        attempt.start(head, body)
+        services.placed(pool, worker, intake.chain, intake.session())
 
-    def _connect(self, worker: Worker) -> None:
-        self._bill.attempts += 1
-        connections = self._services.workers
-        connection = connections.take(worker.address)
-        if connection is not None:
-            self._send(connection)
+    def _want(self, now: float) -> Want:
+        intake = self._intake
+        chain, interval, affinity = intake.chain, intake.interval, self._understood()[1].affinity
+        if interval is None:
+            return Want(0, tried=self._tried, tie=self._services.request_ids.given)
+        is_long = self._charge.is_long
+        if affinity is None or not chain:
+            return Want(interval.likely, is_long=is_long, tried=self._tried, tie=self._services.request_ids.given)
+        session = intake.session()
+        return Want(
+            interval.likely,
+            block_tokens=interval.likely / len(chain),
+            matches=affinity.match(chain),
+            is_long=is_long,
+            tried=self._tried,
+            pinned_slot=affinity.pinned(session, now) if session else -1,
+            tie=chain[0],
+        )
+
+    # ---- 4. bring the answer back
+
+    def answered(self, answer: Answer | None, body: bytes, is_complete: bool, now: float) -> None:
+        """One read from the worker, at most one write to the client."""
+        reply, attempt = self._reply, self._attempt
+        assert reply is not None and attempt is not None  # noqa: S101, PT018 - the attempt tells of itself
+        if answer is not None:
+            if answer.status in _PASSED_OVER and self._can_try_another(reply):
+                self._try_another(f"it answered {answer.status}")
+                return
+            self._take_head(reply, attempt, answer, now)
+        if not reply.is_streaming:
+            if is_complete:
+                self._first_byte(attempt, now)
+                self._answer_whole(reply, reply.whole(body))
+            else:
+                reply.hold(body)
+            return
+        data = reply.scan(body, is_complete)
+        if data and not reply.has_content:
+            self._first_byte(attempt, now)
+        if not is_complete:
+            if data:
+                reply.write(data)
+        elif reply.is_whole:
+            self._finish(self._outcome_of_status(), reply.usage)
+            reply.end(data)
         else:
-            self._dial = connections.dial(
-                worker.address, self._services.limits.connect_seconds, self._connected, self._unreachable
-            )
+            if data:
+                reply.write(data)
+            self._go_on_elsewhere(worker_failed(f"Worker {attempt.worker.name} gave up during its answer."))
 
-    def _connected(self, connection: WorkerConnection) -> None:
-        self._dial = None
-        if self._is_finished:
-            self._services.workers.put(connection)
+    def _take_head(self, reply: Reply, attempt: Attempt, answer: Answer, now: float) -> None:
+        services, bill, intake = self._services, self._bill, self._intake
+        _, pool = self._understood()
+        if answer.status < 500:
+            pool.workers.succeeded(attempt.worker)
         else:
-            self._send(connection)
+            pool.workers.failed(attempt.worker, now, f"it answered {answer.status}")
+        bill.status = answer.status
+        if bill.first_byte_ms is None:
+            bill.first_byte_ms = int((now - self._arrived_at) * 1e6) / 1e3
+        interval = intake.interval
+        if interval is not None and not bill.continuations:
+            counted = answer.head.known.get(b"x-m3-input-tokens")
+            if counted is not None and counted.isdigit() and len(counted) < 12:
+                bill.input_tokens = int(counted)
+                bill.context_tier = services.prices.context_tier(intake.model, bill.input_tokens, bill.time)
+            else:
+                bill.input_tokens = interval.likely
+        caller = self._caller
+        reply.take_head(answer, caller.tenant.quota.headers(self._dialect.is_anthropic, bill.time))
+        if reply.is_streaming and not pool.can_continue:
+            self._client.release_body()
 
-    def _unreachable(self, reason: str) -> None:
-        self._dial = None
-        if not self._is_finished and self._worker is not None and self._pool is not None:
-            self._pool.workers.report(self._worker, is_ready=False, reason=reason)
+    def _first_byte(self, attempt: Attempt, now: float) -> None:
+        """The prefill is over: nobody may put this request back any more."""
+        attempt.first_byte()
+        ticket, pool = self._ticket, self._intake.pool
+        if ticket is not None and pool is not None:
+            pool.lanes.first_byte(ticket, now)
+            self._services.follow(pool)
+
+    def _answer_whole(self, reply: Reply, body: bytes) -> None:
+        dialect = self._dialect
+        usage = usage_of_body(dialect, body) if self._bill.status == 200 and not dialect.is_free else None
+        self._finish(self._outcome_of_status(), usage)
+        reply.respond(body, has_cost=usage is not None)
+
+    # ---- 5. when a worker fails
+
+    def attempt_failed(self, reason: str) -> None:
+        """The worker's connection failed, or there was none."""
+        attempt, reply = self._attempt, self._reply
+        assert attempt is not None and reply is not None  # noqa: S101, PT018 - the attempt tells of itself
+        _, pool = self._understood()
+        pool.workers.failed(attempt.worker, self._services.clock(), reason)
+        if reply.has_content:
+            self._go_on_elsewhere(worker_failed(f"Worker {attempt.worker.name} failed during its answer: {reason}."))
+        else:
             self._try_another(reason)
 
-    def _send(self, connection: WorkerConnection) -> None:
-        request, bill, view, worker = self._request, self._bill, self._view, self._worker
-        assert view is not None and worker is not None  # noqa: S101, PT018 - _dispatch has set both
-        head = b"".join(
-            (
-                request.post_line,
-                worker.host_line,
-                b"content-length: ",
-                str(len(view.body)).encode(),
-                b"\r\nx-request-id: ",
-                bill.request_id.encode(),
-                b"\r\nx-m3-tenant: ",
-                bill.tenant.encode(),
-                b"\r\n",
-                _PRIORITY[bill.service_tier or "standard"],
-                request.head.forward,
-                b"\r\n",
-            )
-        )
-        services = self._services
-        self._upstream = connection
-        self._deadline = services.clock() + services.limits.first_byte_seconds
-        connection.send(head, view.body, self)
+    def _can_try_another(self, reply: Reply) -> bool:
+        """Whether somebody else may begin the answer."""
+        attempt = self._attempt
+        if attempt is None or reply.has_content:
+            return False
+        _, pool = self._understood()
+        if len(self._tried) + 1 >= self._services.limits.attempts:
+            return False
+        return self._has_other(pool, attempt.worker)
+
+    def _has_other(self, pool: Pool, worker: Worker | None) -> bool:
+        """Whether a worker is ready that is not this one, and has not failed the request."""
+        for other in pool.workers.ready:
+            if other is not worker and other not in self._tried:
+                return True
+        return False
+
+    def _end_attempt(self) -> Worker:
+        attempt = self._attempt
+        assert attempt is not None  # noqa: S101 - there is one to end
+        attempt.end()
+        self._attempt = None
+        self._tried = (*self._tried, attempt.worker)
+        return attempt.worker
 
     def _try_another(self, reason: str) -> None:
-        """Nothing was sent to the client, and this worker has failed: the next one, while there is one."""
-        pool, view, worker = self._pool, self._view, self._worker
-        assert pool is not None and view is not None and worker is not None  # noqa: S101, PT018
-        pool.workers.discharge(worker, self._charged_tokens)
-        self._worker = None
-        self._tried = (*self._tried, worker)
-        if placement.choose(pool.workers.ready, self._tried) is not None:
-            self._dispatch()
+        """Nothing of the answer was sent to the client, and this worker has failed: the next one, if there is one."""
+        reply = self._reply
+        assert reply is not None  # noqa: S101 - there was an attempt
+        view, pool = self._understood()
+        can_try = self._can_try_another(reply)
+        worker = self._end_attempt()
+        if can_try:
+            self._dispatch(view.body)
         elif not pool.workers.ready:
             self._refuse(no_worker(view.model), outcome="worker_error")
         else:
             self._refuse(worker_failed(f"Worker {worker.name} failed: {reason}."), outcome="worker_error")
 
-    # ---- 3. bring the answer back
+    def _go_on_elsewhere(self, refusal: Refusal) -> None:
+        """A part of the answer was sent: another worker goes on with it where that can be done, or it is broken off."""
+        services, bill, reply = self._services, self._bill, self._reply
+        assert reply is not None  # noqa: S101 - it has content
+        _, pool = self._understood()
+        self._end_attempt()
+        resumption = reply.resumption(pool.engine) if len(self._tried) < services.limits.attempts else None
+        if resumption is None or not self._has_other(pool, None):
+            self._break_off(refusal)
+            return
+        # What the client has got until now; the next worker's part is added to it (bill.continued).
+        self._note_delivered(reply)
+        bill.continuations += 1
+        reply.go_on(resumption)
+        self._dispatch(resumption.body)
 
-    def worker_answered(self, answer: Answer | None, body: bytes, is_complete: bool) -> None:
-        """One read from the worker, at most one write to the client."""
-        now = self._services.clock()
-        if answer is not None:
-            if answer.status == 503 and self._pass_over(is_complete):
-                return
-            self._take_head(answer, now)
-        if is_complete:
-            self._upstream = None
-        else:
-            self._deadline = now + self._services.limits.idle_seconds
-        if self._scanner is not None:
-            self._relay_part(self._scanner, body, is_complete)
-        elif is_complete:
-            self._answer_whole(b"".join((*self._held, body)) if self._held else body)
-        else:
-            self._hold(body)
-
-    def _pass_over(self, is_complete: bool) -> bool:
-        """A worker that is loading or draining has begun nothing: another one may take the request, if there is one."""
-        pool = self._pool
-        if pool is None or placement.choose(pool.workers.ready, (*self._tried, self._worker)) is None:
-            return False
-        if self._upstream is not None and not is_complete:
-            self._upstream.abort()
-        self._upstream = None
-        self._try_another("it answered 503")
-        return True
-
-    def _take_head(self, answer: Answer, now: float) -> None:
-        bill, view, known = self._bill, self._view, answer.head.known
-        assert view is not None  # noqa: S101 - _send has sent its body
-        self._answer = answer
-        bill.status = answer.status
-        bill.first_byte_ms = int((now - self._arrived_at) * 1e6) / 1e3
-        counted = known.get(b"x-m3-input-tokens")
-        if counted is not None and counted.isdigit() and not self._is_free:
-            bill.input_tokens = int(counted)
-            bill.context_tier = self._services.prices.context_tier(bill.input_tokens)
-        else:
-            bill.input_tokens = view.input_tokens
-        if known.get(b"content-type", b"").startswith(b"text/event-stream"):
-            self._pass_through(EventStream(view.is_usage_added))
-
-    def _hold(self, body: bytes) -> None:
-        """Wait for the rest of the answer, whose usage goes into its head, unless it grows too long for that."""
-        self._held.append(body)
-        self._held_bytes += len(body)
-        if self._held_bytes > MAX_HELD_BYTES:
-            held, self._held = b"".join(self._held), []
-            self._relay_part(self._pass_through(BodyTail()), held, is_complete=False)
-
-    def _answer_whole(self, body: bytes) -> None:
-        bill = self._bill
-        usage = usage_of_body(body) if bill.status == 200 and not self._is_free else None
-        self._finish(self._outcome_of_status(), usage)
-        head = self._head()
-        if usage is not None:
-            head += b"x-m3-cost-usd: " + format_usd(bill.cost_nanousd) + b"\r\n"
-        self._connection.respond(head, body)
-
-    def _pass_through(self, scanner: _Scanner) -> _Scanner:
-        """From here on the client gets what comes as it comes."""
-        self._connection.release_body()
-        self._view = None
-        self._scanner = scanner
-        return scanner
-
-    def _relay_part(self, scanner: _Scanner, body: bytes, is_complete: bool) -> None:
-        connection = self._connection
-        data = scanner.feed(body) if body else b""
-        if is_complete and isinstance(scanner, EventStream):
-            data += scanner.finish()
-        if not self._is_sent and (data or is_complete):
-            self._is_sent = True
-            connection.start_response(self._head(), data)
-            data = b""
-        if is_complete:
-            self._finish(self._outcome_of_status(), scanner.usage)
-            connection.end(data)
-        elif data:
-            connection.write(data)
-
-    def _head(self) -> bytes:
-        """Status and headers of the answer, without its framing."""
-        answer, bill = self._answer, self._bill
-        assert answer is not None  # noqa: S101 - there is a head to relay
-        context_tier, service_tier = bill.context_tier, bill.service_tier
-        return b"".join(
-            (
-                wire.status_line(answer.status),
-                b"content-type: ",
-                answer.head.known.get(b"content-type", b"application/json"),
-                b"\r\n",
-                answer.head.forward,
-                b"x-request-id: ",
-                bill.request_id.encode(),
-                b"\r\nx-m3-worker: ",
-                bill.worker.encode(),
-                b"\r\nx-m3-queue-ms: %d\r\n" % bill.queue_ms if bill.queue_ms else b"\r\nx-m3-queue-ms: 0\r\n",
-                b"" if context_tier is None or service_tier is None else _TIERS[context_tier, service_tier],
-            )
-        )
+    def _break_off(self, refusal: Refusal) -> None:
+        """The answer cannot be completed."""
+        self._bill.error = refusal.message
+        reply = self._reply
+        if reply is None or not reply.has_content:
+            self._refuse(refusal, outcome="worker_error")
+            return
+        self._finish("worker_error", self._estimate())
+        reply.refuse(refusal)
 
     # ---- what may happen at any time
 
@@ -378,48 +403,45 @@ class Exchange:
         """The client left: the worker stops now, and what was used is billed."""
         if self._is_finished:
             return
-        if self._ticket is not None and self._ticket.state == "waiting" and self._pool is not None:
-            self._services.wake(self._pool.lanes.cancel(self._ticket, self._services.clock()))
         usage = None
-        if self._answer is not None and self._answer.status == 200:
-            usage = self._scanner.usage if self._scanner is not None else None
-            usage = usage or self._estimate()
+        if self._bill.status == 200 and self._reply is not None:
+            usage = self._reply.usage
         self._finish("client_gone", usage)
 
     def client_paused(self) -> None:
         """The client reads more slowly than the worker writes."""
-        if self._upstream is not None:
-            self._upstream.pause()
+        if self._attempt is not None:
+            self._attempt.pause()
 
     def client_resumed(self) -> None:
         """The client has caught up."""
-        if self._upstream is not None:
-            self._deadline = self._services.clock() + self._services.limits.idle_seconds
-            self._upstream.resume()
-
-    def worker_lost(self, reason: str) -> None:
-        """The worker's connection failed."""
-        connection, self._upstream = self._upstream, None
-        if self._answer is not None:
-            self._break_off(worker_failed(f"Worker {self._bill.worker} failed during its answer: {reason}."))
-        elif connection is not None and connection.is_reused and self._worker is not None:
-            self._connect(self._worker)  # most likely a kept-alive connection that was closed as we wrote to it
-        else:
-            self._try_another(reason)
+        if self._attempt is not None:
+            self._attempt.resume()
 
     def tick(self, now: float) -> None:
-        """Give up on a worker that is silent, or a client that does not read, for too long."""
-        if now < self._deadline or self._is_finished:
+        """Give up on a worker that is silent, or a client that does not read, for too long; else keep it company."""
+        if self._is_finished:
             return
-        limits = self._services.limits
-        if self._connection.is_write_paused:
-            self._connection.abort()
-        elif self._answer is None:
-            message = f"Worker {self._bill.worker} sent nothing within {limits.first_byte_seconds:g} s."
-            self._refuse(timed_out(message), outcome="worker_error")
+        attempt, reply = self._attempt, self._reply
+        if attempt is not None:
+            overdue = attempt.overdue(now)
+            if overdue is not None:
+                if self._client.is_write_paused:
+                    self._client.abort()
+                else:
+                    self._late(attempt, overdue, now)
+                return
+        if now >= self._comment_at and reply is not None and self._bill.stream and not reply.has_content:
+            self._comment_at = now + self._services.limits.comment_seconds
+            if attempt is not None and not attempt.has_head:
+                reply.comment()
+
+    def _late(self, attempt: Attempt, overdue: str, now: float) -> None:
+        self._understood()[1].workers.failed(attempt.worker, now, overdue)
+        if self._reply is not None and self._reply.has_content:
+            self._go_on_elsewhere(timed_out(overdue))
         else:
-            message = f"Worker {self._bill.worker} sent nothing more for {limits.idle_seconds:g} s."
-            self._break_off(timed_out(message))
+            self._refuse(timed_out(overdue), outcome="worker_error")
 
     def interrupt(self) -> None:
         """The router stops before the answer is complete."""
@@ -427,57 +449,75 @@ class Exchange:
             message = "The router is stopping."
             self._break_off(Refusal(503, message, kind="server_error", code="router_stopping", retry_after_seconds=1))
 
-    def _break_off(self, refusal: Refusal) -> None:
-        """The answer cannot be completed. Where it has begun, the client is told in the stream, and never `[DONE]`."""
-        self._bill.error = refusal.message
-        if not self._is_sent:
-            self._refuse(refusal, outcome="worker_error")
-            return
-        event = b""
-        if isinstance(self._scanner, EventStream):
-            event = self._scanner.boundary() + b"data: " + refusal.body() + b"\n\n"
-        self._finish("worker_error", self._estimate())
-        self._connection.cut(event)
-
-    # ---- 4. settle
+    # ---- 6. settle
 
     def _refuse(self, refusal: Refusal, outcome: Outcome = "rejected") -> None:
-        bill = self._bill
+        bill, reply = self._bill, self._reply
+        refusal.is_anthropic = self._dialect.is_anthropic
         bill.status, bill.error = refusal.status, refusal.message
         bill.input_tokens = 0
         self._finish(outcome, None)
-        self._connection.refuse(refusal, b"x-request-id: %b\r\n" % bill.request_id.encode())
+        if reply is not None:
+            reply.refuse(refusal)
+        else:
+            self._client.refuse(refusal, b"x-request-id: %b\r\n" % bill.request_id.encode())
 
     def _finish(self, outcome: Outcome, usage: Usage | None) -> None:
         """The only way out: give back all that is held, settle the bill once."""
         self._is_finished = True
-        now = self._services.clock()
-        bill, pool, worker, ticket = self._bill, self._pool, self._worker, self._ticket
-        if self._upstream is not None:
-            self._upstream.abort()
-            self._upstream = None
-        if self._dial is not None:
-            self._dial.cancel()
-            self._dial = None
-        if worker is not None and pool is not None:
-            pool.workers.discharge(worker, self._charged_tokens)
-            self._worker = None
-        if ticket is not None:
-            ticket.holder = None
-            if ticket.state == "admitted" and pool is not None:
-                woken = pool.lanes.release(ticket, now)
-                if woken:
-                    self._services.wake(woken)
+        services, bill = self._services, self._bill
+        now = services.clock()
+        self._intake.cancel()
+        attempt, self._attempt = self._attempt, None
+        if attempt is not None:
+            attempt.end()
         bill.duration_ms = int((now - self._arrived_at) * 1e6) / 1e3
-        if usage is None and outcome == "ok" and not self._is_free:
-            usage = self._estimate()
-        self._services.ledger.settle(bill, outcome, usage)
+        is_free = self._dialect.is_free
+        if outcome == "client_gone" and usage is None and bill.attempts and not is_free:
+            services.ledger.settle_later(bill, outcome, self._estimate() if bill.status == 200 else None)
+        else:
+            if usage is None and outcome == "ok" and not is_free:
+                usage = self._estimate()
+            services.ledger.settle(bill, outcome, usage)
+        if attempt is not None and usage is not None and outcome == "ok":
+            workers = self._understood()[1].workers
+            workers.note_cached(attempt.worker, bill.predicted_cached_tokens, usage.cached_tokens)
+        self._give_back(now)
+
+    def _give_back(self, now: float) -> None:
+        """The part of the quota, and the place in the lane."""
+        services, bill = self._services, self._bill
+        reservation, self._reservation = self._reservation, None
+        if reservation is not None:
+            quota = self._caller.tenant.quota
+            if bill.attempts:
+                quota.settle(reservation, bill.input_tokens + bill.output_tokens, bill.cost_nanousd)
+            else:
+                quota.release(reservation)
+        ticket, pool = self._ticket, self._intake.pool
+        if ticket is None or pool is None:
+            return
+        ticket.holder = None
+        if ticket.state == "admitted":
+            pool.lanes.release(ticket, now, None)
+        elif ticket.state == "waiting":
+            pool.lanes.cancel(ticket, now)
+        services.follow(pool)
+
+    def _note_delivered(self, reply: Reply) -> None:
+        bill, usage = self._bill, self._estimate()
+        bill.input_tokens, bill.output_tokens = usage.input_tokens, usage.output_tokens
 
     def _estimate(self) -> Usage:
         """What is known of an answer whose usage did not come: its input, and an output token for each event."""
-        self._bill.estimated = True
-        events = self._scanner.events if isinstance(self._scanner, EventStream) else 0
-        return Usage(self._bill.input_tokens, 0, events)
+        bill, reply = self._bill, self._reply
+        bill.estimated = True
+        events = 0 if reply is None else reply.events
+        return Usage(bill.input_tokens, bill.cached_tokens, bill.cache_write_tokens, events)
+
+    def _cost(self, usage: Usage) -> int:
+        bill, tier = self._bill, self._intake.tier
+        return self._services.prices.cost(bill.model, tier, usage, bill.time)[1]
 
     def _outcome_of_status(self) -> Outcome:
         status = self._bill.status

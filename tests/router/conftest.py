@@ -10,7 +10,7 @@ import pytest
 
 from m3_mock import MockEngine
 from m3_mock.running import LogStream, Running, StartRouter, config_for
-from m3_router.server import Router
+from m3_router.router import Router
 
 
 @pytest.fixture

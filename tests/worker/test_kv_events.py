@@ -113,6 +113,26 @@ def test_who_follows_knows_what_can_be_found(requests: list[tuple[int, int, bool
         assert set(pages.found(sequence)) <= {name for name, _ in there}
 
 
+def test_pages_are_told_with_the_request_that_filled_them_and_their_place_in_it() -> None:
+    pages = Pages(9, 4)
+
+    def run(request_id: str, client_id: str | None, prompt: list[int]) -> list[tuple[str | None, int, int]]:
+        request = Request(request_id, prompt, SamplingParameters(max_tokens=1), client_id=client_id)
+        sequence = Sequence(request)
+        cached = pages.admit(sequence, pages.found(sequence))
+        assert cached is not None
+        sequence.admit(cached)
+        sequence.advance(sequence.remaining_tokens)
+        pages.commit(sequence)
+        pages.release(request_id)
+        events = pages.take_events()
+        return [(event.client_id, event.first_page, len(event.names)) for event in events if isinstance(event, Stored)]
+
+    assert run("1", "first", [1] * 9) == [("first", 0, 2)]
+    assert run("2", "next turn", [1] * 18) == [("next turn", 2, 2)]
+    assert run("3", None, [2] * 5) == [(None, 0, 1)]
+
+
 async def test_a_follower_gets_every_batch_and_a_snapshot_when_it_fell_behind() -> None:
     log = EventLog("e", 4, ring_batches=2)
     log.append([stored("a")], 0.0)
@@ -146,9 +166,9 @@ def followed(client: httpx.Client, **query: Any) -> Iterator[Iterator[dict[str, 
         yield (json.loads(line) for line in response.iter_lines())
 
 
-def complete(client: httpx.Client, prompt: list[int]) -> None:
+def complete(client: httpx.Client, prompt: list[int], request_id: str = "some request") -> None:
     body = {"model": "fake", "prompt": prompt, "max_tokens": 1}
-    assert client.post("/v1/completions", json=body).status_code == 200
+    assert client.post("/v1/completions", json=body, headers={"x-request-id": request_id}).status_code == 200
 
 
 def test_a_router_follows_over_http(worker: FakeWorker, client: httpx.Client) -> None:
@@ -159,18 +179,20 @@ def test_a_router_follows_over_http(worker: FakeWorker, client: httpx.Client) ->
         assert start["epoch"] == worker.engine.events.epoch
         snapshot = next(lines)
         assert (snapshot["kind"], snapshot["more"]) == ("snapshot", False)
-        complete(client, [7, 8, 9, 10, 11, 12, 13, 14, 15])
+        complete(client, [7, 8, 9, 10, 11, 12, 13, 14, 15], "the client's own")
         batch = next(line for line in lines if line["kind"] == "batch" and line["events"] != [{"event": "cleared"}])
         (event,) = batch["events"]
         assert (event["event"], event["medium"], event["parent"]) == ("stored", "device", None)
         assert event["token_ids"] == [7, 8, 9, 10, 11, 12, 13, 14]
+        assert (event["request"], event["first_page"]) == ("the client's own", 0)
         assert [len(name) for name in event["names"]] == [64, 64]
-    complete(client, [77] * 5)
+    complete(client, [77] * 5, "x" * 129)
     with followed(client, epoch=start["epoch"], after=batch["number"]) as lines:
         assert next(lines)["kind"] == "start"
         later = next(lines)
         assert (later["kind"], later["number"]) == ("batch", batch["number"] + 1)
         assert "token_ids" not in later["events"][0]
+        assert "request" not in later["events"][0]  # its name is too long to be kept
 
 
 def test_who_comes_from_another_epoch_gets_a_snapshot(worker: FakeWorker, client: httpx.Client) -> None:

@@ -199,7 +199,7 @@ def test_followers_are_told_what_is_stored_and_what_is_gone() -> None:
     one, two = first.page_names.of(first.token_ids, 2) if first.page_names is not None else ()
     assert pages.take_events() == [Stored((one,), None, first.token_ids[:4])]
     compute(pages, first)
-    assert pages.take_events() == [Stored((two,), one, first.token_ids[4:8])]
+    assert pages.take_events() == [Stored((two,), one, first.token_ids[4:8], first_page=1)]
     pages.release("a")
     assert pages.take_events() == []
     pages.reserve("x", 12)

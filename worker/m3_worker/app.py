@@ -16,6 +16,7 @@ from m3_worker.api.models import model_routes
 from m3_worker.api.openapi import openapi_routes
 from m3_worker.api.responses import response_routes
 from m3_worker.api.tokens import token_routes
+from m3_worker.api.usage import RecordUsage, usage_routes
 from m3_worker.metrics import CONTENT_TYPE, render_metrics
 from m3_worker.serving import Phase, WorkerState
 
@@ -29,6 +30,7 @@ _ROUTES = (
     expert_routes,
     kv_event_routes,
     token_routes,
+    usage_routes,
     model_routes,
     openapi_routes,
 )
@@ -52,5 +54,6 @@ def build_app(state: WorkerState) -> FastAPI:
     async def metrics() -> Response:
         return Response(render_metrics(state), media_type=CONTENT_TYPE)
 
+    app.add_middleware(RecordUsage, records=state.usage_records)
     app.add_middleware(RequestIds)
     return app

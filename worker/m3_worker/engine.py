@@ -16,7 +16,7 @@ from collections.abc import Callable
 from collections.abc import Sequence as SequenceOf
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 from m3_worker.counters import Counters
 from m3_worker.scheduling.batch import Batch
@@ -47,6 +47,16 @@ class StepRunner(Protocol):
 class _Abort:
     request_id: str
     by_client: bool
+    told: "Callable[[Prefilled | None], None] | None"
+
+
+class Prefilled(NamedTuple):
+    """How far a sequence had come with its prompt when it was given up."""
+
+    tokens: int
+    """Prompt tokens that the cache held, computed or found there."""
+    cached_tokens: int
+    """Those of them that were found there."""
 
 
 class _Forget:
@@ -165,10 +175,18 @@ class Engine:
         self._commands.put(request)
         return stream
 
-    def abort(self, request_id: str, *, by_client: bool = True) -> None:
-        """Give a request up, whatever its state; its pages are free before the next step."""
-        if self._forget(request_id):
-            self._commands.put(_Abort(request_id, by_client))
+    def abort(
+        self, request_id: str, *, by_client: bool = True, told: Callable[[Prefilled | None], None] | None = None
+    ) -> bool:
+        """Give a request up, whatever its state; its pages are free before the next step.
+
+        Returns whether it was in flight. If so, `told` is called on the event loop when the engine has given it up,
+        with None if it had finished before that.
+        """
+        was_in_flight = self._forget(request_id)
+        if was_in_flight:
+            self._commands.put(_Abort(request_id, by_client, told))
+        return was_in_flight
 
     def forget_cached(self) -> None:
         """Let no later request find what was computed until now, on the device or the host."""
@@ -267,8 +285,10 @@ class Engine:
             elif isinstance(command, _Work):
                 command.do()
             elif isinstance(command, _Abort):
-                was_there = self._scheduler.remove(command.request_id)
-                self.counters.aborts += was_there and command.by_client
+                sequence = self._scheduler.remove(command.request_id)
+                self.counters.aborts += sequence is not None and command.by_client
+                if command.told is not None:
+                    self._on_loop(command.told, _prefilled(sequence))
             else:
                 return False
         return True
@@ -309,3 +329,9 @@ class Engine:
     def _on_loop(self, call: Callable[[T], None], argument: T) -> None:
         if self._loop is not None and not self._loop.is_closed():
             self._loop.call_soon_threadsafe(call, argument)
+
+
+def _prefilled(sequence: Sequence | None) -> Prefilled | None:
+    if sequence is None:
+        return None
+    return Prefilled(min(sequence.computed_tokens, sequence.prompt_tokens), sequence.cached_tokens)

@@ -15,6 +15,7 @@ from m3_worker.grammar import Grammars
 from m3_worker.model.expert_plan import ExpertPlan
 from m3_worker.model.generation_defaults import GenerationDefaults
 from m3_worker.tokenizer import Tokenizer
+from m3_worker.usage_records import UsageRecords
 
 if TYPE_CHECKING:
     from m3_worker.media.loader import MediaLoader  # brings the decoders, which only a model that sees needs
@@ -95,6 +96,7 @@ class WorkerState:
     model: ServedModel | None = None
     is_draining: bool = False
     progress: LoadProgress = field(default_factory=LoadProgress)
+    usage_records: UsageRecords = field(default_factory=UsageRecords)
 
     @property
     def phase(self) -> Phase:

@@ -102,7 +102,10 @@ class PriceSettings(Settings):
 
 
 class ModelPriceSettings(PriceSettings):
-    """Prices of some models (`*`: of all that no other entry names), from a moment on, in place of `prices`."""
+    """Prices of some models, from a moment on, in place of `prices`.
+
+    `*` means every model for which no entry of its own has begun.
+    """
 
     models: Annotated[tuple[ModelName, ...], AfterValidator(not_empty)]
     effective_from: AwareDatetime | None = None  # None: since ever

@@ -37,7 +37,6 @@ class AffinitySettings(Settings):
     warmup_seconds: Seconds = 60
     warmup_share: Share = 0.1  # of the requests without a cached prefix, for a worker that is new
     replay_seconds: Seconds = 1800  # of the stream, by a new replica
-    session_header: str = Field(default="x-session-id", pattern=r"^[a-z0-9-]{1,64}$")
     session_seconds: Seconds = 3600
 
 
@@ -47,6 +46,7 @@ class LedgerSettings(Settings):
     directory: Path | None = None  # one per replica, which survives a restart
     segment_bytes: int = Field(default=16 * 2**20, ge=2**16, le=2**30)
     retain_segments: int = Field(default=64, ge=2, le=10_000)  # settled ones, for export
+    stream_entries: int = Field(default=10_000, ge=100, le=10_000_000)  # in Redis; up to 128 KiB of bills in each
 
 
 class ModerationSettings(Settings):

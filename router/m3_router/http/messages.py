@@ -22,6 +22,7 @@ class Start:
         "path",
         "path_text",
         "post_line",
+        "query",
         "target",
     )
 
@@ -34,7 +35,8 @@ class Start:
         self.head = head
         self.is_http_1_0 = is_http_1_0
         self.keep_alive = keep_alive
-        self.path = target.partition(b"?")[0]
+        self.path, _, query = target.partition(b"?")
+        self.query = query.decode("latin-1")
         self.path_text = self.path.decode("latin-1")
         self.post_line = b"POST " + target + b" HTTP/1.1\r\n"  # how the request goes on to a worker
         self.context: object = None  # what the application has made of it
@@ -54,6 +56,7 @@ class Request:
         "path",
         "path_text",
         "post_line",
+        "query",
         "refusal",
         "size",
     )
@@ -63,6 +66,7 @@ class Request:
         self.path = start.path
         self.path_text = start.path_text
         self.post_line = start.post_line
+        self.query = start.query
         self.head = start.head
         self.is_http_1_0 = start.is_http_1_0
         self.keep_alive = start.keep_alive

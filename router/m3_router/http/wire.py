@@ -24,20 +24,28 @@ _HOP_BY_HOP: Final = frozenset(
         b"content-length",
     }
 )
-# `authorization` is for the router alone. Without `accept-encoding` the worker's usage stays readable.
+# Keys and wishes are for the router alone. Without `accept-encoding` the worker's usage stays readable.
 REQUEST_ENDS_HERE: Final = _HOP_BY_HOP | {
     b"host",
     b"expect",
     b"authorization",
     b"accept-encoding",
     b"http2-settings",
+    b"x-api-key",
     b"x-request-id",
+    b"x-session-id",
+    b"traceparent",
     b"x-m3-tenant",
     b"x-m3-priority",
+    b"x-m3-attempt",
+    b"x-m3-max-context-tier",
+    b"x-m3-max-cost-usd",
+    b"x-m3-first-byte-ms",
 }
 RESPONSE_ENDS_HERE: Final = _HOP_BY_HOP | {
     b"content-type",
     b"x-request-id",
+    b"x-m3-epoch",
     b"x-m3-input-tokens",
     b"x-m3-context-tier",
     b"x-m3-service-tier",
@@ -91,7 +99,18 @@ class Head:
         self.forward = b"".join(b"%b: %b\r\n" % (name, value) for name, value in headers if name.lower() not in named)
 
 
-_ONCE: Final = frozenset({b"host", b"authorization", b"content-type", b"x-request-id"})
+_ONCE: Final = frozenset(
+    {
+        b"host",
+        b"authorization",
+        b"content-type",
+        b"x-api-key",
+        b"x-request-id",
+        b"x-m3-max-context-tier",
+        b"x-m3-max-cost-usd",
+        b"x-m3-first-byte-ms",
+    }
+)
 
 
 def status_line(status: int) -> bytes:

@@ -8,6 +8,7 @@ Called by the event loop, and by the exchange (`WorkerConnections.take` or `dial
 """
 
 import asyncio
+import ssl
 from collections import deque
 from collections.abc import Callable
 from typing import Final, Protocol, cast
@@ -205,8 +206,10 @@ class WorkerConnection(asyncio.Protocol):
 class WorkerConnections:
     """The idle connections of all workers, newest first, and the way to more."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, tls: ssl.SSLContext | None = None) -> None:
+        """tls: for workers that are reached by it; None checks certificates against the system's authorities."""
         self._loop = loop
+        self._tls = tls
         self._idle: dict[str, deque[WorkerConnection]] = {}  # by the worker's uid
         self._dials: set[asyncio.Task[None]] = set()
 
@@ -232,10 +235,15 @@ class WorkerConnections:
             try:
                 async with asyncio.timeout(timeout_seconds):
                     _, connection = await self._loop.create_connection(
-                        lambda: WorkerConnection(self, address), address.host, address.port
+                        lambda: WorkerConnection(self, address),
+                        address.host,
+                        address.port,
+                        ssl=self._tls_context() if address.tls else None,
                     )
             except TimeoutError:
                 failed(f"no connection within {timeout_seconds:g} s")
+            except ssl.SSLError as error:
+                failed(f"no TLS: {error.reason or error}")
             except OSError as error:
                 failed(f"no connection: {error.strerror or error}")
             else:
@@ -273,3 +281,8 @@ class WorkerConnections:
         for idle in list(self._idle.values()):
             for connection in list(idle):
                 connection.abort()
+
+    def _tls_context(self) -> ssl.SSLContext:
+        if self._tls is None:  # not before it is needed: the authorities of a system are half a megabyte
+            self._tls = ssl.create_default_context()
+        return self._tls

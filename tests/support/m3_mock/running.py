@@ -11,7 +11,7 @@ import httpx
 
 from m3_mock.engine import MockEngine
 from m3_router.config import RouterConfig
-from m3_router.server import Router
+from m3_router.router import Router
 
 
 class LogStream(io.BytesIO):

@@ -46,6 +46,7 @@ def chat_routes(state: WorkerState) -> APIRouter:
                 fields.stops,
                 incoming.priority,
                 cache_salt=incoming.cache_salt,
+                usage_record=incoming.usage_record,
                 media=chat.media,
             )
             for number in range(fields.answers)

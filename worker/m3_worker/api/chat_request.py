@@ -42,12 +42,23 @@ class ConversationFields(BaseModel):
     reasoning_effort: Effort | None = None
     """M3 has no levels: none and minimal switch thinking off, any other on."""
     chat_template_kwargs: dict[str, Any] | None = None
+    continue_final_message: bool | None = False
+    """Whether the last message, the assistant's, is gone on with instead of being followed by another."""
+    add_generation_prompt: bool | None = None
+    """vLLM's; must be false or absent where the last message is gone on with, and true or absent elsewhere."""
 
     def conversation(self, answer: GrammarSpec | None = None) -> Conversation:
         """The conversation that these fields mean; `answer` is what it has to look like. Raises ChatError."""
         tools = parse_tools(self.tools)
         variables = dict(self.chat_template_kwargs or {})
         thinking = self._thinking(variables.pop(_MODE, None))
+        continues = bool(self.continue_final_message)
+        if self.add_generation_prompt is continues:
+            raise ChatError(
+                "add_generation_prompt",
+                f"add_generation_prompt is {shown(continues)}: with continue_final_message {shown(continues)} it must "
+                f"be {shown(not continues)}",
+            )
         return Conversation(
             messages=parse_messages(self.messages),
             tools=tools,
@@ -57,6 +68,7 @@ class ConversationFields(BaseModel):
             thinking=thinking,
             response_format=ResponseFormat(answer.kind, answer.text) if answer is not None else None,
             template_variables=variables,
+            continues=continues,
         )
 
     def _thinking(self, mode: object) -> Thinking:

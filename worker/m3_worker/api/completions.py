@@ -90,6 +90,7 @@ def completion_routes(state: WorkerState) -> APIRouter:
                 fields.stops,
                 incoming.priority,
                 cache_salt=incoming.cache_salt,
+                usage_record=incoming.usage_record,
             )
             for prompt in prompts
             for number in range(fields.candidates)

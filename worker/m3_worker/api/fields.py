@@ -72,6 +72,8 @@ class GenerationFields(BaseModel):
 
     model: str
     max_tokens: int | None = Field(None, ge=1)
+    max_total_tokens: int | None = Field(None, ge=1)
+    """Of prompt and answer together, beside max_tokens. Not OpenAI's: what goes on with an answer is bound by it."""
     min_tokens: int | None = Field(None, ge=0)
     temperature: float | None = Field(None, ge=0, le=2)
     top_p: float | None = Field(None, gt=0, le=1)
@@ -171,6 +173,12 @@ class GenerationFields(BaseModel):
         if prompt_tokens >= context:
             message = f"the prompt has {prompt_tokens} tokens: the context holds {context}, one of them for the answer"
             raise ApiError(400, message, param="prompt", code="context_length_exceeded")
+        if self.max_total_tokens is not None:
+            left = self.max_total_tokens - prompt_tokens
+            if left < 1:
+                message = f"max_total_tokens is {self.max_total_tokens}: the prompt alone has {prompt_tokens}"
+                raise ApiError(400, message, param="max_total_tokens", code="invalid_value")
+            asked = left if asked is None else min(asked, left)
         if asked is not None and prompt_tokens + asked > context:
             message = (
                 f"{name} is {asked}: with {prompt_tokens} prompt tokens that makes {prompt_tokens + asked}, "

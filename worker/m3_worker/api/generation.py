@@ -11,12 +11,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from m3_worker.api.errors import ApiError
-from m3_worker.engine import Engine, EngineFullError
+from m3_worker.engine import Engine, EngineFullError, Prefilled
 from m3_worker.scheduling.request import FinishReason, MediaSpan, Request, SampledToken, SamplingParameters, TokenOutput
 from m3_worker.serving import ServedModel
 from m3_worker.stop_strings import StopStrings
 from m3_worker.token_stream import EngineFailedError, TokenStream
 from m3_worker.tokenizer import Detokenizer
+from m3_worker.usage_records import MAX_NAME_CHARACTERS, UsageRecord
 
 
 @dataclass(slots=True)
@@ -47,11 +48,13 @@ class Generation:
         *,
         cache_salt: bytes = b"",
         media: tuple[MediaSpan, ...] = (),
+        usage_record: UsageRecord | None = None,
     ) -> None:
         """Hand the request to the engine. Raises ApiError 429 if its queue is full, 503 if it failed."""
         self.prompt_token_ids = prompt_token_ids
         self.completion_tokens = 0
         self.cached_tokens = 0
+        self.prefilled_tokens = 0
         self.finish_reason: FinishReason | None = None
         self.model = model
         self._min_tokens = sampling.min_tokens
@@ -59,8 +62,20 @@ class Generation:
         self._stop_strings = StopStrings(stops)
         self._id = uuid.uuid4().hex
         now = time.monotonic()
-        request = Request(self._id, prompt_token_ids, sampling, priority, now, cache_salt=cache_salt, media=media)
+        request = Request(
+            self._id,
+            prompt_token_ids,
+            sampling,
+            priority,
+            now,
+            cache_salt=cache_salt,
+            media=media,
+            client_id=_client_id(usage_record),
+        )
         self._stream = submit(model.engine, request)
+        self._usage_record = usage_record
+        if usage_record is not None:
+            usage_record.add(self)
 
     @property
     def is_finished(self) -> bool:
@@ -94,7 +109,11 @@ class Generation:
 
     def close(self) -> None:
         """Give the request up if it is unfinished: its client is gone."""
-        self.model.engine.abort(self._id)
+        record = self._usage_record
+        if record is None or self.completion_tokens:
+            self.model.engine.abort(self._id)
+        elif self.model.engine.abort(self._id, told=self._note_prefilled):
+            record.hold()
 
     def usage(self) -> dict[str, Any]:
         """OpenAI's usage object, for what was generated so far."""
@@ -114,6 +133,7 @@ class Generation:
         if output.token.failure is not None:
             raise ApiError(400, f"the answer outgrew its grammar: {output.token.failure}", code="grammar_too_complex")
         self.cached_tokens = output.cached_tokens
+        self.prefilled_tokens = len(self.prompt_token_ids)
         self.completion_tokens += 1
         delta.tokens.append(output.token)
         reason = output.finish_reason
@@ -125,8 +145,19 @@ class Generation:
         self.finish_reason = FinishReason.STOP if self._stop_strings.stopped else reason
         delta.finish_reason = self.finish_reason
 
+    def _note_prefilled(self, prefilled: Prefilled | None) -> None:
+        """How far the prompt had come when this was closed; None: the answer was there, and nobody has read it."""
+        self.prefilled_tokens, self.cached_tokens = prefilled or Prefilled(len(self.prompt_token_ids), 0)
+        if self._usage_record is not None:
+            self._usage_record.release()
+
     def _passed_on(self, text: str) -> str:
         return text if self.completion_tokens <= self._min_tokens else self._stop_strings.push(text)
+
+
+def _client_id(record: UsageRecord | None) -> str | None:
+    """What followers of the KV events know the request by; none if it is too long to be kept with every page."""
+    return record.request_id if record is not None and len(record.request_id) <= MAX_NAME_CHARACTERS else None
 
 
 def submit(engine: Engine, request: Request) -> TokenStream:

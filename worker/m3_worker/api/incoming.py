@@ -18,6 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from m3_worker.api.errors import ApiError, field_error, not_ready, shown
 from m3_worker.serving import Phase, ServedModel, WorkerState
+from m3_worker.usage_records import UsageRecord
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +40,8 @@ class Incoming:
     """Its tenant, from `x-m3-tenant`: cached pages are never shared between two."""
     body: dict[str, Any]
     body_bytes: int
+    usage_record: UsageRecord
+    """Takes note of what it uses."""
 
     def work_bytes(self, slow_fields: Iterable[str]) -> int:
         """For `off_loop`: the body's size, but never small where a field is given that takes long however short."""
@@ -59,7 +62,8 @@ async def receive_request(request: Request, state: WorkerState, *, needs_model: 
     body = await off_loop(len(raw), _json_object, raw)
     name = body.get("model")
     model = state.model if name is None and not needs_model else require_model(state.model, name)
-    return Incoming(model, priority, request.headers.get("x-m3-tenant", "").encode(), body, len(raw))
+    cache_salt = request.headers.get("x-m3-tenant", "").encode()
+    return Incoming(model, priority, cache_salt, body, len(raw), request.state.usage_record)
 
 
 def parse_object(kind: type[Parsed], body: Mapping[str, Any]) -> Parsed:

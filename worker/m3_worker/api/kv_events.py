@@ -11,12 +11,15 @@ The query `epoch=E&after=N` goes on behind batch N of that epoch. Without it, wi
 where batches have left the ring, a snapshot comes first: whoever follows forgets all, and takes the events of its lines
 up to the one with "more": false. Batches count up by one. An event is one of
 
-    {"event": "stored", "names": [hex, ...], "parent": hex | null, "medium": "device" | "host"}
+    {"event": "stored", "names": [hex, ...], "parent": hex | null, "medium": "device" | "host",
+     "request": id, "first_page": N}
     {"event": "removed", "names": [hex, ...], "medium": ...}
     {"event": "cleared"}
 
 Names are sha256 chains over pages (`m3_worker.scheduling.prefix`); a page can be in both media, and is gone when it is
 in neither.
+"request" is the `x-request-id` of the request that filled the pages, and "first_page" the place of the first of them in
+its sequence, counted from 0; both are left out where pages were only moved, and in a snapshot.
 `tokens=true` adds "token_ids" to what is stored on the device: these are prompts, so they are sent only if asked for.
 
 `DELETE /internal/prefix-cache` makes the worker forget what it has cached: 204, and a "cleared" event.
@@ -109,7 +112,9 @@ def _event(event: Event, with_tokens: bool) -> dict[str, Any]:
     if isinstance(event, Removed):
         return {"event": "removed", "names": names, "medium": event.medium.value}
     parent = event.parent.hex() if event.parent is not None else None
-    told = {"event": "stored", "names": names, "parent": parent, "medium": event.medium.value}
+    told: dict[str, Any] = {"event": "stored", "names": names, "parent": parent, "medium": event.medium.value}
+    if event.client_id is not None:
+        told |= {"request": event.client_id, "first_page": event.first_page}
     return {**told, "token_ids": event.token_ids.tolist()} if with_tokens else told
 
 

@@ -33,6 +33,8 @@ class MessageFields(ConversationFields):
 
     model: str
     max_tokens: int = Field(ge=1)
+    max_total_tokens: int | None = Field(None, ge=1)
+    """Not Anthropic's: as in the other dialects."""
     stop_sequences: list[StopSequence] | None = Field(None, max_length=16)
     stream: bool | None = False
     temperature: float | None = Field(None, ge=0, le=2)
@@ -49,7 +51,8 @@ class MessageFields(ConversationFields):
     @property
     def generation(self) -> GenerationFields:
         """How tokens are chosen, in the words of the other dialects."""
-        same = {name: getattr(self, name) for name in ("model", "max_tokens", "temperature", "top_p", "top_k", "seed")}
+        names = ("model", "max_tokens", "max_total_tokens", "temperature", "top_p", "top_k", "seed")
+        same = {name: getattr(self, name) for name in names}
         return GenerationFields(**same, stop=self.stop_sequences)
 
 

@@ -102,16 +102,19 @@ class ConversationFields(_Fields):
     tool_choice: ToolChoiceFields | None = None
     thinking: ThinkingConfig | None = None
     output_config: OutputConfig | None = None
+    continue_final_message: bool | None = False
+    """Not Anthropic's: whether the last message, the assistant's, is gone on with."""
 
     def conversation(self) -> Conversation:
         """The conversation that these fields mean. Raises ChatError."""
         choice = self.tool_choice or ToolChoiceFields(type="auto")
         return Conversation(
-            messages=(*self._system(), *_messages(self.messages)),
+            messages=(*self._system(), *_messages(self.messages, continues=bool(self.continue_final_message))),
             tools=tuple(_tool(place, tool) for place, tool in enumerate(self.tools or ())),
             tool_choice=ToolChoice(_CHOICES[choice.type], choice.name, not choice.disable_parallel_tool_use),
             thinking=self.thinking.type if self.thinking else "disabled",
             response_format=self._response_format(),
+            continues=bool(self.continue_final_message),
         )
 
     def _system(self) -> Iterable[Message]:
@@ -137,7 +140,7 @@ def _tool(place: int, fields: ToolFields) -> Tool:
     return Tool(fields.name, fields.description, fields.input_schema, bool(fields.strict))
 
 
-def _messages(messages: list[Any]) -> Iterable[Message]:
+def _messages(messages: list[Any], *, continues: bool) -> Iterable[Message]:
     for place, message in enumerate(messages):
         where = f"messages[{place}]"
         role = message.get("role") if isinstance(message, Mapping) else None
@@ -147,9 +150,10 @@ def _messages(messages: list[Any]) -> Iterable[Message]:
             yield _assistant(where, _blocks(where, message.get("content")))
         else:
             raise ChatError(f"{where}.role", f"{where}.role is {shown(role)}: must be user or assistant")
-    if role == "assistant":
+    if role == "assistant" and not continues:
         raise ChatError(
-            where, f"{where} is the assistant's: the last message must be the user's, answers are not prefilled"
+            where,
+            f"{where} is the assistant's: the last message must be the user's, unless continue_final_message is true",
         )
 
 

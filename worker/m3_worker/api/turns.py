@@ -83,6 +83,7 @@ class TurnRequest:
             stops,
             incoming.priority,
             cache_salt=incoming.cache_salt,
+            usage_record=incoming.usage_record,
             media=self.chat.media,
         )
         return Turn(generation, self.chat.parser())

@@ -142,6 +142,8 @@ class Conversation:
     response_format: ResponseFormat | None = None
     template_variables: Mapping[str, Any] = field(default_factory=dict)
     """What else the checkpoint's template is given (`chat_template_kwargs`); thinking_mode is not among them."""
+    continues: bool = False
+    """Whether the last message is the beginning of the turn that is wanted, and not a turn before it."""
 
     @property
     def media(self) -> tuple[ImagePart | VideoPart, ...]:

@@ -51,10 +51,14 @@ class PreparedChat:
     """Those that may be called."""
     media: tuple[MediaItem, ...] = ()
     """What stands where among the token ids."""
+    begun: str = ""
+    """What of the turn is there already, behind the prompt; its tokens are the last of the token ids."""
 
     def parser(self) -> TurnParser:
         """A parser of one answer; each of several answers to the prompt needs its own."""
-        return TurnParser(self.prompt, self.tools)
+        parser = TurnParser(self.prompt, self.tools)
+        parser.push(self.begun)
+        return parser
 
 
 def prepare(
@@ -66,7 +70,9 @@ def prepare(
     """
     check(conversation)
     splitter = _Splitter(conversation, tokenizer)
-    messages = [splitter.split(message) for message in _in_order(conversation.messages)]
+    beginning = conversation.messages[-1] if conversation.continues else None
+    before = conversation.messages[:-1] if conversation.continues else conversation.messages
+    messages = [splitter.split(message) for message in _in_order(before)]
     tools = [{"type": "function", "function": _definition(tool)} for tool in conversation.tools]
     text = template.render(list(map(_rendered, messages)), _variables(conversation, template), tools)
     pieces = splitter.pieces(text)
@@ -74,7 +80,32 @@ def prepare(
     expanded = _expanded(pieces, [part for message in messages for part in message.media], tokenizer, vision)
     callable_tools = () if conversation.tool_choice.mode == "none" else conversation.tools
     grammar = _grammar(conversation, prompt, tokenizer)
-    return PreparedChat(prompt, expanded.token_ids, grammar, callable_tools, expanded.items)
+    if beginning is None:
+        return PreparedChat(prompt, expanded.token_ids, grammar, callable_tools, expanded.items)
+    if grammar is not None:
+        raise ChatError(
+            "continue_final_message",
+            "continue_final_message and an answer that must look like something exclude each other: "
+            "what it must look like is held from its beginning on",
+        )
+    begun = _begun(beginning, prompt, can_think=_THINKING_MODE in template.variables)
+    token_ids = [*expanded.token_ids, *tokenizer.encode(begun, add_special_tokens=False)]
+    return PreparedChat(prompt, token_ids, None, callable_tools, expanded.items, begun)
+
+
+def _begun(message: Message, prompt: str, *, can_think: bool) -> str:
+    """A turn's beginning as the model wrote it after the prompt.
+
+    Thinking after which nothing was said is still going on. Where the prompt leaves it to the model whether it thinks,
+    an answer without thinking begins with the closing tag, as the format has it in turns that are over.
+    """
+    reasoning, said = message.reasoning or "", _text_of(message)
+    if prompt.endswith(CLOSING):
+        return said
+    opening = "" if prompt.endswith(OPENING) else OPENING
+    if reasoning:
+        return opening + reasoning + (CLOSING + said if said else "")
+    return CLOSING + said if can_think else said
 
 
 def _expanded(

@@ -24,6 +24,8 @@ def check(conversation: Conversation) -> None:
     for message in conversation.messages:
         _check_fields(message)
     _check_tool_turns(conversation.messages)
+    if conversation.continues:
+        _check_beginning(conversation)
     _check_tools(conversation.tools)
     _check_choice(conversation.tool_choice, conversation.tools)
     if conversation.response_format is not None and conversation.tool_choice.mode in ("required", "named"):
@@ -96,6 +98,19 @@ def _check_all_answered(caller: Message | None, unanswered: set[str]) -> None:
             f"{caller.where}.tool_calls: no tool message right after it answers {', '.join(sorted(unanswered))}; "
             "every call needs one",
         )
+
+
+def _check_beginning(conversation: Conversation) -> None:
+    """Of a turn that is gone on with: the assistant's, and of a text that can go on."""
+    last = conversation.messages[-1]
+    if last.role != "assistant" or last.tool_calls or not (last.content or last.reasoning):
+        raise ChatError(
+            last.where,
+            f"{last.where}: with continue_final_message the last message must be the assistant's, with text and "
+            "without tool_calls",
+        )
+    if last.reasoning and conversation.thinking == "disabled":
+        raise ChatError(last.where, f"{last.where}: it begins with thinking, but thinking is disabled")
 
 
 def _check_tools(tools: Sequence[Tool]) -> None:

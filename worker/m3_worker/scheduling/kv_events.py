@@ -40,6 +40,10 @@ class Stored:
     token_ids: "array[int]"
     """Tokens of these pages, page_tokens each; empty if the pages were told of in the other medium."""
     medium: Medium = Medium.DEVICE
+    client_id: str | None = None
+    """Of the request that filled them; None if it has none, if they were moved, and in a snapshot."""
+    first_page: int = 0
+    """How many pages of the sequence come before them; 0 if they were moved, and in a snapshot."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -316,7 +316,8 @@ class Pages:
         if first < end:
             token_ids = sequence.token_ids[first * self.page_tokens : end * self.page_tokens]
             parent = names[first - 1] if first else None
-            self._events.append(Stored(tuple(names[first:end]), parent, token_ids))
+            client_id = sequence.request.client_id
+            self._events.append(Stored(tuple(names[first:end]), parent, token_ids, Medium.DEVICE, client_id, first))
 
 
 class Shortfall:

@@ -106,6 +106,8 @@ class Request:
     """In the order of the prompt."""
     pooling: Literal["mean", "last"] | None = None
     """If set, the request wants its prompt's final states pooled in this way, and no tokens."""
+    client_id: str | None = None
+    """What its client calls it; several requests may be called the same. Told with the pages that it fills."""
 
 
 class SampledToken(msgspec.Struct, frozen=True, gc=False):

@@ -89,16 +89,16 @@ class Scheduler:
         self._sequences[sequence.id] = sequence
         insort(self._waiting, sequence, key=_standing)
 
-    def remove(self, sequence_id: str) -> bool:
-        """Forget a sequence and free its pages, wherever it is. False if it is not there."""
+    def remove(self, sequence_id: str) -> Sequence | None:
+        """Forget a sequence and free its pages, wherever it is. Returns it; None if it is not there."""
         sequence = self._sequences.pop(sequence_id, None)
         if sequence is None:
-            return False
+            return None
         if self._running.pop(sequence_id, None) is None:
             del self._waiting[bisect_left(self._waiting, sequence.standing, key=_standing)]
         self._sides = None
         self.pages.release(sequence_id)
-        return True
+        return sequence
 
     def clear(self) -> None:
         """Forget every sequence."""

@@ -1,0 +1,14 @@
+"""The admin port: the console, what it shows, who may see it, and what may be changed by whom.
+
+The way of one look: app -> access -> state -> sources, recent, timeline, decisions -> document.
+"""
+
+from m3_router.admin.access import Access
+from m3_router.admin.acts import ActError, Acts
+from m3_router.admin.app import admin_app
+from m3_router.admin.audit import Audit
+from m3_router.admin.sources import RouterSources, Sources
+from m3_router.admin.state import Observatory
+from m3_router.admin.today import SpendToday
+
+__all__ = ["Access", "ActError", "Acts", "Audit", "Observatory", "RouterSources", "Sources", "SpendToday", "admin_app"]

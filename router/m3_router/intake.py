@@ -1,0 +1,189 @@
+"""What one request is and what it may cost, from its body to the moment in which it may ask for a place.
+
+Owns what is found out about the request before anything is held for it: its view, its pool, its chain, its quote. Asks
+a worker for the exact number of tokens where the price hangs on it, and the moderation where there is one; both may
+take a while, during which the client can leave (`cancel`).
+
+    parse -> route -> entitled tier -> estimate -> quote -> (count) -> ceilings, plan -> (moderate) -> owner.taken_in
+"""
+
+import asyncio
+from typing import Protocol
+
+from m3_router.bill import Bill
+from m3_router.caller import Caller
+from m3_router.config import ServiceTier
+from m3_router.dialects import Dialect
+from m3_router.errors import Refusal, no_worker
+from m3_router.estimates import Interval, exact
+from m3_router.http.messages import Request
+from m3_router.moderation import Moderator
+from m3_router.outbound import body_for
+from m3_router.pools import Pool
+from m3_router.prefix import chain
+from m3_router.prices import Quote
+from m3_router.request import RequestView, parse
+from m3_router.services import Services
+from m3_router.texts import request_text
+
+
+class IntakeOwner(Protocol):
+    """Whose request it is. One of the two is called, once, unless the intake is cancelled."""
+
+    def taken_in(self) -> None:
+        """All is known, and nobody has anything against it."""
+
+    def not_taken_in(self, refusal: Refusal) -> None:
+        """Somebody has."""
+
+
+class Intake:
+    """One request on its way in. view, pool, tier and chain are there once it was understood; interval and quote once
+    it was priced (not for what is free)."""
+
+    __slots__ = (
+        "_bill",
+        "_caller",
+        "_dialect",
+        "_is_cancelled",
+        "_is_counted",
+        "_owner",
+        "_question",
+        "_request",
+        "_services",
+        "chain",
+        "interval",
+        "model",
+        "pool",
+        "quote",
+        "tier",
+        "view",
+    )
+
+    def __init__(
+        self, owner: IntakeOwner, services: Services, request: Request, caller: Caller, dialect: Dialect, bill: Bill
+    ) -> None:
+        self._owner = owner
+        self._services = services
+        self._request = request
+        self._caller = caller
+        self._dialect = dialect
+        self._bill = bill
+        self._is_cancelled = self._is_counted = False
+        self._question: asyncio.Task[None] | None = None  # to the moderation
+        self.view: RequestView | None = None
+        self.pool: Pool | None = None
+        self.model = ""  # by its name in the configuration
+        self.tier: ServiceTier = "standard"
+        self.chain: list[int] = []
+        self.interval: Interval | None = None
+        self.quote: Quote | None = None
+
+    def begin(self) -> None:
+        """Understand the request, and ask whom there is to ask."""
+        try:
+            self._understand()
+        except Refusal as refusal:
+            self._refuse(refusal)
+
+    def cancel(self) -> None:
+        """The client has left: nobody is called any more."""
+        self._is_cancelled = True
+        if self._question is not None:
+            self._question.cancel()
+
+    def session(self) -> str:
+        """What the client says belongs together."""
+        view = self.view
+        return self._caller.session or ((view.session or "") if view is not None else "")
+
+    def _understand(self) -> None:
+        services, caller, bill = self._services, self._caller, self._bill
+        dialect, tenant = self._dialect, caller.tenant
+        view = self.view = parse(dialect, self._request.body)
+        bill.model = view.model
+        bill.stream = view.is_stream
+        bill.text_bytes, bill.media_items = view.text_bytes, view.media_items
+        route = services.pools.route(view.model)
+        model = self.model = bill.model = route.model
+        if services.block_bytes and not dialect.is_free:
+            self.chain = chain(dialect.name, view.fields, caller.seed(model), services.block_bytes)
+        pool = self.pool = route.pool(self.chain[0] if self.chain else services.request_ids.given)
+        bill.pool = pool.name
+        view.check_fits(pool.max_context_tokens)
+        self.tier = tenant.entitled_tier(view.service_tier, dialect.is_anthropic)
+        if not pool.workers.ready:
+            raise no_worker(view.model)
+        view.body = body_for(pool, view, model, self.tier)
+        if dialect.is_free:
+            self._owner.taken_in()
+            return
+        bill.service_tier = self.tier
+        tokens = view.prompt_tokens
+        if tokens is not None:
+            self._price(exact(tokens))
+        else:
+            self._price(services.estimates.interval(model, view.text_bytes, view.media_items))
+
+    def _price(self, interval: Interval) -> None:
+        """What it may cost; where that hangs on the exact number of tokens, a worker is asked for it once."""
+        services, view, pool, ceilings = self._services, self.view, self.pool, self._caller.ceilings
+        assert view is not None and pool is not None  # noqa: S101, PT018 - _understand has set both
+        self.interval = interval
+        limit = pool.max_context_tokens
+        output_tokens = limit if view.max_tokens is None or view.max_tokens > limit else view.max_tokens
+        quote = self.quote = services.prices.quote(
+            self.model,
+            self.tier,
+            interval.low,
+            interval.likely,
+            interval.high,
+            output_tokens * view.choices,
+            self._bill.time,
+        )
+        is_open = interval.low != interval.high and not self._is_counted
+        if is_open and (quote.needs_exact or (ceilings is not None and ceilings.wants_exact(quote))):
+            self._is_counted = True
+            ready = pool.workers.ready
+            services.counts.count(self._dialect, view, ready[services.request_ids.given % len(ready)], self._counted)
+        else:
+            self._allow(quote, view)
+
+    def _counted(self, tokens: int | None) -> None:
+        """A worker has counted the input tokens, or could not: then the upper bound holds."""
+        if self._is_cancelled or self.quote is None or self.view is None:
+            return
+        try:
+            if tokens is None:
+                self._allow(self.quote, self.view)
+            else:
+                self._price(exact(tokens))
+        except Refusal as refusal:
+            self._refuse(refusal)
+
+    def _allow(self, quote: Quote, view: RequestView) -> None:
+        """What the client, the plan and the moderation have against it."""
+        services, caller, bill = self._services, self._caller, self._bill
+        if caller.ceilings is not None:
+            caller.ceilings.check(quote)
+        caller.tenant.check_context(quote.low_tokens)
+        bill.context_tier = quote.context_tier_high
+        bill.quoted_nanousd = quote.cost_high_nanousd
+        moderator = services.moderator
+        if moderator is not None and moderator.covers("request"):
+            self._question = services.loop.create_task(self._moderate(moderator, view))
+        else:
+            self._owner.taken_in()
+
+    async def _moderate(self, moderator: Moderator, view: RequestView) -> None:
+        verdict = await moderator.check("request", self.model, request_text(view.body))
+        if self._is_cancelled:
+            return
+        if verdict.is_allowed:
+            self._owner.taken_in()
+        else:
+            self._refuse(verdict.refusal("request"))
+
+    def _refuse(self, refusal: Refusal) -> None:
+        if not self._is_cancelled:
+            self._owner.not_taken_in(refusal)

@@ -1,0 +1,445 @@
+"""One router: all its parts put together, started, drained and stopped.
+
+Owns which part knows which, and the order of beginning and end. What a part does is its own; what runs in a process
+beside the router (signals, command line, several processes) is `server`'s.
+"""
+
+import asyncio
+import contextlib
+import functools
+import logging
+import socket
+import ssl
+import time
+from collections.abc import Coroutine, Iterator, Mapping
+from importlib.metadata import version
+from pathlib import Path
+from secrets import token_hex
+from typing import Any, BinaryIO
+
+import uvicorn
+from fastapi import FastAPI
+from pydantic.alias_generators import to_camel
+
+from m3_router import log, relay
+from m3_router.access_file import AccessFile
+from m3_router.admin import Access as AdminAccess
+from m3_router.admin import ActError, Acts, Audit, Observatory, RouterSources, SpendToday, admin_app
+from m3_router.bill import Bill
+from m3_router.config import Access, ConfigError, ExternalUpstream, RouterConfig, ServiceWorkers, load_access
+from m3_router.counting import ExactCounts
+from m3_router.endpoints import EndpointWatch
+from m3_router.estimates import TokenEstimates
+from m3_router.http.client_end import ClientConnection
+from m3_router.http.connections import Connections
+from m3_router.http.worker_end import WorkerConnections
+from m3_router.journal import Journal
+from m3_router.ledger import Ledger
+from m3_router.metrics import Metrics, MetricsCollector
+from m3_router.models import ModelList
+from m3_router.moderation import Moderator
+from m3_router.pools import Pool, Pools
+from m3_router.prices import PriceTable
+from m3_router.probes import Prober
+from m3_router.quotas import Quotas
+from m3_router.routes import Routes
+from m3_router.segments import JournalError
+from m3_router.services import Services
+from m3_router.settlement import Settlement, WorkerDirectory
+from m3_router.shared.sharing import Sharing
+from m3_router.sockets import BACKLOG, listen, name_of
+from m3_router.spend import Spend
+from m3_router.tenants import Tenants
+from m3_router.tracing import SpanSender, Traces, otlp_sender
+from m3_router.usage_report import UsageReport
+from m3_router.workers import Worker, WorkerAddress
+
+TICK_SECONDS = 0.25
+UNNAMED_EPOCH = "-"
+RECOVERY_SECONDS = 60.0  # that bills of an earlier process wait for a worker which could say what they used
+# Whether this build's hot path was compiled (setup.py), or is interpreted and half as fast.
+HOT_PATH = "interpreted" if relay.__file__.endswith(".py") else "compiled"
+
+_log = logging.getLogger(__name__)
+
+
+class Router:
+    """One router: everything that runs in the event loop of the process."""
+
+    def __init__(
+        self,
+        config: RouterConfig,
+        log_stream: BinaryIO,
+        *,
+        path: Path | None = None,
+        worker_tls: ssl.SSLContext | None = None,
+    ) -> None:
+        """Raises ConfigError if a file that the configuration names cannot be used. Must be made in the running loop.
+
+        path: where the configuration was read from, to be read again when it changes.
+        worker_tls: how certificates of external upstreams are checked; None: by the system's authorities.
+        """
+        self._config = config
+        self._loop = asyncio.get_running_loop()
+        clock, wall_clock = time.monotonic, time.time
+        self._name = socket.gethostname()
+        self._lines = log.LineWriter(log_stream)
+        self._tasks: list[asyncio.Task[None]] = []
+        self._watches: list[EndpointWatch] = []
+        self._listener: asyncio.Server | None = None
+        self._admin: _AdminServer | None = None
+        self.address = self.admin_address = ""
+
+        # who may do what, and what it costs
+        self._prices = PriceTable(config)
+        self._estimates = TokenEstimates()
+        access = None if config.auth == "none" else load_access(config.auth)
+        self._tenants = Tenants(access, Quotas())
+        self._access_file = AccessFile(path, config, access, self._take_config, wall_clock=wall_clock)
+
+        # workers, and the ways to them
+        self._pools = Pools.from_config(config, clock())
+        self._worker_connections = WorkerConnections(self._loop, worker_tls)
+        self._probe_connections = WorkerConnections(self._loop, worker_tls)
+        self._counts = ExactCounts(self._loop, self._probe_connections)
+        self._moderator = None if config.moderation is None else Moderator(config.moderation)
+
+        # what is settled, and who is told
+        self._journal = _open_journal(config)
+        self._settlement = Settlement(self._loop, self._probe_connections, WorkerDirectory(list(self._pools)).find)
+        self._metrics = Metrics()
+        self._spend = Spend()
+        self._today = SpendToday()
+        self._spans: SpanSender | None = None
+        if config.tracing is not None:
+            self._spans = otlp_sender(config.tracing, name=self._name, version=version("m3serve"))
+        self._sharing: Sharing | None = None
+        if config.redis is not None:
+            self._sharing = Sharing(
+                config.redis,
+                config.affinity,
+                config.ledger,
+                name=self._name,
+                pools=self._pools,
+                quotas=self._tenants.quotas,
+                journal=self._journal,
+                clock=clock,
+                wall_clock=wall_clock,
+            )
+        readers = [self._metrics.count, self._spend.count, self._today.read, self._learn, self._observe]
+        if self._spans is not None:
+            readers.append(self._spans.read)
+        self._ledger = Ledger(
+            self._prices,
+            self._lines.write,
+            readers,
+            self._loop.call_later,
+            name=token_hex(8),
+            journal=self._journal,
+            records=self._settlement,
+            stream=None if self._sharing is None else self._sharing.ledger_stream,
+        )
+
+        # clients
+        self._connections = Connections(config.limits, clock)
+        log_placement = None if self._sharing is None else self._sharing.affinity_log
+        self._services = Services(
+            pools=self._pools,
+            prices=self._prices,
+            estimates=self._estimates,
+            counts=self._counts,
+            ledger=self._ledger,
+            block_bytes=config.affinity.block_bytes if config.affinity.enabled else 0,
+            note_placement=None if log_placement is None else log_placement.note,
+            moderator=self._moderator,
+            workers=self._worker_connections,
+            limits=config.limits,
+            loop=self._loop,
+            clock=clock,
+            wall_clock=wall_clock,
+            traces=None if config.tracing is None else Traces(config.tracing.sample_share),
+        )
+        self._routes = Routes(
+            self._services,
+            self._tenants,
+            ModelList(config, self._prices, wall_clock),
+            UsageReport(self._spend, wall_clock),
+        )
+
+        # people
+        self._audit = Audit(self._lines.write, wall_clock)
+        self._acts = Acts(
+            {
+                "drain": self._drain_worker,
+                "undrain": self._undrain_worker,
+                "reload": self._reload,
+                "reset-affinity": self._reset_affinity,
+                "revoke": self._revoke,
+            }
+        )
+        self._observatory = Observatory(
+            RouterSources(
+                name=self._name,
+                version=version("m3serve"),
+                hot_path=HOT_PATH,
+                started=wall_clock(),
+                pools=self._pools,
+                connections=self._connections,
+                tenants=self._today.tenants,
+            ),
+            config.lanes,
+            self._audit,
+            self._acts.names,
+        )
+        self._probers = {pool.name: self._prober(pool) for pool in self._pools}
+
+    # ---- life
+
+    async def start(self, *, admin_socket: socket.socket | None = None) -> None:
+        """Listen, and begin to look for workers. Raises OSError if an address cannot be used.
+
+        admin_socket: where the admin port is served instead of at the configured address.
+        """
+        data_socket = listen(self._config.listen, is_shared=self._config.processes > 1)
+        admin_socket = admin_socket or listen(self._config.admin)
+        self.address, self.admin_address = name_of(data_socket), name_of(admin_socket)
+        self._admin = _AdminServer(uvicorn.Config(self._admin_app(), log_config=None, access_log=False, lifespan="off"))
+        self._run(self._admin.serve([admin_socket]))
+        self._run(self._tick())
+        self._run(self._access_file.run())
+        for pool in self._pools:
+            self._find_workers(pool)
+            self._run(self._probers[pool.name].run())
+        if self._sharing is not None:
+            self._sharing.start()
+        if self._journal is not None:
+            self._run(self._recover())
+        self._listener = await self._loop.create_server(
+            lambda: ClientConnection(self._routes, self._connections, self._loop), sock=data_socket, backlog=BACKLOG
+        )
+        _log.info("listening on %s, admin on %s, hot path %s", self.address, self.admin_address, HOT_PATH)
+
+    async def drain(self) -> None:
+        """Stop accepting and let what runs finish, for at most `limits.drainSeconds`; then break off the rest."""
+        if self._listener is not None:
+            self._listener.close()
+        self._connections.drain()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._config.limits.drain_seconds):
+                await self._connections.wait_until_empty()
+        if self._connections.all:
+            _log.warning("broke off %d connections after the drain time", len(self._connections.all))
+            self._connections.interrupt()
+
+    async def stop(self) -> None:
+        """End everything at once. Harmless after `drain`."""
+        if self._listener is not None:
+            self._listener.close()
+        self._connections.interrupt()
+        for watch in self._watches:
+            watch.stop()
+        self._counts.close()
+        self._settlement.close()
+        self._ledger.close()
+        if self._sharing is not None:
+            await self._sharing.stop()
+        if self._admin is not None:
+            self._admin.should_exit = True
+            await self._tasks[0]
+        for task in self._tasks[1:]:
+            task.cancel()
+        await asyncio.gather(*self._tasks[1:], return_exceptions=True)
+        if self._moderator is not None:
+            await self._moderator.close()
+        self._worker_connections.close()
+        self._probe_connections.close()
+        await asyncio.sleep(0)  # connections that were aborted are told so in the next round of the loop
+        self._ledger.publish()
+        if self._journal is not None:
+            self._journal.close()
+        if self._spans is not None:
+            self._spans.close()
+        self._lines.close()
+
+    def _run(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        self._tasks.append(self._loop.create_task(coroutine))
+
+    async def _tick(self) -> None:
+        while True:
+            await asyncio.sleep(TICK_SECONDS)
+            now = time.monotonic()
+            for pool in self._pools:
+                pool.lanes.set_workers(len(pool.workers.ready), now)
+                pool.lanes.tick(now)
+                self._services.follow(pool)
+            self._connections.tick(now)
+            self._observatory.tick(now, time.time())
+
+    async def _recover(self) -> None:
+        """Settle what an earlier process left open, once the workers that could say what it used are known."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(RECOVERY_SECONDS):
+                while not self._pools.has_ready_worker():
+                    await asyncio.sleep(TICK_SECONDS)
+        count = self._ledger.recover()
+        if count:
+            _log.warning("settling %d requests that an earlier process of this router left open", count)
+
+    # ---- workers
+
+    def _prober(self, pool: Pool) -> Prober:
+        return Prober(pool, self._probe_connections, self._worker_lost, self._worker_lives)
+
+    def _find_workers(self, pool: Pool) -> None:
+        source = pool.settings.workers
+        if isinstance(source, ServiceWorkers):
+            watch = EndpointWatch(source, functools.partial(self._workers_changed, pool))
+            self._watches.append(watch)
+            watch.start()
+        elif isinstance(source, ExternalUpstream):
+            pool.workers.replace([WorkerAddress.from_url(source.url)])
+        else:
+            pool.workers.replace(WorkerAddress.from_url(url) for url in source)
+
+    def _workers_changed(self, pool: Pool, addresses: list[WorkerAddress]) -> None:
+        """Called in the thread of a watch."""
+        self._loop.call_soon_threadsafe(self._replace_workers, pool, addresses)
+
+    def _replace_workers(self, pool: Pool, addresses: list[WorkerAddress]) -> None:
+        names = ", ".join(address.name for address in addresses)
+        _log.info("pool %s has %d workers: %s", pool.name, len(addresses), names)
+        for worker in pool.workers.replace(addresses):
+            self._worker_lost(worker.address)
+            self._probe_connections.close_worker(worker.address)
+            if pool.affinity is not None:
+                pool.affinity.retire(worker.slot)
+        self._probers[pool.name].hurry()
+
+    def _worker_lost(self, address: WorkerAddress) -> None:
+        self._worker_connections.close_worker(address)
+
+    def _worker_lives(self, pool: Pool, worker: Worker, epoch: str) -> None:
+        """A probe has told which life of its cache the worker is in."""
+        affinity, old = pool.affinity, worker.epoch
+        if affinity is None:
+            return
+        if epoch:
+            slot = affinity.slot_of(worker.uid, epoch)
+        else:  # an engine that has no name for it: whoever was away is taken to have come back with nothing
+            epoch = UNNAMED_EPOCH
+            slot = affinity.cleared(affinity.slot_of(worker.uid, epoch))
+        pool.workers.set_epoch(worker, epoch, slot, time.monotonic())
+        if old and old != epoch:
+            _log.info("worker %s of pool %s has restarted: what it had cached is forgotten", worker.name, pool.name)
+
+    # ---- what bills teach
+
+    def _learn(self, bills: list[Bill]) -> None:
+        """Workers have counted tokens."""
+        for bill in bills:
+            if bill.outcome == "ok" and not bill.estimated and bill.dialect != "embeddings":
+                self._estimates.learn(bill.model, bill.text_bytes, bill.media_items, bill.input_tokens)
+
+    def _observe(self, bills: list[Bill]) -> None:
+        self._observatory.read(bills, time.monotonic())
+
+    # ---- what administrators and files change
+
+    def _take_config(self, config: RouterConfig, access: Access | None) -> None:
+        """A changed file. Raises ConfigError for what takes a restart."""
+        changed = [name for name in RouterConfig.model_fields if getattr(config, name) != getattr(self._config, name)]
+        fixed = [name for name in changed if name != "auth"]
+        if fixed or (config.auth == "none") != (self._config.auth == "none"):
+            names = ", ".join(to_camel(name) for name in fixed or ["auth"])
+            raise ConfigError(f"a change of {names} takes a restart; only keys, tenants and plans do not")
+        self._config = config
+        self._tenants.swap(access)
+
+    async def _reload(self, _: Mapping[str, str]) -> str:
+        if not await self._access_file.reload():
+            raise ActError(409, f"The configuration was not taken: {self._access_file.last_error}")
+        return "The configuration and its keys were read again."
+
+    async def _reset_affinity(self, _: Mapping[str, str]) -> str:
+        if not self._config.affinity.enabled:
+            raise ActError(409, "Placement by prefix is switched off.")
+        for pool in self._pools:
+            if pool.affinity is not None:
+                pool.affinity.reset()
+        return "This replica has forgotten which worker has which prefix."
+
+    async def _revoke(self, fields: Mapping[str, str]) -> str:
+        digest = bytes.fromhex(fields["sha256"])
+        if not self._tenants.has_key(digest):
+            raise ActError(404, "No key has this digest.")
+        self._tenants.revoke({*self._tenants.revoked, digest})
+        return "The key is revoked."
+
+    async def _drain_worker(self, fields: Mapping[str, str]) -> str:
+        worker, pool = self._worker(fields)
+        pool.workers.hold(worker, is_held=True)
+        return f"Worker {worker.name} gets no new requests; {worker.requests} go on."
+
+    async def _undrain_worker(self, fields: Mapping[str, str]) -> str:
+        worker, pool = self._worker(fields)
+        pool.workers.hold(worker, is_held=False)
+        return f"Worker {worker.name} takes requests again once a probe finds it ready."
+
+    def _worker(self, fields: Mapping[str, str]) -> tuple[Worker, Pool]:
+        for pool in self._pools:
+            for worker in pool.workers:
+                if (pool.name, worker.name) == (fields["pool"], fields["worker"]):
+                    return worker, pool
+        raise ActError(404, f"Pool {fields['pool']!r} has no worker {fields['worker']!r}.")
+
+    # ---- the admin port
+
+    def _admin_app(self) -> FastAPI:
+        return admin_app(
+            ledger=self._ledger,
+            pools=self._pools,
+            collector=MetricsCollector(
+                self._metrics,
+                self._ledger,
+                self._pools,
+                self._connections,
+                lambda: self._lines.dropped,
+                clock=time.monotonic,
+                build={"version": version("m3serve"), "hot_path": HOT_PATH},
+            ),
+            why_not_ready=self._why_not_ready,
+            observatory=self._observatory,
+            access=AdminAccess(self._config.admin_key_sha256),
+            acts=self._acts,
+            audit=self._audit,
+        )
+
+    def _why_not_ready(self) -> str | None:
+        if self._connections.is_draining:
+            return "draining"
+        if self._sharing is not None and not self._sharing.is_ready:
+            return "catching up with the other replicas"
+        return None if self._pools.has_ready_worker() else "no worker is ready"
+
+
+class _AdminServer(uvicorn.Server):
+    """uvicorn without its own signal handlers: the signals of the process are the router's."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+def _open_journal(config: RouterConfig) -> Journal | None:
+    settings = config.ledger
+    if settings.directory is None:
+        return None
+    try:
+        return Journal(
+            settings.directory,
+            settings.segment_bytes,
+            settings.retain_segments,
+            awaits_redis=config.redis is not None,
+        )
+    except (JournalError, OSError) as error:
+        raise ConfigError(f"ledger.directory: {error}") from error

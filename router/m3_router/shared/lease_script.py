@@ -1,0 +1,153 @@
+"""The one step of the lease protocol that must be atomic, as a script that Redis runs; `leases` says what it is for.
+
+Owns the layout of a window's hash, the script, and the form of its arguments and its reply. Of one limit in one window
+the hash holds, in whole numbers:
+
+    REPLICA   "GRANTED USED"   what it may use in all, and what it had used when it last said so
+    "-"       USED             by replicas that left, or that only others remember
+    "?"       "REPLICA AMOUNT" who was last in need of more than its share
+
+It is sent whole (EVAL): some proxies in front of Redis refuse to keep scripts. All its keys have one hash tag.
+"""
+
+from typing import Final
+
+import msgspec
+
+# KEYS: the set of windows that are asked for, then windows. ARGV: this replica, the live ones joined by commas, then
+# for each window: limit, used, keep, held, want, gone, seconds to live, whether the use of the gone counts, whether
+# to ask the others. Reply: what is asked for and when (a flat list), then for each window granted, what others have
+# used, what of that the gone, and what another replica is in need of.
+REGISTER: Final = """
+local me, live, count = ARGV[1], {}, 0
+for id in string.gmatch(ARGV[2], '[^,]+') do
+  live[id] = true
+  count = count + 1
+end
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local function whole(number) return string.format('%.0f', number) end
+local granted_of = {}
+for i = 2, #KEYS do
+  local key, at = KEYS[i], 2 + 9 * (i - 2)
+  local limit, used, keep = tonumber(ARGV[at + 1]), tonumber(ARGV[at + 2]), tonumber(ARGV[at + 3])
+  local held, want, gone = tonumber(ARGV[at + 4]), tonumber(ARGV[at + 5]), tonumber(ARGV[at + 6])
+  local seconds, counts_gone, asks = ARGV[at + 7], ARGV[at + 8] == '1', ARGV[at + 9] == '1'
+  local left_by_gone, gone_used, others_used, others_granted = 0, 0, 0, 0
+  local registered, is_known, asker, amount = 0, false, nil, 0
+  local fields = redis.call('HGETALL', key)
+  for f = 1, #fields, 2 do
+    local name, value = fields[f], fields[f + 1]
+    local first, second = string.match(value, '^(%S+) (%S+)$')
+    if name == '-' then
+      left_by_gone = tonumber(value)
+    elseif name == '?' then
+      asker, amount = first, tonumber(second)
+    elseif name == me then
+      is_known = true
+    elseif live[name] then
+      registered = registered + 1
+      others_granted = others_granted + tonumber(first)
+      others_used = others_used + tonumber(second)
+    elseif counts_gone then
+      gone_used = gone_used + tonumber(second)
+    else
+      redis.call('HDEL', key, name)
+    end
+  end
+  gone_used = gone_used + left_by_gone
+  if not is_known and gone > gone_used then
+    redis.call('HSET', key, '-', whole(left_by_gone + gone - gone_used))
+    gone_used = gone
+  end
+  local left = math.max(0, limit - gone_used - others_used - used)
+  local share, yielded = math.floor(left / count), 0
+  if want > 0 then
+    redis.call('HSET', key, '?', me .. ' ' .. whole(want))
+    share = math.max(share, want)
+  elseif asker == me then
+    redis.call('HDEL', key, '?')
+  elseif asker and live[asker] then
+    yielded = amount
+    share = math.floor(math.max(0, left - amount) / count)
+  end
+  local bound = limit - gone_used - others_granted
+  if registered < count - 1 then
+    bound = held
+  end
+  local granted = math.max(keep, math.min(used + share, bound))
+  redis.call('HSET', key, me, whole(granted) .. ' ' .. whole(used))
+  redis.call('EXPIRE', key, seconds)
+  if asks and granted < used + share then
+    redis.call('ZADD', KEYS[1], now, key)
+    redis.call('EXPIRE', KEYS[1], 60)
+  end
+  granted_of[#granted_of + 1] = whole(granted)
+  granted_of[#granted_of + 1] = whole(others_used + gone_used)
+  granted_of[#granted_of + 1] = whole(gone_used)
+  granted_of[#granted_of + 1] = whole(yielded)
+end
+redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', now - 2000)
+local asked = redis.call('ZRANGE', KEYS[1], 0, 511, 'WITHSCORES')
+return {asked, granted_of}
+"""
+
+# KEYS: windows. ARGV: this replica, then for each window what it used (0 where the use of the gone does not count) and
+# seconds to live.
+LEAVE: Final = """
+for i = 1, #KEYS do
+  local used, seconds = ARGV[2 * i], ARGV[2 * i + 1]
+  redis.call('HDEL', KEYS[i], ARGV[1])
+  if used ~= '0' then
+    redis.call('HINCRBY', KEYS[i], '-', used)
+    redis.call('EXPIRE', KEYS[i], seconds)
+  end
+end
+return 0
+"""
+
+
+class Claim(msgspec.Struct, frozen=True):
+    """What a replica says of one window when it registers. keep: what it goes on using whatever comes of it."""
+
+    key: str
+    limit: int
+    used: int
+    keep: int
+    held: int
+    want: int
+    gone: int
+    seconds: int
+    counts_gone: bool
+    asks: bool
+
+    def arguments(self) -> list[str | int]:
+        """As the script takes them."""
+        return [
+            self.limit,
+            self.used,
+            self.keep,
+            self.held,
+            self.want,
+            self.gone,
+            self.seconds,
+            int(self.counts_gone),
+            int(self.asks),
+        ]
+
+
+class Granted(msgspec.Struct, frozen=True):
+    """What has come of a claim."""
+
+    granted: int
+    others_used: int
+    gone_used: int
+    yielded: int
+
+
+def decode_reply(reply: list[list[bytes]]) -> tuple[dict[str, str], list[Granted]]:
+    """The keys that are asked for, each with a mark of that asking, and what came of each claim, in their order."""
+    asked, numbers = reply
+    marks = {asked[i].decode(): asked[i + 1].decode() for i in range(0, len(asked), 2)}
+    values = [int(number) for number in numbers]
+    return marks, [Granted(*values[i : i + 4]) for i in range(0, len(values), 4)]

@@ -1,0 +1,99 @@
+"""All that this replica shares with others through Redis, put together: the link, who is there, prefixes, quotas, the
+ledger's stream. Owns their order: join before ready, leave after the last request. Without it a router is alone.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+from m3_router.config import AffinitySettings, LedgerSettings, RedisSettings
+from m3_router.journal import Journal
+from m3_router.pools import Pools
+from m3_router.quotas import Quotas
+from m3_router.shared.affinity_log import AffinityLog
+from m3_router.shared.leases import Leases
+from m3_router.shared.ledger_stream import LedgerStream
+from m3_router.shared.link import Link
+from m3_router.shared.replicas import Replicas
+
+_log = logging.getLogger(__name__)
+
+
+class Sharing:
+    """One replica's part in what all share. `start`, and `stop` once nothing is in flight."""
+
+    def __init__(
+        self,
+        settings: RedisSettings,
+        affinity_settings: AffinitySettings,
+        ledger_settings: LedgerSettings,
+        *,
+        name: str,
+        pools: Pools,
+        quotas: Quotas,
+        journal: Journal | None,
+        clock: Callable[[], float],
+        wall_clock: Callable[[], float],
+    ) -> None:
+        """`name`: what people call this replica."""
+        self._pools = pools
+        self.link = Link(settings, self._mode_changed)
+        self.replicas = Replicas(
+            self.link, name, self._own_tokens, on_count=self._count_changed, on_tokens=self._take_remote_tokens
+        )
+        self.affinity_log: AffinityLog | None = None
+        if affinity_settings.enabled:
+            indexes = {pool.name: pool.affinity for pool in pools if pool.affinity is not None}
+            self.affinity_log = AffinityLog(self.link, self.replicas.id, indexes, affinity_settings)
+        self.leases = Leases(self.link, self.replicas, quotas, clock=clock, wall_clock=wall_clock)
+        self.ledger_stream: LedgerStream | None = (
+            None if journal is None else LedgerStream(self.link, journal, ledger_settings.stream_entries)
+        )
+        self._tasks: list[asyncio.Task[None]] = []
+        self._has_joined = False
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether this replica answers as the others do: it knows their placements, and has its part of the quotas."""
+        return self._has_joined and (self.affinity_log is None or self.affinity_log.is_caught_up)
+
+    def start(self) -> None:
+        """Begin; `is_ready` says when it has caught up."""
+        runs = [self.link.run(), self.replicas.run(), self._join()]
+        if self.affinity_log is not None:
+            runs.append(self.affinity_log.run())
+        if self.ledger_stream is not None:
+            runs.append(self.ledger_stream.run())
+        self._tasks = [asyncio.create_task(run) for run in runs]
+
+    async def stop(self) -> None:
+        """Say goodbye and end."""
+        await self.leases.leave()
+        await self.replicas.leave()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _join(self) -> None:
+        await self.leases.join()
+        self._has_joined = True
+        await self.leases.run()
+
+    def _own_tokens(self) -> dict[str, int]:
+        return {
+            worker.uid: worker.load_tokens() - worker.remote_tokens for pool in self._pools for worker in pool.workers
+        }
+
+    def _take_remote_tokens(self, tokens: dict[str, int]) -> None:
+        for pool in self._pools:
+            for worker in pool.workers:
+                pool.workers.set_remote_tokens(worker, tokens.get(worker.uid, 0))
+
+    def _mode_changed(self, mode: str, reason: str) -> None:
+        if mode == "shared":
+            _log.info("Redis: shared with the other replicas")
+        else:
+            _log.warning("Redis: going on alone: %s", reason)
+
+    def _count_changed(self, count: int) -> None:
+        _log.info("%d replicas share this router's work", count)

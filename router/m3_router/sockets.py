@@ -1,0 +1,31 @@
+"""Listening sockets: TCP addresses of the configuration, which several processes may share."""
+
+import socket
+
+from m3_router.config import split_address
+
+BACKLOG = 1024  # connections that may wait to be accepted: a burst must not be refused
+
+
+def listen(address: str, *, is_shared: bool = False) -> socket.socket:
+    """A bound socket, not listening yet. is_shared: other processes bind the same address (SO_REUSEPORT), and the
+    kernel divides connections between them. Raises OSError that names the address.
+    """
+    host, port = split_address(address)
+    family, kind, protocol, _, target = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    listener = socket.socket(family, kind, protocol)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if is_shared:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        listener.bind(target)
+    except OSError as error:
+        listener.close()
+        raise OSError(error.errno, f"cannot listen on {address}: {error.strerror}") from error
+    return listener
+
+
+def name_of(listener: socket.socket) -> str:
+    """`HOST:PORT` that a bound socket has."""
+    host, port = listener.getsockname()[:2]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -1,0 +1,117 @@
+"""What replicas tell each other: nothing is lost, nothing told twice without need, and memory is bounded."""
+
+import random
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from m3_router.shared.affinity_records import ENTRY_BYTES, Held, Outbox, Told, decode, encode, pack, unpack
+
+HOLDER = ("pool", "worker", "epoch")
+digests = st.lists(st.integers(0, 2**64 - 1), max_size=50)
+
+
+@given(digests)
+def test_digests_survive_being_packed(chain: list[int]) -> None:
+    assert unpack(pack(chain)) == chain
+
+
+def test_digests_lie_in_little_endian_order() -> None:
+    assert pack([1, 2**64 - 2]) == b"\x01" + bytes(7) + b"\xfe" + b"\xff" * 7
+
+
+def test_records_make_entries_of_bounded_size_in_their_order() -> None:
+    records = [Held("p", f"w{number}", "e", bytes(8 * 3000)) for number in range(10)]
+    entries = list(encode(records))
+    assert [record for entry in entries for record in decode(entry)] == records
+    assert len(entries) == 4
+    assert max(len(entry) for entry in entries) < 2 * ENTRY_BYTES
+    assert list(encode([])) == []
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        b"",
+        b"\xc1",
+        msgspec.msgpack.encode(5),
+        msgspec.msgpack.encode([["p", "w", "e"]]),
+        msgspec.msgpack.encode([["p", "w", "e", b"1234567"]]),
+        msgspec.msgpack.encode([["p", "w", 7, b""]]),
+    ],
+)
+def test_an_entry_that_is_none_is_refused(entry: bytes) -> None:
+    with pytest.raises(ValueError, match=r"."):
+        decode(entry)
+
+
+def test_of_a_next_turn_only_what_is_new_is_told() -> None:
+    told = Told(1000, 60)
+    assert told.new(HOLDER, [1, 2, 3], 0) == [1, 2, 3]
+    assert told.new(HOLDER, [1, 2, 3, 4, 5], 1) == [4, 5]
+    assert told.new(HOLDER, [1, 2, 9], 2) == [9]
+    assert told.new(("pool", "other", "epoch"), [1, 2, 3], 3) == [1, 2, 3]
+    assert told.new(HOLDER, [], 4) == []
+
+
+def test_everything_is_told_again_after_a_while_and_when_much_was_told() -> None:
+    told = Told(4, 60)
+    told.new(HOLDER, [1, 2], 0)
+    assert told.new(HOLDER, [1, 2], 60) == []
+    assert told.new(HOLDER, [1, 2], 60.5) == [1, 2]
+    told.new(HOLDER, [3, 4], 61)
+    assert told.new(HOLDER, [1, 2], 62) == [1, 2]
+    told.forget()
+    assert told.new(HOLDER, [1, 2], 63) == [1, 2]
+
+
+def test_who_hears_all_that_is_told_knows_every_chain() -> None:
+    chance = random.Random(7)
+    told, known = Told(200, 1e9), set[int]()
+    chains: list[list[int]] = [[]]
+    for number in range(300):
+        chain = [*chance.choice(chains)]
+        del chain[chance.randrange(len(chain) + 1) :]
+        for _ in range(chance.randrange(10)):
+            chain.append(hash((chain[-1] if chain else 0, chance.randrange(3))))  # as a chain's digests are: by prefix
+        chains.append(chain)
+        known.update(told.new(HOLDER, chain, number))
+        assert known.issuperset(chain)
+
+
+def test_entries_wait_in_order_until_they_are_sent() -> None:
+    outbox = Outbox(100)
+    for entry in (b"a" * 10, b"b" * 10, b"c" * 10):
+        outbox.add(entry)
+    assert outbox.next(20) == [b"a" * 10, b"b" * 10]
+    assert outbox.next(1) == [b"a" * 10]
+    outbox.sent(outbox.next(20))
+    assert (outbox.unsent, outbox.next(20)) == (1, [b"c" * 10])
+    outbox.send_again()
+    assert outbox.next(100) == [b"a" * 10, b"b" * 10, b"c" * 10]
+
+
+def test_the_oldest_entries_give_way_and_only_unsent_ones_are_missed() -> None:
+    outbox = Outbox(30)
+    outbox.add(b"a" * 10)
+    outbox.sent(outbox.next(10))
+    for letter in (b"b", b"c", b"d"):
+        outbox.add(letter * 10)
+    assert (outbox.unsent, outbox.dropped) == (3, 0)
+    outbox.add(b"e" * 10)
+    assert (outbox.unsent, outbox.dropped) == (3, 1)
+    assert outbox.next(100) == [b"c" * 10, b"d" * 10, b"e" * 10]
+    outbox.add(b"f" * 50)  # more than there is room for
+    assert outbox.next(100) == [b"f" * 50]
+
+
+def test_what_was_dropped_while_it_was_being_sent_does_not_count_as_sent() -> None:
+    outbox = Outbox(30)
+    for letter in (b"a", b"b", b"c"):
+        outbox.add(letter * 10)
+    sending = outbox.next(20)
+    outbox.add(b"d" * 10)  # a is dropped
+    outbox.sent(sending)
+    assert outbox.next(100) == [b"c" * 10, b"d" * 10]
