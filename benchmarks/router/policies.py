@@ -8,12 +8,13 @@ import statistics
 from collections.abc import Callable
 from typing import Protocol
 
+from workload import BLOCK_TOKENS
+
 from m3_router.affinity import Affinity
 from m3_router.config.services import AffinitySettings
 from m3_router.placement import Placement, Want
 from m3_router.workers import Charge, Worker, WorkerAddress, Workers
 
-BLOCK_TOKENS = 256
 EXPECTED_OUTPUT_TOKENS = 256  # nobody knows the answer's length beforehand
 
 

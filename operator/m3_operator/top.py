@@ -28,6 +28,7 @@ BLOCKS = " ▁▂▃▄▅▆▇█"
 BAR_WIDTH = 16
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _LANE_STYLES = {"priority": "bright_blue", "standard": "cyan", "batch": "yellow"}
+_ALWAYS_SHOWN = frozenset({"priority", "standard"})  # of lanes; others only where somebody uses them
 _STATE_STYLES = {"ready": "green", "unready": "red", "draining": "yellow"}
 _OUTCOME_STYLES = {"ok": "green", "client_gone": "yellow", "rejected": "yellow"}
 
@@ -163,6 +164,10 @@ def _lanes(document: Document, width: int) -> Table:
     for pool in document["pools"]:
         prefix = f"{_plain(pool['name'])} " if len(document["pools"]) > 1 else ""
         for lane in pool["lanes"]:
+            history = series.get((pool["name"], lane["name"]), ())
+            is_idle = not (lane["in_flight_tokens"] or lane["waiting"] or any(history))
+            if is_idle and lane["name"] not in _ALWAYS_SHOWN:
+                continue
             style = _LANE_STYLES.get(lane["service_tier"], "white")
             waiting = lane["waiting"]
             table.add_row(
@@ -170,7 +175,7 @@ def _lanes(document: Document, width: int) -> Table:
                 _count(lane["in_flight_tokens"]),
                 Text(_count(waiting), "yellow" if waiting else "dim"),
                 _span(lane["oldest_wait_seconds"]) if waiting else Text("-", "dim"),
-                Text(sparkline(series.get((pool["name"], lane["name"]), ()), _sparkline_width(width)), style),
+                Text(sparkline(history, _sparkline_width(width)), style),
             )
     return table
 
@@ -232,12 +237,12 @@ def _tenants(document: Document, shown: int = 5) -> Table:
 
 
 def _decisions(document: Document, rows: int | None) -> Table:
-    table = _table("time", "tenant", "lane", "input", "worker", "why", "runner-up", "first byte", "outcome")
+    table = _table("settled", "tenant", "lane", "input", "worker", "why", "runner-up", "first byte", "outcome")
     decisions = document["decisions"] if rows is None else document["decisions"][: max(rows - 2, 1)]
     for one in decisions:
         lane = one["service_tier"] + ("-long" if one["context_tier"] == "long" else "")
         table.add_row(
-            time.strftime("%H:%M:%S", time.localtime(one["time"])),
+            time.strftime("%H:%M:%S", time.localtime(one["time"] + one["duration_ms"] / 1000)),
             _plain(one["tenant"]),
             Text(lane, _LANE_STYLES.get(one["service_tier"], "white")),
             _count(one["input_tokens"]),

@@ -253,6 +253,15 @@ class Affinity:
             life = told
         self.record(digests, life.slot)
 
+    def drop(self, uid: str, epoch: str, digests: Sequence[int]) -> None:
+        """A worker has lost these blocks, as another replica has heard. Nothing for an unknown worker or epoch."""
+        holder = self._holders.get(uid)
+        if holder is None:
+            return
+        for life in (holder.current, holder.told):
+            if life is not None and life.epoch == epoch:
+                self.removed(life.slot, digests)
+
     def removed(self, slot: int, digests: Sequence[int]) -> None:
         """The engine has evicted these blocks."""
         keep = ~(1 << slot)

@@ -1,8 +1,7 @@
 """Why the newest requests went where they went: a ring of decisions, for people to look at.
 
-Owns the ring and the record. It is fed with settled bills by the ledger and decides nothing. A batch adds at most
-KEPT_OF_BATCH decisions, its newest, so that a router at full speed pays next to nothing for a list that nobody could
-read; below some 800 requests a second, none is left out. What a bill does not say keeps the field's default.
+Owns the ring and the record. It is fed with settled bills by the ledger and decides nothing. A request pays for a
+reference in the ring alone; the record is made when somebody looks. What a bill does not say keeps the field's default.
 """
 
 from collections import deque
@@ -13,8 +12,7 @@ import msgspec
 from m3_router.bill import Bill, Outcome
 from m3_router.config import ContextTier, ServiceTier
 
-RING_DECISIONS: Final = 256
-KEPT_OF_BATCH: Final = 16
+RING_DECISIONS: Final = 256  # bills that are kept alive: few, since the collector wades through what lives
 
 
 class Decision(msgspec.Struct, frozen=True, gc=False):
@@ -52,20 +50,22 @@ class Decision(msgspec.Struct, frozen=True, gc=False):
     error: str | None = None
 
 
+_SHARED: Final = tuple(name for name in Decision.__struct_fields__ if name in Bill.__struct_fields__)
+
+
 class Decisions:
     """The newest decisions."""
 
     def __init__(self, capacity: int = RING_DECISIONS) -> None:
-        self._ring: deque[Decision] = deque(maxlen=capacity)
+        self._ring: deque[Bill] = deque(maxlen=capacity)
 
     def read(self, bills: list[Bill]) -> None:
-        """Take what a batch of settled bills says. Requests that were refused before they had a lane are not there."""
-        self._ring.extend(
-            msgspec.convert(bill, Decision, from_attributes=True)
-            for bill in bills[-KEPT_OF_BATCH:]
-            if bill.service_tier is not None
-        )
+        """Take a batch of settled bills. Requests that were refused before they had a lane are no decisions."""
+        self._ring.extend([bill for bill in bills if bill.service_tier is not None])
 
     def newest(self, limit: int) -> list[Decision]:
         """The newest ones, the newest first."""
-        return [decision for decision, _ in zip(reversed(self._ring), range(limit), strict=False)]
+        return [
+            Decision(**{name: getattr(bill, name) for name in _SHARED})
+            for bill, _ in zip(reversed(self._ring), range(limit), strict=False)
+        ]

@@ -85,6 +85,19 @@ class FairQueue:
             self._turn = turn
         return turn
 
+    def too_many(self, newcomer: Ticket) -> Ticket:
+        """Who gives up a place if one waits too many: the last of the tenant with the most for its weight.
+
+        That is the newcomer itself, unless another tenant has more: so whoever floods the queue fills it for himself.
+        """
+        most = self._flows[newcomer.order.tenant]
+        last = newcomer
+        for flow in self._flows.values():
+            if len(flow.line) * most.weight > len(most.line) * flow.weight:
+                most = flow
+                last = flow.line.last
+        return last
+
     def add(self, ticket: Ticket) -> None:
         """A ticket begins to wait."""
         self._turn = None

@@ -16,7 +16,6 @@ from m3_router.config import ServiceTier
 from m3_router.dialects import Dialect
 from m3_router.errors import Refusal, no_worker
 from m3_router.estimates import Interval, exact
-from m3_router.http.messages import Request
 from m3_router.moderation import Moderator
 from m3_router.outbound import body_for
 from m3_router.pools import Pool
@@ -43,13 +42,13 @@ class Intake:
 
     __slots__ = (
         "_bill",
+        "_body",
         "_caller",
         "_dialect",
         "_is_cancelled",
         "_is_counted",
         "_owner",
         "_question",
-        "_request",
         "_services",
         "chain",
         "interval",
@@ -61,11 +60,18 @@ class Intake:
     )
 
     def __init__(
-        self, owner: IntakeOwner, services: Services, request: Request, caller: Caller, dialect: Dialect, bill: Bill
+        self,
+        owner: IntakeOwner,
+        services: Services,
+        body: bytes,
+        caller: Caller,
+        *,
+        dialect: Dialect,
+        bill: Bill,
     ) -> None:
         self._owner = owner
         self._services = services
-        self._request = request
+        self._body = body
         self._caller = caller
         self._dialect = dialect
         self._bill = bill
@@ -95,15 +101,16 @@ class Intake:
     def session(self) -> str:
         """What the client says belongs together."""
         view = self.view
-        return self._caller.session or ((view.session or "") if view is not None else "")
+        session = self._caller.session or ((view.session or "") if view is not None else "")
+        return f"{self._caller.tenant.name} {session}" if session else ""
 
     def _understand(self) -> None:
         services, caller, bill = self._services, self._caller, self._bill
         dialect, tenant = self._dialect, caller.tenant
-        view = self.view = parse(dialect, self._request.body)
+        view = self.view = parse(dialect, self._body)
+        self._body = b""  # the view has it
         bill.model = view.model
         bill.stream = view.is_stream
-        bill.text_bytes, bill.media_items = view.text_bytes, view.media_items
         route = services.pools.route(view.model)
         model = self.model = bill.model = route.model
         if services.block_bytes and not dialect.is_free:
@@ -123,6 +130,7 @@ class Intake:
         if tokens is not None:
             self._price(exact(tokens))
         else:
+            bill.text_bytes, bill.media_items = view.text_bytes, view.media_items  # to learn from
             self._price(services.estimates.interval(model, view.text_bytes, view.media_items))
 
     def _price(self, interval: Interval) -> None:

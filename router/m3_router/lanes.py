@@ -10,9 +10,6 @@ own is told by `changes`; the caller wakes their holders. A ticket goes one way,
                  |--> expired
                  '--> cancelled
 
-    0            standard share                tokens in flight
-    |----- standard, batch, priority -----|---- priority alone ----|
-
 Rules, in this order.
 (1) Bounds. Standard and batch together never hold more than the standard share, all together never more than the whole;
     and long requests that have no first byte yet are at most `long_prefills_per_worker` for each ready worker.
@@ -24,14 +21,15 @@ Rules, in this order.
 (4) Otherwise priority goes first and may use all. What it waits for, it takes from requests of lower tiers that have no
     first byte yet (batch first, then the youngest; see `preemption`); else it keeps standard and batch from the room.
 (5) Then standard, which may take from batch in the same way. Batch goes when nobody else waits at all.
-(6) Between the lanes of one tier the older ticket goes first; inside a lane, see `fair_queue`.
+(6) Between the lanes of one tier the older ticket goes first; inside a lane, see `fair_queue`. Where a lane's queue is
+    full, a place in it is for the tenant that has fewer of them for its weight.
 """
 
 from typing import Final
 
 from m3_router.config import ContextTier, ServiceTier
+from m3_router.in_flight import InFlight
 from m3_router.lane import BATCH, PRIORITY, STANDARD, Lane, LaneBounds, LaneSnapshot
-from m3_router.preemption import Yielding, choose_victims
 from m3_router.tickets import Order, Ticket
 
 __all__ = ["LANES", "NO_CHANGES", "Changes", "LaneBounds", "LaneSnapshot", "Lanes", "Order", "QueueFullError", "Ticket"]
@@ -61,7 +59,7 @@ class Changes:
 
     def __init__(self) -> None:
         self.admitted: list[Ticket] = []
-        self.expired: list[Ticket] = []
+        self.expired: list[Ticket] = []  # waited too long, or in a full queue in the place of another tenant's
         self.preempted: list[Ticket] = []
 
 
@@ -72,37 +70,22 @@ class Lanes:
         "_bounds",
         "_changes",
         "_claimant",
+        "_in_flight",
         "_lanes",
-        "_limit_tokens",
-        "_long_prefill_limit",
-        "_long_prefills",
-        "_low_tokens",
         "_offers",
-        "_priority_tokens",
         "_saved_tokens",
-        "_share_tokens",
         "_waiting",
         "_waiting_batch",
-        "_yielding_batch",
-        "_yielding_standard",
-        "bounds",
         "has_changes",
     )
 
     def __init__(self, bounds: LaneBounds, now: float) -> None:
         self._bounds = bounds
-        self.bounds = bounds
-        self._limit_tokens = bounds.tokens_in_flight
-        self._share_tokens = bounds.standard_share_tokens
+        self._in_flight = InFlight(bounds)
         # Invariant after every method: no ticket that the rules would admit is still waiting, as of the last `now`.
         self._lanes = [Lane(index, bounds) for index in range(len(LANES))]
         self._offers = 0
         self._waiting = self._waiting_batch = 0  # tickets: in all lanes, in those of batch
-        self._priority_tokens = self._low_tokens = 0  # in flight; low: standard and batch
-        self._yielding_standard = Yielding(self._lanes[STANDARD].ageing_seconds)
-        self._yielding_batch = Yielding(self._lanes[BATCH].ageing_seconds)
-        self._long_prefills = 0  # long tickets in flight without first byte
-        self._long_prefill_limit = 0  # until workers are ready
         # The long ticket that saves, and what it has saved of the room that there is.
         self._claimant: Ticket | None = None
         self._saved_tokens = 0
@@ -115,33 +98,29 @@ class Lanes:
         """Ask for a place. Returns a ticket that is admitted, or waits. Raises QueueFullError, ValueError.
 
         order.tokens: never more than the standard share, or it might wait for ever. Others may have been put back for
-        it, or let in before it: see `changes`, also after QueueFullError.
+        it, let in before it, or (the queue being full of another tenant's) expired: see `changes`, also after
+        QueueFullError.
         """
-        tokens = order.tokens
-        if not 0 <= tokens <= self._share_tokens:
-            raise ValueError(f"{tokens} tokens are not between 0 and the standard share {self._share_tokens}")
+        share_tokens = self._bounds.standard_share_tokens
+        if not 0 <= order.tokens <= share_tokens:
+            raise ValueError(f"{order.tokens} tokens are not between 0 and the standard share {share_tokens}")
         index = _lane_index(order)
         lane = self._lanes[index]
+        in_flight = self._in_flight
         self._offers += 1
         ticket = Ticket(order, index, self._offers, now)
-        room = self._limit_tokens - self._priority_tokens - self._low_tokens
         if (  # the usual case: nobody to compare with, for batch does not count, and it fits
-            tokens <= room - self._saved_tokens
-            and (self._waiting == 0 or (self._waiting == self._waiting_batch and index < BATCH))
-            and (index < STANDARD or tokens <= self._share_tokens - self._low_tokens)
-            and (not lane.is_long or self._long_prefills < self._long_prefill_limit)
+            (self._waiting == 0 or (self._waiting == self._waiting_batch and index < BATCH))
+            and order.tokens <= (in_flight.room if index < STANDARD else in_flight.low_room) - self._saved_tokens
+            and (not lane.is_long or in_flight.places > 0)
         ):
-            self._start(ticket, lane, now)
+            self._start(ticket, lane, now, True)
             return ticket
         lane.enter(ticket, now)
         self._count_waiting(index, 1)
         self._settle(now, ticket)
         if ticket.state == "waiting" and len(lane.queue) > lane.queue_requests:
-            self._leave(ticket, lane, now)
-            ticket.state = "cancelled"
-            lane.refused += 1
-            self._settle(now, None)
-            raise QueueFullError(lane, lane.retry_after_seconds(order, now))
+            self._refuse_one(ticket, lane, now)
         return ticket
 
     def first_byte(self, ticket: Ticket, now: float) -> None:
@@ -151,7 +130,7 @@ class Lanes:
         if ticket.has_first_byte:
             return
         ticket.has_first_byte = True
-        self._end_prefill(ticket)
+        self._in_flight.end_prefill(ticket)
         if self._waiting and ticket.lane_index % 2:  # what has become free is a place for a long one
             self._settle(now, None)
 
@@ -184,18 +163,13 @@ class Lanes:
         """Time has passed: some have waited too long, some have aged. To be called a few times a second."""
         for lane in self._lanes:
             while lane.is_waiting and now - lane.queue.oldest.offered_at >= lane.max_wait_seconds:
-                ticket = lane.queue.oldest
-                self._leave(ticket, lane, now)
-                ticket.state = "expired"
-                lane.expired += 1
-                self._changes.expired.append(ticket)
-                self.has_changes = True
+                self._expire(lane.queue.oldest, lane, now)
             lane.queue.forget()
         self._settle(now, None)
 
     def set_workers(self, ready: int, now: float) -> None:
         """How many workers are ready: that many times `long_prefills_per_worker` long requests may be prefilled."""
-        self._long_prefill_limit = ready * self._bounds.long_prefills_per_worker
+        self._in_flight.long_prefill_limit = ready * self._bounds.long_prefills_per_worker
         self._settle(now, None)
 
     def changes(self) -> Changes:
@@ -210,6 +184,11 @@ class Lanes:
         return changes
 
     # ---- what people and metrics ask
+
+    @property
+    def standard_share_tokens(self) -> int:
+        """What standard and batch may hold together."""
+        return self._bounds.standard_share_tokens
 
     def waiting(self, service_tier: ServiceTier, context_tier: ContextTier) -> int:
         """How many requests wait in a lane."""
@@ -229,20 +208,13 @@ class Lanes:
 
     def check(self) -> None:
         """Raise AssertionError if a bound or a count is wrong."""
-        low, priority = self._low_tokens, self._priority_tokens
-        held = [lane.in_flight_tokens for lane in self._lanes]
-        if not (0 <= low <= self._share_tokens and priority >= 0 and low + priority <= self._limit_tokens):
-            raise AssertionError(f"{low} + {priority} tokens in flight break the bounds of {self!r}")
-        if priority != sum(held[:STANDARD]) or low != sum(held[STANDARD:]):
-            raise AssertionError(f"{low} + {priority} tokens in flight are not those of {self!r}")
-        if not 0 <= self._saved_tokens <= self._limit_tokens - low - priority:
+        self._in_flight.check()
+        if not 0 <= self._saved_tokens <= self._in_flight.room:
             raise AssertionError(f"{self._saved_tokens} tokens are saved of less room in {self!r}")
         if self._waiting != sum(len(lane.queue) for lane in self._lanes):
             raise AssertionError(f"{self._waiting} waiting requests are counted in {self!r}")
         if self._waiting_batch != sum(len(lane.queue) for lane in self._lanes[BATCH:]):
             raise AssertionError(f"{self._waiting_batch} waiting batch requests are counted in {self!r}")
-        self._yielding_standard.check()
-        self._yielding_batch.check()
         for lane in self._lanes:
             lane.queue.check()
             new = sum(ticket.preemptions == 0 for ticket in lane.queue)
@@ -250,7 +222,7 @@ class Lanes:
                 raise AssertionError(f"{lane!r} holds {list(lane.queue)}")
 
     def __repr__(self) -> str:
-        return f"<Lanes {self._lanes}; limit {self._limit_tokens}, standard share {self._share_tokens}>"
+        return f"<Lanes {self._lanes}, {self._in_flight}>"
 
     # ---- who goes next
 
@@ -261,9 +233,10 @@ class Lanes:
             if ticket is None:
                 return
             lane = self._lanes[ticket.lane_index]
+            is_aged = lane.is_aged(now)
             lane.take(ticket, now)
             self._count_waiting(ticket.lane_index, -1)
-            self._start(ticket, lane, now)
+            self._start(ticket, lane, now, not is_aged)
             if ticket is not own:
                 self._changes.admitted.append(ticket)
                 self.has_changes = True
@@ -272,8 +245,8 @@ class Lanes:
 
     def _next(self, now: float) -> Ticket | None:
         """The ticket that the rules admit next, if one fits now. Who was in its way has been put back."""
-        room, low_room = self._rooms()
-        places = self._long_prefill_limit - self._long_prefills
+        room, low_room = self._in_flight.room, self._in_flight.low_room
+        places = self._in_flight.places
         claimant = self._claimant = self._oldest_claim(now) if places > 0 else None
         if claimant is None:
             self._saved_tokens = 0
@@ -288,13 +261,14 @@ class Lanes:
 
         if self._lanes[STANDARD].is_aged(now):
             ticket = self._lanes[STANDARD].queue.next(now)
-            if ticket.tokens <= low_room or self._make_room(ticket, now):
+            if ticket.tokens <= low_room or self._make_room(ticket, low_room, places, now):
                 return ticket
-            reserved_room = self._limit_tokens - self._share_tokens - self._priority_tokens
-            return self._next_of_tier(PRIORITY, min(room, reserved_room), places, now)
+            return self._next_of_tier(PRIORITY, min(room, self._in_flight.reserved_room), places, now)
         for tier in (PRIORITY, STANDARD):
             tier_room = room if tier == PRIORITY else low_room
-            next_ticket = self._next_of_tier(tier, tier_room, places, now) or self._next_by_preemption(tier, now)
+            next_ticket = self._next_of_tier(tier, tier_room, places, now)
+            if next_ticket is None:
+                next_ticket = self._next_by_preemption(tier, tier_room, places, now)
             if next_ticket is not None or self._lanes[tier].is_waiting:  # what it waits for is kept from others
                 return next_ticket
         if self._waiting > self._waiting_batch:
@@ -327,40 +301,27 @@ class Lanes:
                 oldest = ticket
         return oldest
 
-    def _rooms(self) -> tuple[int, int]:
-        """Tokens that are free: for priority, and for the others."""
-        room = self._limit_tokens - self._priority_tokens - self._low_tokens
-        return room, min(room, self._share_tokens - self._low_tokens)
-
     # ---- preemption
 
-    def _next_by_preemption(self, tier: int, now: float) -> Ticket | None:
+    def _next_by_preemption(self, tier: int, room: int, places: int, now: float) -> Ticket | None:
         """A tier's next ticket (the long one if no short one waits), if it fits now that others have been put back."""
         short, long = self._lanes[tier], self._lanes[tier + 1]
         lane = short if short.is_waiting else long
         if lane.is_waiting:
             ticket = lane.queue.next(now)
-            if self._make_room(ticket, now):
+            if self._make_room(ticket, room, places, now):
                 return ticket
         return None
 
-    def _make_room(self, ticket: Ticket, now: float) -> bool:
-        """Put back some of lower tiers, if `ticket` fits then."""
+    def _make_room(self, ticket: Ticket, room: int, places: int, now: float) -> bool:
+        """Put back some of lower tiers, if `ticket` fits then. room, places: what is left for it, beside a claim."""
         if not self._bounds.preemption:
             return False
-        room, low_room = self._rooms()
-        places = self._long_prefill_limit - self._long_prefills
-        if self._claimant is not None and self._claimant is not ticket:
-            room -= self._saved_tokens
-            low_room -= self._saved_tokens
-            places -= 1
-        is_priority = ticket.lane_index < STANDARD
-        victims = choose_victims(
-            [self._yielding_batch, self._yielding_standard] if is_priority else [self._yielding_batch],
-            ticket.tokens - (room if is_priority else low_room),
-            1 - places if ticket.lane_index % 2 else 0,
-            now,
-        )
+        if ticket is self._claimant:
+            room += self._saved_tokens
+            places += 1
+        missing_places = 1 - places if ticket.lane_index % 2 else 0
+        victims = self._in_flight.victims(ticket.lane_index, ticket.tokens - room, missing_places, now)
         for victim in victims:
             self._put_back(victim, now)
         return len(victims) > 0
@@ -377,38 +338,39 @@ class Lanes:
 
     # ---- counts
 
-    def _start(self, ticket: Ticket, lane: Lane, now: float) -> None:
+    def _refuse_one(self, newcomer: Ticket, lane: Lane, now: float) -> None:
+        """One too many waits. Raises QueueFullError if it is the newcomer; else another one's wait is over."""
+        last = lane.queue.too_many(newcomer)
+        if last is not newcomer:
+            self._expire(last, lane, now)
+            self._settle(now, newcomer)
+            return
+        self._leave(newcomer, lane, now)
+        newcomer.state = "cancelled"
+        lane.refused += 1
+        self._settle(now, None)
+        raise QueueFullError(lane, lane.retry_after_seconds(newcomer.order, now))
+
+    def _expire(self, ticket: Ticket, lane: Lane, now: float) -> None:
+        self._leave(ticket, lane, now)
+        ticket.state = "expired"
+        lane.expired += 1
+        self._changes.expired.append(ticket)
+        self.has_changes = True
+
+    def _start(self, ticket: Ticket, lane: Lane, now: float, may_yield: bool) -> None:
         """A ticket is admitted."""
-        tokens = ticket.tokens
         ticket.state = "admitted"
         ticket.admitted_at = now
         lane.in_flight += 1
-        lane.in_flight_tokens += tokens
-        if lane.is_long:
-            self._long_prefills += 1
-        if lane.index < STANDARD:
-            self._priority_tokens += tokens
-        else:
-            self._low_tokens += tokens
-            (self._yielding_standard if lane.index < BATCH else self._yielding_batch).add(ticket, now)
+        lane.in_flight_tokens += ticket.tokens
+        self._in_flight.start(ticket, may_yield)
 
     def _stop(self, ticket: Ticket, lane: Lane) -> None:
         """An admitted ticket gives back what it holds."""
-        tokens = ticket.tokens
-        if not ticket.has_first_byte:
-            self._end_prefill(ticket)
         lane.in_flight -= 1
-        lane.in_flight_tokens -= tokens
-        if lane.index < STANDARD:
-            self._priority_tokens -= tokens
-        else:
-            self._low_tokens -= tokens
-
-    def _end_prefill(self, ticket: Ticket) -> None:
-        if ticket.lane_index >= STANDARD:
-            (self._yielding_standard if ticket.lane_index < BATCH else self._yielding_batch).discard(ticket)
-        if ticket.lane_index % 2:
-            self._long_prefills -= 1
+        lane.in_flight_tokens -= ticket.tokens
+        self._in_flight.stop(ticket)
 
     def _leave(self, ticket: Ticket, lane: Lane, now: float) -> None:
         """A waiting ticket gives up its place."""

@@ -47,6 +47,7 @@ def head_for(
     worker: Worker,
     request: Request,
     bill: Bill,
+    *,
     attempt: str,
     tier: ServiceTier,
     trace_line: bytes,

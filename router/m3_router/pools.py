@@ -1,9 +1,9 @@
 """Pools: workers that serve the same models, behind the same lanes; and which pool a model's request goes to."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 from m3_router.affinity import Affinity
-from m3_router.config import Engine, ExternalUpstream, PoolSettings, RouterConfig, standard_share_tokens
+from m3_router.config import Engine, ExternalUpstream, ModelRoute, PoolSettings, RouterConfig
 from m3_router.errors import Refusal
 from m3_router.lanes import LaneBounds, Lanes
 from m3_router.placement import Placement
@@ -83,9 +83,11 @@ class Route:
 class Pools:
     """All pools, by the models that they serve."""
 
-    def __init__(self, pools: Iterable[Pool], config: RouterConfig) -> None:
+    def __init__(
+        self, pools: Iterable[Pool], routes: Iterable[ModelRoute] = (), aliases: Mapping[str, str] | None = None
+    ) -> None:
         self._pools = {pool.name: pool for pool in pools}
-        weights = {route.model: {share.pool: share.weight for share in route.pools} for route in config.routes}
+        weights = {route.model: {share.pool: share.weight for share in route.pools} for route in routes}
         servers: dict[str, list[Pool]] = {}
         for pool in self._pools.values():
             for model in pool.settings.models:
@@ -98,8 +100,7 @@ class Pools:
                 shares = [(serving[0], 1)]
             self._routes[model] = Route(model, shares)
         self.models = tuple(self._routes)  # in the order of the configuration, without aliases
-        self.aliases = dict(config.aliases)
-        for alias, model in config.aliases.items():
+        for alias, model in (aliases or {}).items():
             self._routes[alias] = self._routes[model]
 
     @classmethod
@@ -107,17 +108,7 @@ class Pools:
         """The pools of a configuration, without workers yet. Raises OSError if a key file cannot be read."""
         pools = []
         for settings in config.pools:
-            bounds = LaneBounds(
-                tokens_in_flight=settings.tokens_in_flight,
-                standard_share_tokens=standard_share_tokens(
-                    settings.tokens_in_flight, config.lanes.priority_reserved_share
-                ),
-                queue_requests=settings.queue_requests,
-                max_wait_seconds=config.lanes.max_wait_seconds,
-                batch_max_wait_seconds=config.lanes.batch_max_wait_seconds,
-                preemption=config.lanes.preemption,
-                long_prefills_per_worker=config.lanes.long_prefills_per_worker,
-            )
+            bounds = LaneBounds.from_settings(settings, config.lanes)
             placement = Placement(config.affinity, config.lanes.long_prefills_per_worker)
             pool = Pool(
                 settings,
@@ -129,7 +120,7 @@ class Pools:
             if isinstance(settings.workers, ExternalUpstream):
                 pool.use_key(settings.workers.api_key_file.read_text())
             pools.append(pool)
-        return cls(pools, config)
+        return cls(pools, config.routes, config.aliases)
 
     def __iter__(self) -> Iterator[Pool]:
         return iter(self._pools.values())

@@ -1,7 +1,8 @@
 """Who may be put back from a worker into its lane, and whom to choose so that somebody more urgent fits.
 
-Owns, for one service tier, the tickets that may yield: in flight, without first byte, not aged, and put back less than
-MAX_PREEMPTIONS times. Pure bookkeeping and one choice; when to preempt, and for whom, is `lanes`'.
+Owns, for one service tier, the tickets that may yield: in flight, without first byte, put back less than
+MAX_PREEMPTIONS times, and neither aged themselves nor let in because their lane had aged. Pure bookkeeping and one
+choice; when to preempt, and for whom, is `lanes`'.
 """
 
 from collections.abc import Sequence
@@ -24,9 +25,9 @@ class Yielding:
         self.tokens = 0
         self.long = 0
 
-    def add(self, ticket: Ticket, now: float) -> None:
-        """A ticket was admitted; it is left out if it may not be put back."""
-        if ticket.preemptions < MAX_PREEMPTIONS and now - ticket.offered_at < self.ageing_seconds:
+    def add(self, ticket: Ticket) -> None:
+        """A ticket was admitted; it is left out if it was put back too often."""
+        if ticket.preemptions < MAX_PREEMPTIONS:
             self.tickets[ticket] = None
             self.tokens += ticket.tokens
             self.long += ticket.lane_index % 2

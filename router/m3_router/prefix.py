@@ -16,7 +16,7 @@ from typing import Final
 import msgspec
 from xxhash import xxh3_64_intdigest
 
-from m3_router.bodies import ABSENT, RequestBody
+from m3_router.bodies import ABSENT, Message, RequestBody
 from m3_router.turns import (
     Function,
     Part,
@@ -43,7 +43,14 @@ PROMPT: Final = b"\x07"
 QUOTE: Final = 0x22
 BRACKET: Final = 0x5B
 SYSTEM_ROLES: Final = ("system", "developer")
-MARKS: Final = {role: ROLE + role.encode() + TEXT for role in ("system", "tools", "user", "assistant", "tool")}
+MARKS: Final = {
+    "system": ROLE + b"system" + TEXT,
+    "developer": ROLE + b"system" + TEXT,
+    "tools": ROLE + b"tools" + TEXT,
+    "user": ROLE + b"user" + TEXT,
+    "assistant": ROLE + b"assistant" + TEXT,
+    "tool": ROLE + b"tool" + TEXT,
+}
 # A string is searched so far for \u escapes. Searching costs more than hashing, and a client that escapes writes the
 # first one early; where it does not, another client's prompt counts as a different one from there on.
 ESCAPE_SEARCH_BYTES: Final = 2048
@@ -79,14 +86,13 @@ def chain(dialect_name: str, fields: RequestBody, seed: int, block_bytes: int) -
 class Blocks:
     """Bytes in pieces of any length, to digests of blocks of one length."""
 
-    __slots__ = ("_block_bytes", "_digest", "_digests", "_pending", "_split")
+    __slots__ = ("_block_bytes", "_digest", "_digests", "_pending")
 
     def __init__(self, seed: int, block_bytes: int) -> None:
         self._digest = seed
         self._digests: list[int] = []
         self._pending = bytearray()  # less than one block
         self._block_bytes = block_bytes
-        self._split = struct.Struct(f"{block_bytes}s")
 
     def add(self, data: bytes | memoryview) -> None:
         """The next bytes."""
@@ -102,9 +108,10 @@ class Blocks:
             digest = xxh3_64_intdigest(bytes(pending), digest)
             digests.append(digest)
         whole = len(data) // block_bytes * block_bytes
-        for (block,) in self._split.iter_unpack(data[:whole]):
-            digest = xxh3_64_intdigest(block, digest)
-            digests.append(digest)
+        if whole:
+            for (block,) in struct.iter_unpack(f"{block_bytes}s", data[:whole]):
+                digest = xxh3_64_intdigest(block, digest)
+                digests.append(digest)
         self._digest = digest
         self._pending = bytearray(data[whole:])
 
@@ -132,9 +139,11 @@ class Conversation:
 
     def text(self, role: str, raw: msgspec.Raw) -> None:
         """A JSON string (or null) of a role; an empty one leaves no trace."""
-        if raw is ABSENT:
-            return
-        text = _inside(memoryview(raw))
+        if raw is not ABSENT:
+            self._string(role, memoryview(raw))
+
+    def _string(self, role: str, view: memoryview) -> None:
+        text = _inside(view)
         if text:
             self.begin(role)
             self._blocks.add(text)
@@ -179,8 +188,9 @@ class Conversation:
         """A message's content: a string, or a list of parts."""
         if raw is ABSENT:
             return
-        if memoryview(raw)[0] != BRACKET:
-            self.text(role, raw)
+        view = memoryview(raw)
+        if view[0] != BRACKET:
+            self._string(role, view)
             return
         for part in decode_parts(raw):
             self._part(role, part)
@@ -202,30 +212,30 @@ class Conversation:
         elif part.video_url is not ABSENT:
             self.media(role, part.video_url)
 
-    def message(self, role: str, content: msgspec.Raw, reasoning: msgspec.Raw, tool_calls: msgspec.Raw) -> None:
+    def message(self, message: Message) -> None:
         """One message of chat completions or of Anthropic's messages."""
+        role = message.role or ""
         if role == "tool":
-            self.result(content)
+            self.result(message.content)
             return
-        self.thinking(reasoning)
-        self.content(role, content)
-        if tool_calls is not ABSENT:
-            for call in decode_calls(tool_calls) or ():
+        self.thinking(message.reasoning if message.reasoning_content is ABSENT else message.reasoning_content)
+        self.content(role, message.content)
+        if message.tool_calls is not ABSENT:
+            for call in decode_calls(message.tool_calls) or ():
                 if call.function is not None:
                     self.call(call.function.name, call.function.arguments)
 
     def item(self, turn: Turn) -> None:
         """One item of a responses input."""
-        kind = turn.type
-        if kind == "function_call":
+        if turn.type in ("", "message"):
+            self.content(turn.role, turn.content)
+        elif turn.type == "function_call":
             self.call(turn.name, turn.arguments)
-        elif kind == "function_call_output":
+        elif turn.type == "function_call_output":
             self.result(turn.output)
-        elif kind == "reasoning":
+        elif turn.type == "reasoning":
             for part in decode_parts(turn.summary if turn.content is ABSENT else turn.content):
                 self.thinking(part.text)
-        else:
-            self.message(turn.role, turn.content, ABSENT, ABSENT)
 
     def tools(self, raw: msgspec.Raw) -> None:
         """The tools that may be called."""
@@ -262,9 +272,7 @@ def _add_conversation(conversation: Conversation, fields: RequestBody) -> None:
     if fields.tools is not ABSENT:
         conversation.tools(fields.tools)
     for i in range(first, len(messages)):
-        message = messages[i]
-        reasoning = message.reasoning if message.reasoning_content is ABSENT else message.reasoning_content
-        conversation.message(message.role or "", message.content, reasoning, message.tool_calls)
+        conversation.message(messages[i])
 
 
 def _add_items(conversation: Conversation, fields: RequestBody) -> None:

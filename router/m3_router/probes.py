@@ -21,13 +21,12 @@ _log = logging.getLogger(__name__)
 
 
 class _Probe:
-    """One probe on its way; `status` gets the answer's status and epoch, or a ConnectionError."""
+    """One probe on its way; `status` gets the answer's status or a ConnectionError."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self.status: asyncio.Future[tuple[int, str]] = loop.create_future()
+        self.status: asyncio.Future[int] = loop.create_future()
         self.connection: WorkerConnection | None = None
         self._answered = 0
-        self._epoch = ""
 
     def send(self, connection: WorkerConnection) -> None:
         self.connection = connection
@@ -38,11 +37,10 @@ class _Probe:
     def worker_answered(self, answer: Answer | None, body: bytes, is_complete: bool) -> None:
         if answer is not None:
             self._answered = answer.status
-            self._epoch = answer.head.known.get(b"x-m3-epoch", b"").decode("latin-1")
         if is_complete:
             self.connection = None
             if not self.status.done():
-                self.status.set_result((self._answered, self._epoch))
+                self.status.set_result(self._answered)
 
     def worker_lost(self, reason: str) -> None:
         self.connection = None
@@ -50,10 +48,8 @@ class _Probe:
             self.status.set_exception(ConnectionError(reason))
 
 
-async def probe(connections: WorkerConnections, address: WorkerAddress, timeout_seconds: float) -> tuple[int, str]:
-    """The status that `GET /health` gets, and the life that the worker's cache is in ("" where it does not say).
-
-    Raises ConnectionError, or TimeoutError after `timeout_seconds`."""
+async def probe(connections: WorkerConnections, address: WorkerAddress, timeout_seconds: float) -> int:
+    """The status that `GET /health` gets. Raises ConnectionError, or TimeoutError after `timeout_seconds`."""
     one = _Probe(asyncio.get_running_loop())
     connection = connections.take(address)
     dial = None
@@ -74,8 +70,7 @@ async def probe(connections: WorkerConnections, address: WorkerAddress, timeout_
 class Prober:
     """Probes the workers of one pool for ever.
 
-    on_lost: told the address of a worker that became unready. on_life: told of a worker that is there which life its
-    cache is in; "" where it does not say, and it was away just before.
+    on_lost: told the address of a worker that became unready. on_return: told of one that is there, and was not before.
     """
 
     def __init__(
@@ -83,12 +78,12 @@ class Prober:
         pool: Pool,
         connections: WorkerConnections,
         on_lost: Callable[[WorkerAddress], None],
-        on_life: Callable[[Pool, Worker, str], None],
+        on_return: Callable[[Pool, Worker], None],
     ) -> None:
         self._pool = pool
         self._connections = connections
         self._on_lost = on_lost
-        self._on_life = on_life
+        self._on_return = on_return
         self._is_due = asyncio.Event()
 
     def hurry(self) -> None:
@@ -112,7 +107,7 @@ class Prober:
     async def _probe(self, worker: Worker) -> None:
         workers = self._pool.workers
         try:
-            status, epoch = await probe(self._connections, worker.address, TIMEOUT_SECONDS)
+            status = await probe(self._connections, worker.address, TIMEOUT_SECONDS)
         except TimeoutError:
             changed = workers.report_slow(worker)
         except ConnectionError as error:
@@ -120,8 +115,8 @@ class Prober:
         else:
             was_away = worker.state == "unready"
             changed = workers.report(worker, is_ready=status < 500, reason=f"/health answered {status}")
-            if epoch or was_away:
-                self._on_life(self._pool, worker, epoch)
+            if was_away and status < 500:
+                self._on_return(self._pool, worker)
         if changed:
             _log.info(
                 "worker %s of pool %s is %s: %s", worker.name, self._pool.settings.name, worker.state, worker.reason

@@ -37,10 +37,21 @@ class Reservation:
 class Quota:
     """All limits of one tenant. A tenant without limits has one without meters."""
 
-    __slots__ = ("_headers", "_not_before", "_quotas", "_turns_at", "is_hungry", "is_touched", "meters", "tenant")
+    __slots__ = (
+        "_headers",
+        "_not_before",
+        "_quotas",
+        "_turns_at",
+        "is_hungry",
+        "is_touched",
+        "meters",
+        "plan",
+        "tenant",
+    )
 
     def __init__(self, tenant: str, plan: PlanSettings, quotas: "Quotas") -> None:
         self.tenant = tenant
+        self.plan = plan
         self.meters = _meters_of(plan)
         self._quotas = quotas
         self._headers = RateLimitHeaders()
@@ -52,6 +63,8 @@ class Quota:
         """Take what a request may use at most. Raises Refusal (429), and then takes nothing."""
         if wall >= self._turns_at or wall < self._not_before:
             self.turn(wall)
+        if not self.meters:
+            return Reservation(tokens, nanousd, wall)
         for meter in self.meters:
             unit = meter.unit
             amount = tokens if unit == TOKENS else (1 if unit == REQUESTS else nanousd)
@@ -92,6 +105,11 @@ class Quota:
         starts_at = max([meter.starts_at for meter in self.meters], default=-float("inf"))
         self._not_before = starts_at - CLOCK_STEP_SECONDS
 
+    @property
+    def budget_period(self) -> str:
+        """What the budget is for: day, month or total; "" where there is none."""
+        return next((meter.period for meter in self.meters if meter.unit == NANOUSD), "")
+
     def begin_with(self, tokens_today: int, nanousd: int, wall: float) -> None:
         """What was used before this process began: in this UTC day, and in the budget's period."""
         self.turn(wall)
@@ -103,6 +121,7 @@ class Quota:
 
     def replan(self, plan: PlanSettings) -> None:
         """Other limits from now on. What was counted under a limit of the same kind stays."""
+        self.plan = plan
         counted = {meter.name: meter for meter in self.meters}
         self.meters = []
         for fresh in _meters_of(plan):
@@ -130,7 +149,7 @@ class Quota:
                 meter.used -= 1
             else:
                 meter.used += requests
-        if not self.is_touched:
+        if self.meters and not self.is_touched:
             self._quotas.touch(self, False)
 
     def _refusal(self, tokens: int, nanousd: int, wall: float, now: float) -> Refusal:
@@ -185,7 +204,7 @@ class Quotas:
             quota = known.get(tenant)
             if quota is None:
                 quota = Quota(tenant, plan, self)
-            else:
+            elif quota.plan != plan:
                 quota.replan(plan)
                 self.touch(quota, True)
             self._by_tenant[tenant] = quota

@@ -21,6 +21,7 @@ from m3_router.bill import Bill, Outcome, Usage
 from m3_router.caller import Caller
 from m3_router.dialects import Dialect
 from m3_router.errors import Refusal, at_capacity, no_worker, timed_out, worker_failed
+from m3_router.guard import AnswerGuard
 from m3_router.http.messages import Answer, Client, Request
 from m3_router.intake import Intake
 from m3_router.lanes import QueueFullError
@@ -70,6 +71,7 @@ class Exchange:
         "_client",
         "_comment_at",
         "_dialect",
+        "_guard",
         "_intake",
         "_is_finished",
         "_reply",
@@ -91,7 +93,7 @@ class Exchange:
         self._arrived_at = services.clock()
         self._comment_at = self._arrived_at + services.limits.comment_seconds
         self._trace_line = b"traceparent: " + caller.traceparent + b"\r\n" if caller.traceparent else b""
-        self._intake = Intake(self, services, request, caller, dialect, bill)
+        self._intake = Intake(self, services, request.body, caller, bill=bill, dialect=dialect)
         self._is_finished = False
         # held, and given back by _finish
         self._reservation: Reservation | None = None
@@ -99,6 +101,7 @@ class Exchange:
         self._attempt: Attempt | None = None
         # set on the way
         self._reply: Reply | None = None
+        self._guard: AnswerGuard | None = None  # where answers are moderated
         self._charge = Charge(0, 0)
         self._tried: tuple[Worker, ...] = ()
 
@@ -109,9 +112,9 @@ class Exchange:
         traces = self._services.traces
         if traces is not None:
             context = traces.begin(self._caller.traceparent)
-            bill = self._bill
-            bill.trace_id, bill.parent_span_id = context.trace_id, context.parent_span_id
             if context.is_sampled:
+                bill = self._bill
+                bill.trace_id, bill.parent_span_id = context.trace_id, context.parent_span_id
                 bill.span_id = context.span_id
             self._trace_line = context.header()
         self._intake.begin()
@@ -127,6 +130,15 @@ class Exchange:
         if self._dialect.is_free:
             self._dispatch(view.body)
             return
+        moderator = self._services.moderator
+        if moderator is not None and moderator.covers("response"):
+            self._guard = AnswerGuard(
+                moderator,
+                self._intake.model,
+                self._services.loop,
+                allowed=self._end_stream if view.is_stream else self._answer_whole,
+                stopped=self._break_off,
+            )
         try:
             is_admitted = self._queue(view, pool)
         except Refusal as refusal:
@@ -175,7 +187,8 @@ class Exchange:
             ticket = self._ticket = pool.lanes.offer(order, now)
         except QueueFullError as full:
             raise at_capacity(str(full), full.retry_after_seconds) from full
-        services.follow(pool)
+        finally:
+            services.follow(pool)
         return ticket.state == "admitted"
 
     def admitted(self) -> None:
@@ -212,6 +225,7 @@ class Exchange:
         worker = choice.worker
         bill.worker, bill.reason = worker.name, choice.reason
         bill.runner_up = "" if choice.runner_up is None else choice.runner_up.name
+        bill.cost_tokens, bill.runner_up_cost_tokens = choice.cost_tokens, choice.runner_up_cost
         bill.predicted_cached_tokens = choice.cached_tokens
         bill.attempts += 1
         attempt_name = ""
@@ -227,9 +241,18 @@ class Exchange:
             limits=services.limits,
             clock=services.clock,
         )
-        head = head_for(pool, worker, self._request, bill, attempt_name, intake.tier, self._trace_line, len(body))
+        head = head_for(
+            pool,
+            worker,
+            self._request,
+            bill,
+            attempt=attempt_name,
+            tier=intake.tier,
+            trace_line=self._trace_line,
+            body_bytes=len(body),
+        )
         attempt.start(head, body)
-        services.placed(pool, worker, intake.chain, intake.session())
+        services.placed(pool, worker, intake.chain, intake.session(), bill.request_id)
 
     def _want(self, now: float) -> Want:
         intake = self._intake
@@ -261,26 +284,44 @@ class Exchange:
                 self._try_another(f"it answered {answer.status}")
                 return
             self._take_head(reply, attempt, answer, now)
-        if not reply.is_streaming:
-            if is_complete:
-                self._first_byte(attempt, now)
-                self._answer_whole(reply, reply.whole(body))
+        if reply.is_streaming:
+            self._pass_on(reply, attempt, body, is_complete, now)
+        elif is_complete:
+            self._first_byte(attempt, now)
+            whole = reply.whole(body)
+            if self._guard is not None and self._bill.status == 200:
+                self._guard.take_whole(whole)
             else:
-                reply.hold(body)
-            return
+                self._answer_whole(whole)
+        else:
+            reply.hold(body)
+
+    def _pass_on(self, reply: Reply, attempt: Attempt, body: bytes, is_complete: bool, now: float) -> None:
+        """A part of a stream."""
+        guard = self._guard
         data = reply.scan(body, is_complete)
         if data and not reply.has_content:
             self._first_byte(attempt, now)
+        if guard is not None:
+            data = guard.feed(data, is_at_end=reply.is_at_end)
+        if is_complete and guard is None and reply.is_whole:
+            self._end_stream(data)
+            return
+        if data:
+            reply.write(data)
         if not is_complete:
-            if data:
-                reply.write(data)
-        elif reply.is_whole:
-            self._finish(self._outcome_of_status(), reply.usage)
-            reply.end(data)
-        else:
-            if data:
-                reply.write(data)
+            return
+        if not reply.is_whole:
             self._go_on_elsewhere(worker_failed(f"Worker {attempt.worker.name} gave up during its answer."))
+        elif guard is not None:
+            guard.finish_stream()
+
+    def _end_stream(self, data: bytes) -> None:
+        """The last part of a stream."""
+        reply = self._reply
+        assert reply is not None  # noqa: S101 - it was streamed through it
+        self._finish(self._outcome_of_status(), reply.usage)
+        reply.end(data)
 
     def _take_head(self, reply: Reply, attempt: Attempt, answer: Answer, now: float) -> None:
         services, bill, intake = self._services, self._bill, self._intake
@@ -300,10 +341,13 @@ class Exchange:
                 bill.context_tier = services.prices.context_tier(intake.model, bill.input_tokens, bill.time)
             else:
                 bill.input_tokens = interval.likely
-        caller = self._caller
-        reply.take_head(answer, caller.tenant.quota.headers(self._dialect.is_anthropic, bill.time))
+        reply.take_head(answer, self._limit_headers())
         if reply.is_streaming and not pool.can_continue:
             self._client.release_body()
+
+    def _limit_headers(self) -> bytes:
+        """What the client's limits have left."""
+        return self._caller.tenant.quota.headers(self._dialect.is_anthropic, self._bill.time)
 
     def _first_byte(self, attempt: Attempt, now: float) -> None:
         """The prefill is over: nobody may put this request back any more."""
@@ -313,8 +357,9 @@ class Exchange:
             pool.lanes.first_byte(ticket, now)
             self._services.follow(pool)
 
-    def _answer_whole(self, reply: Reply, body: bytes) -> None:
-        dialect = self._dialect
+    def _answer_whole(self, body: bytes) -> None:
+        dialect, reply = self._dialect, self._reply
+        assert reply is not None  # noqa: S101 - it has taken the head
         usage = usage_of_body(dialect, body) if self._bill.status == 200 and not dialect.is_free else None
         self._finish(self._outcome_of_status(), usage)
         reply.respond(body, has_cost=usage is not None)
@@ -344,10 +389,7 @@ class Exchange:
 
     def _has_other(self, pool: Pool, worker: Worker | None) -> bool:
         """Whether a worker is ready that is not this one, and has not failed the request."""
-        for other in pool.workers.ready:
-            if other is not worker and other not in self._tried:
-                return True
-        return False
+        return any(other is not worker and other not in self._tried for other in pool.workers.ready)
 
     def _end_attempt(self) -> Worker:
         attempt = self._attempt
@@ -395,7 +437,7 @@ class Exchange:
             self._refuse(refusal, outcome="worker_error")
             return
         self._finish("worker_error", self._estimate())
-        reply.refuse(refusal)
+        reply.refuse(refusal, b"")
 
     # ---- what may happen at any time
 
@@ -458,7 +500,7 @@ class Exchange:
         bill.input_tokens = 0
         self._finish(outcome, None)
         if reply is not None:
-            reply.refuse(refusal)
+            reply.refuse(refusal, self._limit_headers())
         else:
             self._client.refuse(refusal, b"x-request-id: %b\r\n" % bill.request_id.encode())
 
@@ -468,6 +510,8 @@ class Exchange:
         services, bill = self._services, self._bill
         now = services.clock()
         self._intake.cancel()
+        if self._guard is not None:
+            self._guard.cancel()
         attempt, self._attempt = self._attempt, None
         if attempt is not None:
             attempt.end()
@@ -479,6 +523,9 @@ class Exchange:
             if usage is None and outcome == "ok" and not is_free:
                 usage = self._estimate()
             services.ledger.settle(bill, outcome, usage)
+        if attempt is not None and self._intake.chain:
+            counted = usage.input_tokens if usage is not None and not bill.estimated else None
+            services.caches.answered(attempt.worker, bill.request_id, counted)
         if attempt is not None and usage is not None and outcome == "ok":
             workers = self._understood()[1].workers
             workers.note_cached(attempt.worker, bill.predicted_cached_tokens, usage.cached_tokens)
@@ -499,7 +546,7 @@ class Exchange:
             return
         ticket.holder = None
         if ticket.state == "admitted":
-            pool.lanes.release(ticket, now, None)
+            pool.lanes.release(ticket, now, self._weighted_tokens())
         elif ticket.state == "waiting":
             pool.lanes.cancel(ticket, now)
         services.follow(pool)
@@ -514,6 +561,14 @@ class Exchange:
         bill.estimated = True
         events = 0 if reply is None else reply.events
         return Usage(bill.input_tokens, bill.cached_tokens, bill.cache_write_tokens, events)
+
+    def _weighted_tokens(self) -> int | None:
+        """What the request has cost, as the lanes count it; None where it is not known, and the estimate stands."""
+        bill = self._bill
+        if not bill.cost_nanousd:
+            return None
+        usage = Usage(bill.input_tokens, bill.cached_tokens, bill.cache_write_tokens, bill.output_tokens)
+        return self._services.prices.weighted_tokens(bill.model, usage, bill.cost_nanousd, bill.time)
 
     def _cost(self, usage: Usage) -> int:
         bill, tier = self._bill, self._intake.tier

@@ -16,6 +16,7 @@ from m3_router.errors import Refusal
 from m3_router.http import wire
 from m3_router.http.messages import Answer, Client
 from m3_router.prices import format_usd
+from m3_router.rate_limits import retry_headers
 from m3_router.request import RequestView
 from m3_router.transcript import Transcript
 from m3_router.usage import BodyTail, EventStream, with_cost
@@ -98,6 +99,11 @@ class Reply:
     def events(self) -> int:
         """Events with output that were passed on: the bound of what was generated."""
         return self._events_before + (self._scanner.events if isinstance(self._scanner, EventStream) else 0)
+
+    @property
+    def is_at_end(self) -> bool:
+        """Whether the end of a stream has come."""
+        return not isinstance(self._scanner, EventStream) or self._scanner.is_complete
 
     @property
     def is_whole(self) -> bool:
@@ -188,13 +194,13 @@ class Reply:
 
     # ---- broken off
 
-    def refuse(self, refusal: Refusal) -> None:
+    def refuse(self, refusal: Refusal, limit_headers: bytes) -> None:
         """Say no, or that it cannot be completed: as a whole answer, or in the stream, and never `[DONE]`."""
         refusal.is_anthropic = self._view.dialect.is_anthropic
         if self._is_head_out:
             self._cut(refusal)
         else:
-            self._client.refuse(refusal, _request_id(self._bill) + self._limit_headers)
+            self._client.refuse(refusal, _request_id(self._bill) + limit_headers + retry_headers(refusal))
 
     def _cut(self, refusal: Refusal) -> None:
         scanner, event = self._scanner, b""

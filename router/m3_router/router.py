@@ -15,7 +15,7 @@ from collections.abc import Coroutine, Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from secrets import token_hex
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Final, Literal
 
 import uvicorn
 from fastapi import FastAPI
@@ -24,8 +24,10 @@ from pydantic.alias_generators import to_camel
 from m3_router import log, relay
 from m3_router.access_file import AccessFile
 from m3_router.admin import Access as AdminAccess
-from m3_router.admin import ActError, Acts, Audit, Observatory, RouterSources, SpendToday, admin_app
+from m3_router.admin import ActError, Acts, Audit, Observatory, RouterSources, admin_app, day_of, tenants_of
+from m3_router.admin.document import LimitNow, RedisMode, TenantNow
 from m3_router.bill import Bill
+from m3_router.caches import Caches
 from m3_router.config import Access, ConfigError, ExternalUpstream, RouterConfig, ServiceWorkers, load_access
 from m3_router.counting import ExactCounts
 from m3_router.endpoints import EndpointWatch
@@ -48,14 +50,14 @@ from m3_router.services import Services
 from m3_router.settlement import Settlement, WorkerDirectory
 from m3_router.shared.sharing import Sharing
 from m3_router.sockets import BACKLOG, listen, name_of
-from m3_router.spend import Spend
+from m3_router.spend import Spend, rebuild
 from m3_router.tenants import Tenants
 from m3_router.tracing import SpanSender, Traces, otlp_sender
 from m3_router.usage_report import UsageReport
 from m3_router.workers import Worker, WorkerAddress
 
 TICK_SECONDS = 0.25
-UNNAMED_EPOCH = "-"
+_UNITS: Final[tuple[Literal["tokens", "requests", "nanousd"], ...]] = ("tokens", "requests", "nanousd")
 RECOVERY_SECONDS = 60.0  # that bills of an earlier process wait for a worker which could say what they used
 # Whether this build's hot path was compiled (setup.py), or is interpreted and half as fast.
 HOT_PATH = "interpreted" if relay.__file__.endswith(".py") else "compiled"
@@ -109,7 +111,6 @@ class Router:
         self._settlement = Settlement(self._loop, self._probe_connections, WorkerDirectory(list(self._pools)).find)
         self._metrics = Metrics()
         self._spend = Spend()
-        self._today = SpendToday()
         self._spans: SpanSender | None = None
         if config.tracing is not None:
             self._spans = otlp_sender(config.tracing, name=self._name, version=version("m3serve"))
@@ -121,12 +122,12 @@ class Router:
                 config.ledger,
                 name=self._name,
                 pools=self._pools,
-                quotas=self._tenants.quotas,
+                tenants=self._tenants,
                 journal=self._journal,
                 clock=clock,
                 wall_clock=wall_clock,
             )
-        readers = [self._metrics.count, self._spend.count, self._today.read, self._learn, self._observe]
+        readers = [self._metrics.count, self._spend.count, self._learn, self._observe]
         if self._spans is not None:
             readers.append(self._spans.read)
         self._ledger = Ledger(
@@ -141,8 +142,9 @@ class Router:
         )
 
         # clients
+        shared_log = None if self._sharing is None else self._sharing.affinity_log
+        self._caches = Caches(self._probe_connections, None if shared_log is None else shared_log.gone)
         self._connections = Connections(config.limits, clock)
-        log_placement = None if self._sharing is None else self._sharing.affinity_log
         self._services = Services(
             pools=self._pools,
             prices=self._prices,
@@ -150,7 +152,8 @@ class Router:
             counts=self._counts,
             ledger=self._ledger,
             block_bytes=config.affinity.block_bytes if config.affinity.enabled else 0,
-            note_placement=None if log_placement is None else log_placement.note,
+            caches=self._caches,
+            note_placement=None if shared_log is None else shared_log.note,
             moderator=self._moderator,
             workers=self._worker_connections,
             limits=config.limits,
@@ -185,7 +188,9 @@ class Router:
                 started=wall_clock(),
                 pools=self._pools,
                 connections=self._connections,
-                tenants=self._today.tenants,
+                tenants=self._tenants_now,
+                warmup_seconds=config.affinity.warmup_seconds,
+                redis=self._redis_now,
             ),
             config.lanes,
             self._audit,
@@ -213,7 +218,7 @@ class Router:
         if self._sharing is not None:
             self._sharing.start()
         if self._journal is not None:
-            self._run(self._recover())
+            self._run(self._recover(self._journal))
         self._listener = await self._loop.create_server(
             lambda: ClientConnection(self._routes, self._connections, self._loop), sock=data_socket, backlog=BACKLOG
         )
@@ -239,6 +244,7 @@ class Router:
         for watch in self._watches:
             watch.stop()
         self._counts.close()
+        self._caches.close()
         self._settlement.close()
         self._ledger.close()
         if self._sharing is not None:
@@ -275,20 +281,39 @@ class Router:
             self._connections.tick(now)
             self._observatory.tick(now, time.time())
 
-    async def _recover(self) -> None:
-        """Settle what an earlier process left open, once the workers that could say what it used are known."""
+    async def _recover(self, journal: Journal) -> None:
+        """Sum up what the journal has of earlier processes; settle what the last one left open, once the workers that
+        could say what it used are known.
+        """
+        earlier = await asyncio.to_thread(rebuild, journal.directory, journal.first_sequence)
+        self._spend.add(earlier)
+        self._count_earlier(earlier)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(RECOVERY_SECONDS):
-                while not self._pools.has_ready_worker():
+                while not self._pools.has_ready_worker():  # noqa: ASYNC110 - a few times, at start
                     await asyncio.sleep(TICK_SECONDS)
         count = self._ledger.recover()
         if count:
             _log.warning("settling %d requests that an earlier process of this router left open", count)
 
+    def _count_earlier(self, earlier: Spend) -> None:
+        """What was used before this process began, against the limits; where replicas agree, the others know it."""
+        if self._sharing is not None and self._sharing.has_agreed:
+            return
+        wall = time.time()
+        day = day_of(wall)
+        first_days = {"day": day, "month": day[:7], "total": ""}
+        for quota in self._tenants.quotas.all():
+            rows = earlier.rows(tenant=quota.tenant)
+            tokens = sum(row.input_tokens + row.output_tokens for row in rows if row.day == day)
+            cost = sum(row.cost_nanousd for row in rows if row.day >= first_days.get(quota.budget_period, day))
+            if tokens or cost:
+                quota.begin_with(tokens, cost, wall)
+
     # ---- workers
 
     def _prober(self, pool: Pool) -> Prober:
-        return Prober(pool, self._probe_connections, self._worker_lost, self._worker_lives)
+        return Prober(pool, self._probe_connections, self._worker_lost, self._caches.returned)
 
     def _find_workers(self, pool: Pool) -> None:
         source = pool.settings.workers
@@ -311,33 +336,18 @@ class Router:
         for worker in pool.workers.replace(addresses):
             self._worker_lost(worker.address)
             self._probe_connections.close_worker(worker.address)
-            if pool.affinity is not None:
-                pool.affinity.retire(worker.slot)
+            self._caches.left(pool, worker)
         self._probers[pool.name].hurry()
 
     def _worker_lost(self, address: WorkerAddress) -> None:
         self._worker_connections.close_worker(address)
-
-    def _worker_lives(self, pool: Pool, worker: Worker, epoch: str) -> None:
-        """A probe has told which life of its cache the worker is in."""
-        affinity, old = pool.affinity, worker.epoch
-        if affinity is None:
-            return
-        if epoch:
-            slot = affinity.slot_of(worker.uid, epoch)
-        else:  # an engine that has no name for it: whoever was away is taken to have come back with nothing
-            epoch = UNNAMED_EPOCH
-            slot = affinity.cleared(affinity.slot_of(worker.uid, epoch))
-        pool.workers.set_epoch(worker, epoch, slot, time.monotonic())
-        if old and old != epoch:
-            _log.info("worker %s of pool %s has restarted: what it had cached is forgotten", worker.name, pool.name)
 
     # ---- what bills teach
 
     def _learn(self, bills: list[Bill]) -> None:
         """Workers have counted tokens."""
         for bill in bills:
-            if bill.outcome == "ok" and not bill.estimated and bill.dialect != "embeddings":
+            if bill.outcome == "ok" and not bill.estimated and bill.status == 200:
                 self._estimates.learn(bill.model, bill.text_bytes, bill.media_items, bill.input_tokens)
 
     def _observe(self, bills: list[Bill]) -> None:
@@ -372,8 +382,12 @@ class Router:
         digest = bytes.fromhex(fields["sha256"])
         if not self._tenants.has_key(digest):
             raise ActError(404, "No key has this digest.")
-        self._tenants.revoke({*self._tenants.revoked, digest})
-        return "The key is revoked."
+        if self._sharing is None:
+            self._tenants.revoke(self._tenants.revoked | {digest})
+            return "The key is revoked."
+        if await self._sharing.revocations.revoke(digest):
+            return "The key is revoked on every replica."
+        return "The key is revoked here; the other replicas hear of it once Redis is back."
 
     async def _drain_worker(self, fields: Mapping[str, str]) -> str:
         worker, pool = self._worker(fields)
@@ -393,6 +407,32 @@ class Router:
         raise ActError(404, f"Pool {fields['pool']!r} has no worker {fields['worker']!r}.")
 
     # ---- the admin port
+
+    def _redis_now(self) -> tuple[RedisMode, str, int | None]:
+        if self._sharing is None:
+            return "none", "", None
+        return self._sharing.link.mode, self._sharing.link.reason, self._sharing.replicas.count
+
+    def _tenants_now(self, wall: float) -> list[TenantNow]:
+        day = day_of(wall)
+        return tenants_of(self._spend.rows(first_day=day, last_day=day), functools.partial(self._plan_now, wall))
+
+    def _plan_now(self, wall: float, tenant: str) -> tuple[str | None, list[LimitNow]]:
+        quota = self._tenants.quotas.get(tenant)
+        if quota is None:
+            return None, []
+        quota.turn(wall)
+        limits = [
+            LimitNow(
+                meter.name,
+                _UNITS[meter.unit],
+                meter.used + meter.others_used,
+                meter.limit,
+                None if meter.ends_at == float("inf") else max(meter.ends_at - wall, 0.0),
+            )
+            for meter in quota.meters
+        ]
+        return self._tenants.plan_of(tenant), limits
 
     def _admin_app(self) -> FastAPI:
         return admin_app(

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from secrets import token_hex
 from typing import Final, Protocol, cast
 
+from m3_router.caches import Caches
 from m3_router.config import LimitSettings
 from m3_router.counting import ExactCounts
 from m3_router.estimates import TokenEstimates
@@ -59,6 +60,7 @@ class Services:
 
     __slots__ = (
         "block_bytes",
+        "caches",
         "clock",
         "counts",
         "estimates",
@@ -84,6 +86,7 @@ class Services:
         counts: ExactCounts,
         ledger: Ledger,
         block_bytes: int,
+        caches: Caches,
         note_placement: NotePlacement | None,
         moderator: Moderator | None,
         workers: WorkerConnections,
@@ -99,6 +102,7 @@ class Services:
         self.counts = counts
         self.ledger = ledger
         self.block_bytes = block_bytes
+        self.caches = caches
         self.note_placement = note_placement
         self.moderator = moderator
         self.workers = workers
@@ -124,12 +128,13 @@ class Services:
             seconds = lanes.retry_after_seconds(ticket.order, now)
             self.loop.call_soon(cast(Waiting, ticket.holder).expired, seconds)
 
-    def placed(self, pool: Pool, worker: Worker, chain: list[int], session: str) -> None:
+    def placed(self, pool: Pool, worker: Worker, chain: list[int], session: str, request_id: str) -> None:
         """A worker was sent a prompt with this chain, and will hold it."""
         affinity = pool.affinity
         if affinity is None or not chain:
             return
         affinity.record(chain, worker.slot)
+        self.caches.sent(worker, request_id, chain)
         if session:
             affinity.pin(session, worker.slot, self.clock())
         if self.note_placement is not None:

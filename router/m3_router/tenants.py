@@ -105,7 +105,7 @@ class Tenant:
 class Tenants:
     """The tenants of a router. Without keys (`access` None) there is one, `anonymous`, which may do everything."""
 
-    __slots__ = ("_by_digest", "_has_keys", "_revoked", "anonymous", "quotas", "version")
+    __slots__ = ("_by_digest", "_has_keys", "_plan_names", "_revoked", "anonymous", "quotas", "version")
 
     def __init__(self, access: Access | None, quotas: Quotas | None = None) -> None:
         self.quotas = Quotas() if quotas is None else quotas
@@ -121,6 +121,7 @@ class Tenants:
         self._has_keys = False
         self._by_digest: dict[bytes, Tenant] = {}
         self._revoked: frozenset[bytes] = frozenset()
+        self._plan_names: dict[str, str] = {}
         self.swap(access)
 
     def identify(self, known: Mapping[bytes, bytes]) -> Tenant:
@@ -181,8 +182,13 @@ class Tenants:
         for digest, tenant in self._by_digest.items():
             tenant.version = 0 if digest in self._revoked else self.version
 
+    def plan_of(self, name: str) -> str | None:
+        """The plan of a tenant, by name; None if it has none."""
+        return self._plan_names.get(name)
+
     def _table(self, access: Access) -> dict[bytes, Tenant]:
         settings = {tenant.name: tenant for tenant in access.tenants}
+        self._plan_names = {tenant.name: tenant.plan for tenant in access.tenants}
         plans = {name: access.plans[tenant.plan] for name, tenant in settings.items()}
         for key in access.keys:
             plans.setdefault(key.tenant, _NO_PLAN)

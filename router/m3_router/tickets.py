@@ -104,6 +104,11 @@ class Line:
         """Who came first. Raises IndexError if nobody is there."""
         return self._tickets[0]
 
+    @property
+    def last(self) -> Ticket:
+        """Who came last. Raises IndexError if nobody is there."""
+        return self._tickets[-1]
+
     def add(self, ticket: Ticket) -> None:
         """Put a ticket in its place."""
         tickets = self._tickets

@@ -13,6 +13,7 @@ the collector is slow or away, spans are dropped and counted, and nothing waits.
 import logging
 import queue
 import random
+import re
 import threading
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Final
@@ -33,7 +34,9 @@ GATHER_SECONDS: Final = 0.5
 EXPORT_SECONDS: Final = 5.0  # the longest that one batch may take, retries included
 
 _ID_BITS: Final = 64
-_HEX: Final = frozenset(b"0123456789abcdef")
+_TRACEPARENT: Final = re.compile(rb"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?", re.DOTALL)
+_NO_TRACE: Final = b"0" * 32
+_NO_SPAN: Final = b"0" * 16
 _SAMPLED: Final = 0x01
 
 _log = logging.getLogger(__name__)
@@ -85,14 +88,13 @@ def parse_traceparent(value: bytes) -> TraceContext | None:
 
     Source: W3C Trace Context, section 3.2. Of a version after 00, the parts that are known from 00 are used.
     """
-    parts = value.split(b"-")
-    if len(parts) < 4 or [len(part) for part in parts[:4]] != [2, 32, 16, 2] or parts[0] == b"ff":
+    match = _TRACEPARENT.fullmatch(value)
+    if match is None:
         return None
-    if parts[0] == b"00" and len(parts) != 4:
+    version, trace_id, span_id, flags, more = match.groups()
+    if version == b"ff" or (version == b"00" and more) or trace_id == _NO_TRACE or span_id == _NO_SPAN:
         return None
-    if not all(_HEX.issuperset(part) for part in parts[:4]) or not parts[1].strip(b"0") or not parts[2].strip(b"0"):
-        return None
-    return TraceContext(parts[1].decode(), parts[2].decode(), "", bool(int(parts[3], 16) & _SAMPLED))
+    return TraceContext(trace_id.decode(), span_id.decode(), "", bool(int(flags, 16) & _SAMPLED))
 
 
 class TracedRequest(msgspec.Struct, frozen=True, gc=False):
@@ -132,7 +134,7 @@ class SpanSender:
     def __init__(self, exporter: "SpanExporter", resource: "Resource") -> None:
         self._exporter = exporter
         self._resource = resource
-        self._queue: queue.SimpleQueue[TracedRequest | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[Bill | None] = queue.SimpleQueue()
         self._random_bits = random.Random().getrandbits  # noqa: S311 - as above
         self._is_failing = False
         self.dropped = 0  # because the queue was full
@@ -144,13 +146,12 @@ class SpanSender:
     def read(self, bills: list[Bill]) -> None:
         """Take settled bills. Never waits."""
         for bill in bills:
-            request = msgspec.convert(bill, TracedRequest, from_attributes=True)
-            if not request.span_id:
+            if not bill.span_id:
                 continue
             if self._queue.qsize() >= MAX_QUEUED:
                 self.dropped += 1
             else:
-                self._queue.put(request)
+                self._queue.put(bill)
 
     def close(self, timeout_seconds: float = EXPORT_SECONDS + 1) -> None:
         """Send what is left, for at most so long, and end."""
@@ -168,13 +169,13 @@ class SpanSender:
     def _gather(self) -> tuple[list[TracedRequest], bool]:
         """The next batch, and whether there will be another."""
         batch: list[TracedRequest] = []
-        request = self._queue.get()
-        while request is not None:
-            batch.append(request)
+        bill = self._queue.get()
+        while bill is not None:
+            batch.append(msgspec.convert(bill, TracedRequest, from_attributes=True))
             if len(batch) >= MAX_BATCH:
                 return batch, True
             try:
-                request = self._queue.get(timeout=GATHER_SECONDS)
+                bill = self._queue.get(timeout=GATHER_SECONDS)
             except queue.Empty:
                 return batch, True
         return batch, False

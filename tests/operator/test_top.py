@@ -6,14 +6,18 @@ import json
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import httpx
+import msgspec
 import pytest
 from rich.console import Console
 
+from m3_console.scene import Scene, bill
 from m3_operator.top import TopError, TopOptions, bar, fetch, render, sparkline, top
 
 M3 = Path(sys.executable).parent / "m3"
@@ -149,6 +153,7 @@ DOCUMENT: dict[str, Any] = {
             "reason": "prefix",
             "runner_up": "worker-1",
             "first_byte_ms": 812.0,
+            "duration_ms": 1_900.0,
             "outcome": "ok",
         }
     ],
@@ -265,6 +270,17 @@ def test_a_bar_is_filled_to_its_share() -> None:
     assert [bar(share, 4) for share in (-1, 0, 0.5, 1, 7)] == ["░░░░", "░░░░", "██░░", "████", "████"]
 
 
+def test_it_understands_the_document_that_this_router_writes() -> None:
+    scene = Scene()
+    scene.settle(bill(worker="worker-1"), bill(outcome="rejected", worker="", status=429, first_byte_ms=None))
+    scene.observatory.tick(1.0, 2.0)
+
+    text = drawn(json.loads(msgspec.json.encode(scene.observatory.state(time.monotonic(), time.time()))))
+
+    assert lines(text, "worker-1")[0][:2] == ["worker-1", "ready"]
+    assert len(lines(text, "acme")) == 1
+
+
 # ---- the way to the router
 
 
@@ -318,3 +334,41 @@ def test_a_key_file_that_holds_no_key_is_named(content: bytes | None, message: s
 
     with pytest.raises(TopError, match=f"{file}: {message}"):
         top(TopOptions(key_file=file))
+
+
+def test_without_a_terminal_it_prints_one_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+    console = Console(file=io.StringIO(), width=120)
+    with a_router(monkeypatch, [DOCUMENT]):
+        top(TopOptions(), console)
+
+    assert isinstance(console.file, io.StringIO)
+    assert console.file.getvalue().count("router-0") == 1
+
+
+def test_in_a_terminal_it_goes_on_when_the_router_is_away_until_ctrl_c(monkeypatch: pytest.MonkeyPatch) -> None:
+    console = Console(file=io.StringIO(), width=120, height=40, force_terminal=True, color_system=None)
+    later = copy.deepcopy(DOCUMENT)
+    later["router"]["name"] = "router-9"
+    with a_router(monkeypatch, [DOCUMENT, httpx.ConnectError("refused"), later, KeyboardInterrupt()]):
+        top(TopOptions(interval_seconds=0.001), console)
+
+    assert isinstance(console.file, io.StringIO)
+    shown = console.file.getvalue()
+    assert shown.index("router-0") < shown.index("trying again: no answer from") < shown.index("router-9")
+
+
+@contextmanager
+def a_router(monkeypatch: pytest.MonkeyPatch, answers: list[dict[str, Any] | BaseException]) -> Iterator[None]:
+    """Every client of this block gets these answers, one after the other."""
+    left = iter(answers)
+
+    def answer(_: httpx.Request) -> httpx.Response:
+        following = next(left)
+        if isinstance(following, BaseException):
+            raise following
+        return httpx.Response(200, json=following)
+
+    original = httpx.Client
+    with monkeypatch.context() as patched:
+        patched.setattr(httpx, "Client", lambda **given: original(transport=httpx.MockTransport(answer), **given))
+        yield

@@ -1,60 +1,32 @@
 """The console in a real browser: what a person sees, clicks and types."""
 
-import os
-import shutil
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 
 import pytest
-from playwright.async_api import Browser, BrowserContext, Page, async_playwright, expect
+import pytest_asyncio
+from playwright.async_api import Browser, expect
 
+from m3_console.browser import CHROMIUM, NO_CHROMIUM, OpenPage, a_browser, pages_of
 from m3_console.scene import ADMIN_DIGEST, ADMIN_KEY, Scene, bill
 
-CHROMIUM = os.environ.get("M3_CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
 pytestmark = [
-    pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium on the PATH, and M3_CHROMIUM names none"),
+    pytest.mark.skipif(CHROMIUM is None, reason=NO_CHROMIUM),
     pytest.mark.xdist_group("chromium"),
+    pytest.mark.asyncio(loop_scope="module"),  # one browser for all
 ]
-OpenPage = Callable[..., Awaitable[Page]]
 
 
-@pytest.fixture
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def browser() -> AsyncIterator[Browser]:
-    async with async_playwright() as playwright:
-        browser = await playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        try:
-            yield browser
-        finally:
-            await browser.close()
+    async with a_browser() as browser:
+        yield browser
 
 
-@pytest.fixture
+@pytest_asyncio.fixture(loop_scope="module")
 async def open_page(browser: Browser) -> AsyncIterator[OpenPage]:
-    """Opens the console; what the browser complains about fails the test."""
-    complaints: list[str] = []
-    contexts: list[BrowserContext] = []
-
-    async def opened(url: str, *, width: int = 1280, height: int = 900, **options: str) -> Page:
-        context = await browser.new_context(viewport={"width": width, "height": height}, **options)  # type: ignore[arg-type]
-        contexts.append(context)
-        context.set_default_timeout(8000)
-        page = await context.new_page()
-        page.on("pageerror", lambda error: complaints.append(str(error)))
-        page.on(
-            "console",
-            lambda message: (
-                complaints.append(message.text)
-                if message.type in ("error", "warning") and "Failed to load resource" not in message.text
-                else None
-            ),
-        )
-        await page.goto(url)
-        return page
-
-    yield opened
-    for context in contexts:
-        await context.close()
-    assert complaints == []
+    async with pages_of(browser) as opened:
+        yield opened
 
 
 @pytest.fixture
@@ -62,7 +34,7 @@ def scene() -> Scene:
     return Scene()
 
 
-@pytest.fixture
+@pytest_asyncio.fixture(loop_scope="module")
 async def stack() -> AsyncIterator[AsyncExitStack]:
     async with AsyncExitStack() as stack:
         yield stack
@@ -100,6 +72,30 @@ async def test_what_happens_is_seen_without_loading_again(
     scene.settle(bill(request_id="r-new"))
     await expect(page.locator("#decision-list tr")).to_have_count(1)
     await expect(page.locator("#decisions-empty")).to_be_hidden()
+
+
+async def test_a_long_list_of_decisions_opens_and_closes(
+    scene: Scene, stack: AsyncExitStack, open_page: OpenPage
+) -> None:
+    scene.settle(*(bill(request_id=str(number)) for number in range(40)))
+    page = await open_page(await stack.enter_async_context(scene.serving()))
+
+    await expect(page.locator("#decision-list tr")).to_have_count(15)
+    await page.get_by_role("button", name="Show all 40").click()
+    await expect(page.locator("#decision-list tr")).to_have_count(40)
+    await page.get_by_role("button", name="Show fewer").click()
+    await expect(page.locator("#decision-list tr")).to_have_count(15)
+
+
+async def test_a_router_that_offers_no_acts_shows_no_buttons_for_them(
+    stack: AsyncExitStack, open_page: OpenPage
+) -> None:
+    page = await open_page(await stack.enter_async_context(Scene(has_acts=False).serving()))
+
+    await expect(page.locator("#worker-list > li")).to_have_count(2)
+    await expect(page.locator("#acts")).to_be_hidden()
+    await expect(page.locator("#worker-list button")).to_have_count(2)
+    await expect(page.locator("#worker-list button").first).to_be_hidden()
 
 
 async def test_a_worker_is_drained_and_taken_back_by_clicks(

@@ -3,7 +3,7 @@
 from collections import Counter
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
@@ -180,6 +180,7 @@ class TestDeadlines:
         fill(queue, none, early)
         assert [take_next(queue) for _ in range(2)] == [none, early]
 
+    @settings(max_examples=50, deadline=None)
     @given(
         st.lists(st.tuples(st.integers(1, 100), st.integers(1, 100)), min_size=50, max_size=50),
         st.floats(0.1, 10, allow_nan=False),
@@ -266,4 +267,5 @@ class FairQueueMachine(RuleBasedStateMachine):
         assert list(self.queue) == sorted(self.waiting, key=lambda ticket: ticket.number)
 
 
+FairQueueMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
 TestFairQueueMachine = FairQueueMachine.TestCase

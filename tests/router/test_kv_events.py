@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator
 
 import pytest
 
-from m3_router.kv_events.alignment import Anchors, blocks_by_page
+from m3_router.kv_events.alignment import Alignment, Anchors
 from m3_router.kv_events.lines import Alive, Batch, Cleared, EventsError, LineReader, Removed, Snapshot, Start, Stored
 from m3_router.kv_events.view import MAX_SENT_BLOCKS, CacheView
 from m3_worker.api.kv_events import event_lines
@@ -23,14 +23,9 @@ class Index:
     def __init__(self) -> None:
         self.epochs: list[str] = []
         self.held: set[int] = set()
-        self.clears = 0
 
     def began(self, epoch: str) -> None:
         self.epochs.append(epoch)
-        self.held.clear()
-
-    def cleared(self) -> None:
-        self.clears += 1
         self.held.clear()
 
     def stored(self, digests: list[int]) -> None:
@@ -72,19 +67,33 @@ class Followed:
 # Alignment
 
 
-def test_a_block_belongs_to_the_page_that_its_last_token_lies_in() -> None:
-    # They end at 3.2, 6.4, 9.6, 12.8 and 16 tokens; a page has four.
-    assert blocks_by_page([1, 2, 3, 4, 5], [(5, 16.0)], 4) == {0: [1], 1: [2], 2: [3], 3: [4, 5]}
+def ends_and_touches(alignment: Alignment, pages: int) -> list[tuple[list[int], list[int]]]:
+    return [([*alignment.ending(page)], [*alignment.touching(page)]) for page in range(pages)]
+
+
+def test_a_block_ends_where_its_last_token_lies_and_is_touched_by_every_page_that_holds_some_of_it() -> None:
+    # The blocks end at 3.2, 6.4, 9.6, 12.8 and 16 tokens; a page has four.
+    assert ends_and_touches(Alignment([1, 2, 3, 4, 5], [(5, 16.0)], 4), 5) == [
+        ([1], [1]),
+        ([2], [2, 3]),
+        ([3], [3, 4]),
+        ([4, 5], [4, 5]),
+        ([], []),
+    ]
+    # One block of two pages and a half, then one of half a page.
+    assert ends_and_touches(Alignment([1, 2], [(1, 10.0), (2, 12.0)], 4), 3) == [([], [1]), ([], [1]), ([1, 2], [1, 2])]
 
 
 def test_blocks_are_spread_between_the_token_counts_that_are_known() -> None:
-    # two blocks of 10 tokens each, then two of 2
-    assert blocks_by_page([1, 2, 3, 4], [(2, 20.0), (4, 24.0)], 4) == {2: [1], 4: [2], 5: [3, 4]}
+    # Two blocks of 8 tokens each, then two of 2.
+    alignment = Alignment([1, 2, 3, 4], [(2, 16.0), (4, 20.0)], 4)
+    assert [[*alignment.ending(page)] for page in range(5)] == [[], [1], [], [2], [3, 4]]
 
 
 def test_anchors_that_contradict_each_other_are_left_out() -> None:
-    assert blocks_by_page([1, 2], [(1, 8.0), (1, 9.0), (2, 4.0)], 4) == {1: [1]}
-    assert blocks_by_page([], [], 4) == {}
+    alignment = Alignment([1, 2], [(1, 8.0), (1, 9.0), (2, 4.0)], 4)
+    assert ends_and_touches(alignment, 3) == [([], [1]), ([1], [1]), ([], [])]
+    assert ends_and_touches(Alignment([], [], 4), 1) == [([], [])]
 
 
 def test_every_earlier_turn_is_an_anchor() -> None:
@@ -109,7 +118,7 @@ def test_the_oldest_anchors_are_forgotten() -> None:
 def test_lines_are_read_at_every_cut() -> None:
     lines: list[dict[str, object]] = [
         {"kind": "start", "epoch": "e", "page_tokens": 4, "number": 1},
-        {"kind": "snapshot", "number": 1, "more": False, "events": [
+        {"kind": "snapshot", "number": 1, "cleared": 1, "more": False, "events": [
             {"event": "stored", "names": [page(1)], "parent": None, "medium": "host"}]},
         {"kind": "batch", "number": 2, "unix_seconds": 1.5, "events": [
             {"event": "stored", "names": [page(2)], "parent": page(1), "medium": "device", "request": "r",
@@ -119,7 +128,7 @@ def test_lines_are_read_at_every_cut() -> None:
     ]  # fmt: skip
     expected = [
         Start("e", 4, 1),
-        Snapshot(1, [stored(1, medium="host")], more=False),
+        Snapshot(1, [stored(1, medium="host")], more=False, cleared=1),
         Batch(2, [stored(2, request="r", first=3), removed(1, medium="host"), Cleared()]),
         Alive(2),
     ]
@@ -221,7 +230,7 @@ def test_what_was_replaced_within_a_step_is_there() -> None:
     assert followed.batch(removed(10), removed(98)) == set()
 
 
-def test_a_cleared_cache_holds_nothing_of_requests_on_their_way_either() -> None:
+def test_a_cleared_cache_is_a_new_epoch_and_holds_nothing_of_requests_on_their_way_either() -> None:
     followed = Followed()
     for request in ("answered", "on its way"):
         followed.view.sent(request, [hash(request)])
@@ -229,18 +238,20 @@ def test_a_cleared_cache_holds_nothing_of_requests_on_their_way_either() -> None
     followed.batch(stored(10, request="answered"), stored(11, request="on its way"))
     followed.batch(Cleared())
     followed.view.answered("on its way", 6)
-    assert (followed.index.held, followed.index.clears) == (set(), 1)
+    assert (followed.index.held, followed.index.epochs) == (set(), ["e.0", "e.2"])
 
 
-def test_another_epoch_and_an_empty_snapshot_end_what_was_known() -> None:
+def test_who_comes_late_calls_the_epoch_as_the_others_do() -> None:
     followed = Followed()
-    followed.view.sent("r", [1])
-    followed.view.answered("r", 6)
-    followed.batch(stored(10, request="r"))
     followed.view.take(Start("later", 4, 0))
-    assert (followed.index.epochs, followed.view.number) == (["e", "later"], None)
-    followed.view.take(Snapshot(0, [], more=False))
-    assert followed.index.clears == 1
+    assert followed.view.number is None
+    assert followed.index.epochs == ["e.0"]  # nothing is certain before the snapshot
+    followed.view.take(Snapshot(9, [stored(10)], more=False, cleared=5))
+    assert followed.index.epochs == ["e.0", "later.5"]
+    followed.view.take(Batch(10, [Cleared()]))
+    followed.view.take(Start("later", 4, 11))
+    followed.view.take(Snapshot(11, [], more=False, cleared=10))
+    assert followed.index.epochs == ["e.0", "later.5", "later.10"]
 
 
 def test_a_snapshot_takes_away_what_went_unseen() -> None:
@@ -359,6 +370,7 @@ async def test_the_index_says_of_every_prompt_what_the_worker_holds_of_it(seed: 
                 engine.pages.forget_content()
                 engine.log.append(engine.pages.take_events(), 0.0)
             await engine.follow(lines)
+            assert engine.index.epochs[-1] == f"e.{engine.log.snapshot().cleared}"
             for asked in prompts[-40:]:
                 whole_blocks = engine.cached_tokens(asked) // BLOCK_TOKENS * BLOCK_TOKENS
                 assert engine.predicted_tokens(asked) == whole_blocks

@@ -103,6 +103,13 @@ def test_batch_goes_only_when_nobody_else_waits() -> None:
     assert admitted_by_release(lanes, running[0], 4) == [standard, late_batch]
 
 
+def test_batch_waits_for_long_requests_too() -> None:
+    lanes = lanes_of(workers=1)
+    offer(lanes, "standard", 10, 0, long=True)
+    assert offer(lanes, "standard", 10, 0, long=True).state == "waiting"
+    assert offer(lanes, "batch", 5, 1).state == "waiting"
+
+
 def test_waiting_batch_does_not_keep_standard_waiting() -> None:
     lanes = lanes_of()
     running = offer(lanes, "standard", 50, 0)
@@ -294,6 +301,20 @@ def test_a_full_queue_is_refused_per_lane_and_a_queue_of_none_still_admits() -> 
     with pytest.raises(QueueFullError):
         offer(none, "standard", 1, 0)
     assert [lane.refused for lane in none.snapshot(0)] == [0, 0, 1, 0, 0, 0]
+
+
+def test_a_tenant_that_floods_the_queue_fills_it_for_itself_alone() -> None:
+    lanes = lanes_of(queue=4)
+    offer(lanes, "standard", 75, 0)
+    flood = [offer(lanes, "standard", 10, 1, tenant="flood") for _ in range(4)]
+    with pytest.raises(QueueFullError):
+        offer(lanes, "standard", 10, 2, tenant="flood")
+    for given_up in (3, 2):
+        assert offer(lanes, "standard", 10, 3, tenant="quiet").state == "waiting"
+        assert lanes.changes().expired == [flood[given_up]]
+    with pytest.raises(QueueFullError):  # two of each: neither has a right to more
+        offer(lanes, "standard", 10, 4, tenant="quiet")
+    assert [ticket.state for ticket in flood] == ["waiting", "waiting", "expired", "expired"]
 
 
 def test_a_wait_ends_exactly_at_its_bound() -> None:

@@ -52,7 +52,7 @@ class LanesMachine(RuleBasedStateMachine):
         else:
             assert ticket.state in ("admitted", "waiting")
             (self.waiting if ticket.state == "waiting" else self.running).append(ticket)
-        self.follow()
+        self.follow(in_place_of=tenant)
         if retry_after_seconds is not None:
             assert retry_after_seconds >= 1
             assert self.lanes.waiting(*lane) >= self.queue_requests
@@ -92,8 +92,8 @@ class LanesMachine(RuleBasedStateMachine):
         self.lanes.set_workers(workers, self.now)
         self.follow()
 
-    def follow(self) -> None:
-        """Take over what the lanes say has changed."""
+    def follow(self, in_place_of: str | None = None) -> None:
+        """Take over what the lanes say has changed. in_place_of: the tenant for whom another one's wait may end."""
         changes = self.lanes.changes()
         assert not self.lanes.has_changes
         assert not set(changes.preempted) & set(changes.admitted)  # nobody is put back and let in at once
@@ -107,7 +107,7 @@ class LanesMachine(RuleBasedStateMachine):
         for ticket in changes.expired:
             assert ticket.state == "expired"
             longest = BATCH_MAX_WAIT if ticket.order.service_tier == "batch" else MAX_WAIT
-            assert self.now - ticket.offered_at >= longest
+            assert self.now - ticket.offered_at >= longest or in_place_of not in (None, ticket.order.tenant)
             self.waiting.remove(ticket)
         for ticket in changes.admitted:
             self.waiting.remove(ticket)
@@ -154,5 +154,5 @@ class LanesMachine(RuleBasedStateMachine):
         assert all(lane.in_flight_tokens == lane.waiting == 0 for lane in self.lanes.snapshot(self.now))
 
 
-LanesMachine.TestCase.settings = settings(max_examples=100, stateful_step_count=50, deadline=None)
+LanesMachine.TestCase.settings = settings(max_examples=80, stateful_step_count=40, deadline=None)
 TestLanes = LanesMachine.TestCase

@@ -4,8 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from m3_router.config import access_from_yaml
-from m3_router.config.access import Access
+from m3_router.config import Access, access_from_yaml
 from m3_router.errors import Refusal
 from m3_router.tenants import Tenant, Tenants
 

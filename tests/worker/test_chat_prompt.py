@@ -20,6 +20,7 @@ from m3_worker.chat.conversation import (
     ToolCall,
     ToolChoice,
 )
+from m3_worker.chat.events import Content, Reasoning
 from m3_worker.chat.prompt import PreparedChat, prepare
 from m3_worker.chat.template import ChatTemplate
 from m3_worker.grammar import GrammarSpec
@@ -148,3 +149,49 @@ def test_a_grammar_is_there_where_something_is_promised(fields: dict[str, Any], 
 def test_without_a_choice_of_tools_nothing_is_taken_for_a_call() -> None:
     assert prepared(USER, tools=(TOOL,)).tools == (TOOL,)
     assert prepared(USER, tools=(TOOL,), tool_choice=ToolChoice("none")).tools == ()
+
+
+@pytest.mark.parametrize(
+    ("thinking", "beginning"),
+    [
+        ("enabled", Message("assistant", "yes", reasoning="why")),
+        ("adaptive", Message("assistant", "yes", reasoning="why")),
+        ("adaptive", Message("assistant", "yes")),
+        ("disabled", Message("assistant", "yes [e~[ and </mm:think>")),
+    ],
+)
+def test_a_turn_that_goes_on_is_the_template_s_turn_without_its_end(thinking: Any, beginning: Message) -> None:
+    chat = prepared(USER, beginning, thinking=thinking, continues=True)
+    over = prepared(USER, beginning, thinking=thinking)
+    assert over.prompt.startswith(chat.prompt + chat.begun + "[e~[\n]~b]ai\n")
+    assert over.token_ids[: len(chat.token_ids)] == chat.token_ids
+
+
+def test_thinking_without_an_answer_goes_on() -> None:
+    for thinking in ("enabled", "adaptive"):
+        beginning = Message("assistant", reasoning="why")
+        chat = prepared(USER, beginning, thinking=thinking, continues=True)
+        over = prepared(USER, beginning, thinking=thinking)
+        assert over.prompt.startswith(chat.prompt + chat.begun + "</mm:think>[e~[\n")
+        events = chat.parser().push(" not</mm:think>ok")
+        assert events == [Reasoning(" not"), Content("ok")]
+
+
+def test_a_turn_that_goes_on_has_the_pages_of_the_one_that_was_cut_off() -> None:
+    cut_off = prepared(USER, thinking="enabled")
+    chat = prepared(USER, Message("assistant", "yes", reasoning="why"), thinking="enabled", continues=True)
+    assert chat.token_ids[: len(cut_off.token_ids)] == cut_off.token_ids
+    assert chat.parser().push(" indeed") == [Content(" indeed")]
+
+
+@pytest.mark.parametrize(
+    ("messages", "part"),
+    [
+        ((USER,), "must be the assistant's"),
+        ((USER, Message("assistant", "")), "with text"),
+        ((USER, calling("a"), result("a"), calling("b")), "answers b"),
+    ],
+)
+def test_only_an_assistants_text_can_go_on(messages: tuple[Message, ...], part: str) -> None:
+    with pytest.raises(ChatError, match=part):
+        prepared(*messages, tools=(TOOL,), continues=True)

@@ -16,10 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from m3_fakes.worker import FakeWorker
-from m3_worker.kv_event_stream import Snapshot, follow
+from m3_worker.kv_event_stream import follow
 from m3_worker.kv_events_zmq import KvEventPublisher, payload
 from m3_worker.scheduling.host_pages import HostPages
-from m3_worker.scheduling.kv_events import Cleared, Event, EventBatch, EventLog, Medium, Removed, Stored
+from m3_worker.scheduling.kv_events import Cleared, Event, EventBatch, EventLog, Medium, Removed, Snapshot, Stored
 from m3_worker.scheduling.pages import Pages
 from m3_worker.scheduling.request import Request, SamplingParameters, Sequence
 
@@ -76,14 +76,15 @@ def test_a_snapshot_has_what_is_stored_with_parents_and_tokens() -> None:
     log = EventLog("e", 4)
     log.append([stored("a", "b"), stored("c", parent="b")], 0.0)
     log.append([Stored((b"b",), None, array("q"), Medium.HOST), Removed((b"b",)), Removed((b"c",))], 0.0)
-    number, pages = log.snapshot()
-    assert number == 2
-    assert pages == [
+    snapshot = log.snapshot()
+    assert (snapshot.number, snapshot.cleared) == (2, 0)
+    assert snapshot.stored == [
         Stored((b"a",), None, array("q", [0, 1, 2, 3])),
         Stored((b"b",), b"a", array("q", [4, 5, 6, 7]), Medium.HOST),
     ]
     log.append([Cleared()], 0.0)
-    assert log.snapshot() == (3, [])
+    log.append([stored("d")], 0.0)
+    assert log.snapshot() == Snapshot(4, 3, [stored("d")])
 
 
 @settings(max_examples=60, deadline=None)
@@ -105,7 +106,7 @@ def test_who_follows_knows_what_can_be_found(requests: list[tuple[int, int, bool
         told += (events := pages.take_events())
         log.append(events, 0.0)
     there = known(told)
-    assert there == known(list(log.snapshot()[1]))
+    assert there == known(list(log.snapshot().stored))
     assert len([1 for _, medium in there if medium is Medium.DEVICE]) == pages.found_pages
     assert len([1 for _, medium in there if medium is Medium.HOST]) == pages.host_pages
     for prompt in prompts:
@@ -202,6 +203,7 @@ def test_who_comes_from_another_epoch_gets_a_snapshot(worker: FakeWorker, client
         snapshot = next(lines)
         assert snapshot["kind"] == "snapshot"
         assert snapshot["number"] == worker.engine.events.last_number
+        assert snapshot["cleared"] == worker.engine.events.snapshot().cleared
         assert len(snapshot["events"]) == worker.engine.pages.found_pages
 
 

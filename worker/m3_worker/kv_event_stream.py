@@ -6,18 +6,8 @@ Owns waking up and catching up: who follows gets every batch in order, or a snap
 import asyncio
 import contextlib
 from collections.abc import AsyncGenerator
-from dataclasses import dataclass
 
-from m3_worker.scheduling.kv_events import EventBatch, EventLog, Stored
-
-
-@dataclass(frozen=True, slots=True)
-class Snapshot:
-    """All that is stored after batch `number`; whatever was known before is to be forgotten."""
-
-    number: int
-    stored: list[Stored]
-
+from m3_worker.scheduling.kv_events import EventBatch, EventLog, Snapshot
 
 Part = Snapshot | list[EventBatch]
 """An empty list says only that the log is alive."""
@@ -43,8 +33,9 @@ async def follow(log: EventLog, after: int | None, alive_seconds: float) -> Asyn
             is_closed = log.is_closed
             batches = log.after(after) if after is not None else None
             if batches is None:
-                after, stored = log.snapshot()
-                yield Snapshot(after, stored)
+                snapshot = log.snapshot()
+                after = snapshot.number
+                yield snapshot
             elif batches:
                 after = batches[-1].number
                 yield batches

@@ -20,8 +20,8 @@ import msgspec
 import zmq
 import zmq.asyncio
 
-from m3_worker.kv_event_stream import Snapshot, follow
-from m3_worker.scheduling.kv_events import Cleared, Event, EventBatch, EventLog, Medium, Removed
+from m3_worker.kv_event_stream import follow
+from m3_worker.scheduling.kv_events import Cleared, Event, EventBatch, EventLog, Medium, Removed, Snapshot
 
 _END = (-1).to_bytes(8, "big", signed=True)
 _MEDIA = {Medium.DEVICE: "GPU", Medium.HOST: "CPU"}

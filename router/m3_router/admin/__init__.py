@@ -9,6 +9,17 @@ from m3_router.admin.app import admin_app
 from m3_router.admin.audit import Audit
 from m3_router.admin.sources import RouterSources, Sources
 from m3_router.admin.state import Observatory
-from m3_router.admin.today import SpendToday
+from m3_router.admin.today import day_of, tenants_of
 
-__all__ = ["Access", "ActError", "Acts", "Audit", "Observatory", "RouterSources", "Sources", "SpendToday", "admin_app"]
+__all__ = [
+    "Access",
+    "ActError",
+    "Acts",
+    "Audit",
+    "Observatory",
+    "RouterSources",
+    "Sources",
+    "admin_app",
+    "day_of",
+    "tenants_of",
+]

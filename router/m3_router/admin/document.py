@@ -60,6 +60,7 @@ class WorkerNow(msgspec.Struct, frozen=True):
     breaker: Literal["closed", "open", "half_open"] | None = None
     epoch: str | None = None  # changes when the worker has restarted, and its cache is gone
     is_warming_up: bool = False
+    is_held: bool = False  # drained by an administrator, who can take it back
     prefix_blocks: int | None = None  # of the affinity index that point here
     recent: "WorkerRecent | None" = None  # None: it has answered nothing of late
 

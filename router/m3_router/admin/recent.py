@@ -92,7 +92,7 @@ class Recent:
                 if bill.outcome == "ok":
                     worker.input += bill.input_tokens
                     worker.cached += bill.cached_tokens
-                    worker.predicted += getattr(bill, "predicted_cached_tokens", 0)
+                    worker.predicted += bill.predicted_cached_tokens
 
     def latency(self, now: float) -> list[LaneLatency]:
         """The lanes that have a target and took requests within the hour."""

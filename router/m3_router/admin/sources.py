@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from m3_router.admin.document import LaneNow, PoolNow, RedisMode, RouterNow, TenantNow, WorkerNow
+from m3_router.admin.recent import lane_name
 from m3_router.http.connections import Connections
 from m3_router.lane import LaneSnapshot
 from m3_router.pools import Pool, Pools
@@ -86,8 +87,8 @@ def _pool_now(pool: Pool, now: float, warmup_seconds: float) -> PoolNow:
         name=pool.name,
         models=pool.settings.models,
         engine=pool.engine,
-        limit_tokens=lanes.bounds.tokens_in_flight,
-        standard_share_tokens=lanes.bounds.standard_share_tokens,
+        limit_tokens=pool.settings.tokens_in_flight,
+        standard_share_tokens=lanes.standard_share_tokens,
         drain_tokens_per_second=round(sum(lane.drain_tokens_per_second for lane in lanes.snapshot(now)), 1),
         lanes=[_lane_now(lane) for lane in lanes.snapshot(now)],
         workers=[
@@ -98,7 +99,7 @@ def _pool_now(pool: Pool, now: float, warmup_seconds: float) -> PoolNow:
 
 def _lane_now(lane: LaneSnapshot) -> LaneNow:
     return LaneNow(
-        name=lane.service_tier if lane.context_tier == "standard" else f"{lane.service_tier} long",
+        name=lane_name(lane.service_tier, lane.context_tier),
         service_tier=lane.service_tier,
         context_tier=lane.context_tier,
         in_flight_tokens=lane.in_flight_tokens,
@@ -121,5 +122,6 @@ def _worker_now(worker: Worker, now: float, warmup_seconds: float) -> WorkerNow:
         long_prefills=worker.long_prefills,
         breaker=worker.breaker.state,
         epoch=worker.epoch or None,
-        is_warming_up=worker.state == "ready" and now - worker.since < warmup_seconds,
+        is_warming_up=worker.slot >= 0 and now - worker.since < warmup_seconds,
+        is_held=worker.is_held,
     )

@@ -1,80 +1,62 @@
-"""What each tenant has used since midnight UTC, by this process alone.
-
-Owns the sums of the running day; the first bill of a new day begins them anew. At most MAX_TENANTS are told apart,
-since their names come from a file that may be long, and the console shows those that cost most.
-"""
+"""What each tenant has used since midnight UTC: rows of usage, put together by tenant. Pure."""
 
 import time
-from typing import Final
+from collections.abc import Callable, Iterable
+from typing import Protocol
 
-from m3_router.admin.document import TenantNow
+from m3_router.admin.document import LimitNow, TenantNow
 from m3_router.admin.recent import lane_name
-from m3_router.bill import Bill
+from m3_router.config import ContextTier, ServiceTier
 
-MAX_TENANTS: Final = 10_000
-SECONDS_PER_DAY: Final = 86_400
-
-
-class _Sum:
-    __slots__ = ("cached", "cost_by_tier", "input", "output", "requests")
-
-    def __init__(self) -> None:
-        self.requests = self.input = self.cached = self.output = 0
-        self.cost_by_tier: dict[str, int] = {}
+Plan = tuple[str | None, list[LimitNow]]
+"""The name of a tenant's plan, and what is left of its limits."""
 
 
-class SpendToday:
-    """Sums by tenant of the bills that came today."""
+class UsageRow(Protocol):
+    """What one tenant used in one pair of tiers; there may be several rows of the same."""
 
-    def __init__(self) -> None:
-        self._day = 0
-        self._by_tenant: dict[str, _Sum] = {}
+    tenant: str
+    service_tier: ServiceTier | None
+    context_tier: ContextTier | None
+    requests: int
+    input_tokens: int
+    cached_tokens: int
+    output_tokens: int
+    cost_nanousd: int
 
-    def read(self, bills: list[Bill]) -> None:
-        """Add what was settled. A request belongs to the day on which it came."""
-        for bill in bills:
-            service_tier = bill.service_tier
-            if service_tier is None:
-                continue
-            self._turn(bill.time)
-            if int(bill.time // SECONDS_PER_DAY) < self._day:
-                continue
-            total = self._by_tenant.get(bill.tenant)
-            if total is None:
-                if len(self._by_tenant) >= MAX_TENANTS:
-                    continue
-                total = self._by_tenant[bill.tenant] = _Sum()
-            total.requests += 1
-            total.input += bill.input_tokens
-            total.cached += bill.cached_tokens
-            total.output += bill.output_tokens
-            if bill.cost_nanousd:
-                tier = lane_name(service_tier, bill.context_tier)
-                total.cost_by_tier[tier] = total.cost_by_tier.get(tier, 0) + bill.cost_nanousd
 
-    def tenants(self, wall: float) -> list[TenantNow]:
-        """Every tenant that asked for something today."""
-        self._turn(wall)
-        return [
-            TenantNow(
-                name=name,
-                requests=total.requests,
-                input_tokens=total.input,
-                cached_tokens=total.cached,
-                output_tokens=total.output,
-                cost_nanousd=sum(total.cost_by_tier.values()),
-                cost_by_tier_nanousd=dict(total.cost_by_tier),
-            )
-            for name, total in self._by_tenant.items()
-        ]
+def no_plan(_: str) -> Plan:
+    """A tenant without a plan has no limits."""
+    return None, []
 
-    def _turn(self, wall: float) -> None:
-        day = int(wall // SECONDS_PER_DAY)
-        if day > self._day:
-            self._day = day
-            self._by_tenant = {}
+
+def tenants_of(rows: Iterable[UsageRow], plan_of: Callable[[str], Plan] = no_plan) -> list[TenantNow]:
+    """One record for each tenant that has a row, in the order of their first rows."""
+    by_tenant: dict[str, list[UsageRow]] = {}
+    for row in rows:
+        by_tenant.setdefault(row.tenant, []).append(row)
+    return [_tenant(name, own, plan_of(name)) for name, own in by_tenant.items()]
 
 
 def day_of(wall: float) -> str:
     """The UTC day of a moment, such as 2026-11-21."""
     return time.strftime("%Y-%m-%d", time.gmtime(wall))
+
+
+def _tenant(name: str, rows: list[UsageRow], plan: Plan) -> TenantNow:
+    cost_by_tier: dict[str, int] = {}
+    for row in rows:
+        if row.service_tier is not None and row.cost_nanousd:
+            tier = lane_name(row.service_tier, row.context_tier)
+            cost_by_tier[tier] = cost_by_tier.get(tier, 0) + row.cost_nanousd
+    return TenantNow(
+        name=name,
+        requests=sum(row.requests for row in rows),
+        input_tokens=sum(row.input_tokens for row in rows),
+        cached_tokens=sum(row.cached_tokens for row in rows),
+        output_tokens=sum(row.output_tokens for row in rows),
+        cost_nanousd=sum(row.cost_nanousd for row in rows),
+        cost_by_tier_nanousd=cost_by_tier,
+        plan=plan[0],
+        limits=plan[1],
+    )

@@ -145,6 +145,7 @@ def parse_yaml(text: str) -> Any:  # noqa: ANN401 - a parsed document has any ty
     import yaml
 
     try:
-        return yaml.safe_load(text)
+        # The C loader reads ten thousand keys in a fifth of the time.
+        return yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # noqa: S506 - both are safe
     except yaml.YAMLError as error:
         raise ConfigError(f"not YAML: {error}") from error

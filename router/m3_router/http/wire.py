@@ -45,7 +45,6 @@ REQUEST_ENDS_HERE: Final = _HOP_BY_HOP | {
 RESPONSE_ENDS_HERE: Final = _HOP_BY_HOP | {
     b"content-type",
     b"x-request-id",
-    b"x-m3-epoch",
     b"x-m3-input-tokens",
     b"x-m3-context-tier",
     b"x-m3-service-tier",

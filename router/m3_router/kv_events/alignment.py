@@ -6,16 +6,20 @@ each earlier prompt is an anchor, which stands for so many tokens. Between two a
 
     end(i) = t[a] + (i - a) * (t[b] - t[a]) / (b - a)         for block i between the anchors a < i <= b
 
-A block counts as held by the page that its last token lies in: pages before that one hold no whole block, and a chain
-is prefix-closed, so that what comes after is of no use without it. A prompt's own end is half a block behind its last
-digest on average, since bytes that fill no block have none.
+A block is there once the page is stored that its last token lies in: those before it have been stored by then. It is
+lost with any page that holds some of it. A prompt's own end is half a block behind its last digest on average, since
+bytes that fill no block have none.
 """
 
+from array import array
+from bisect import bisect_left
 from collections.abc import Sequence
+from math import ceil
 from typing import Final
 
 MAX_ANCHORS: Final = 65_536  # in each of two generations
 TAIL_BLOCKS: Final = 0.5
+_ROUNDING: Final = 1e-6  # of a token, which sums of shares may be off
 
 
 class Anchors:
@@ -45,21 +49,40 @@ class Anchors:
         return found
 
 
-def blocks_by_page(
-    chain: Sequence[int], anchors: Sequence[tuple[int, float]], page_tokens: int
-) -> dict[int, list[int]]:
-    """The digests whose blocks end in each page, by the page's place in the sequence.
+class Alignment:
+    """Where the blocks of one prompt lie among its tokens, and so in its pages."""
 
-    `anchors`: (blocks, tokens), ascending in both, the last of them for the whole chain; what is not is left out.
-    """
-    pages: dict[int, list[int]] = {}
-    block, tokens = 0, 0.0
-    for next_block, next_tokens in anchors:
-        if next_block <= block or next_tokens < tokens:
-            continue
-        each = (next_tokens - tokens) / (next_block - block)
-        for place in range(block, next_block):
-            end = tokens + (place + 1 - block) * each
-            pages.setdefault(max(int((end - 1) // page_tokens), 0), []).append(chain[place])
-        block, tokens = next_block, next_tokens
-    return pages
+    __slots__ = ("_chain", "_last_tokens", "_page_tokens")
+
+    def __init__(self, chain: Sequence[int], anchors: Sequence[tuple[int, float]], page_tokens: int) -> None:
+        """`anchors`: (blocks, tokens), ascending in both, the last of them for the whole chain; others are left out."""
+        self._chain = chain
+        self._page_tokens = page_tokens
+        self._last_tokens = array("q")  # of each block, counted from 0
+        tokens = 0.0
+        for blocks, next_tokens in anchors:
+            known = len(self._last_tokens)
+            if blocks <= known or next_tokens < tokens:
+                continue
+            each = (next_tokens - tokens) / (blocks - known)
+            ends = (tokens + place * each for place in range(1, blocks - known + 1))
+            self._last_tokens.extend(max(ceil(end - _ROUNDING) - 1, 0) for end in ends)
+            tokens = next_tokens
+
+    def ending(self, page: int) -> Sequence[int]:
+        """Digests of the blocks that end in a page, given by its place in the sequence."""
+        first, end = self._range(page)
+        return self._chain[first:end]
+
+    def touching(self, page: int) -> Sequence[int]:
+        """Digests of all blocks of which the page holds some."""
+        first, end = self._range(page)
+        if end < len(self._last_tokens):
+            begin = self._last_tokens[end - 1] + 1 if end else 0
+            if begin < (page + 1) * self._page_tokens:
+                end += 1
+        return self._chain[first:end]
+
+    def _range(self, page: int) -> tuple[int, int]:
+        first = bisect_left(self._last_tokens, page * self._page_tokens)
+        return first, bisect_left(self._last_tokens, (page + 1) * self._page_tokens, first)

@@ -51,6 +51,7 @@ class Snapshot(msgspec.Struct, tag_field="kind", tag="snapshot"):
     number: int
     events: list[Stored]
     more: bool
+    cleared: int = 0  # number of the newest batch in which everything was cleared
 
 
 class Batch(msgspec.Struct, tag_field="kind", tag="batch"):

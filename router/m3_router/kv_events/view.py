@@ -2,14 +2,14 @@
 
 Owns the map from the pages that this replica's requests have filled to digests of their prompts, and the requests whose
 pages cannot be placed yet because nobody knows how many tokens they had. Pure: lines and requests go in, digests that
-are confirmed or gone come out, to a `Sink`. Memory: about 250 bytes for each page that ends a block, so bounded by the
-worker's cache, and MAX_SENT_BLOCKS of chains that wait.
+are confirmed or gone come out, to a `Sink`. Memory: MAX_PAGES of about 250 bytes, and MAX_SENT_BLOCKS of about 50, the
+oldest of both given up first; what is given up counts as held until the index forgets it by itself.
 """
 
 from collections.abc import Sequence
 from typing import Final, Protocol
 
-from m3_router.kv_events.alignment import Anchors, blocks_by_page
+from m3_router.kv_events.alignment import Alignment, Anchors
 from m3_router.kv_events.lines import (
     Batch,
     Cleared,
@@ -22,17 +22,18 @@ from m3_router.kv_events.lines import (
     page_key,
 )
 
-MAX_SENT_BLOCKS: Final = 262_144
+MAX_SENT_BLOCKS: Final = 131_072
+MAX_PAGES: Final = 65_536
 
 
 class Sink(Protocol):
     """Who is told: the affinity index, through whoever knows the worker's slot and the other replicas."""
 
     def began(self, epoch: str) -> None:
-        """The worker is in this epoch; whatever it held in another one is gone."""
+        """The worker's cache is in this epoch; whatever it held in another one is gone.
 
-    def cleared(self) -> None:
-        """It holds nothing any more, in the same epoch."""
+        A cleared cache is a new epoch, as a restart is, and every replica gives it the same name.
+        """
 
     def stored(self, digests: list[int]) -> None:
         """It holds these blocks."""
@@ -42,15 +43,15 @@ class Sink(Protocol):
 
 
 class _Sent:
-    """A request on its way, and after it until all its blocks are placed."""
+    """A request on its way, and a while after it."""
 
-    __slots__ = ("blocks", "chain", "gone", "pages")
+    __slots__ = ("alignment", "chain", "gone", "pages")
 
     def __init__(self, chain: Sequence[int]) -> None:
         self.chain = chain
-        self.pages: dict[int, int] = {}  # place of a page in the sequence -> its key; until `blocks` is known
+        self.pages: dict[int, int] = {}  # place of a page in the sequence -> its key; until `alignment` is known
         self.gone: set[int] = set()  # keys of these that were removed meanwhile
-        self.blocks: dict[int, list[int]] | None = None  # by place of the page; those that no page was told for yet
+        self.alignment: Alignment | None = None  # once it was answered
 
 
 class CacheView:
@@ -62,12 +63,13 @@ class CacheView:
         self._page_tokens = 0
         self._sent: dict[str, _Sent] = {}  # by request id, oldest first
         self._sent_blocks = 0
-        self._digests: dict[int, list[int]] = {}  # by key of a page that is there
+        self._digests: dict[int, tuple[int, ...]] = {}  # of all that is lost with a page, by key of one that is there
         self._waiting: dict[int, _Sent] = {}  # by key of a page that is there, and not placed
         self._host: set[int] = set()  # those of both that are on the host, and maybe on the device
         self._host_only: set[int] = set()
         self._snapshot: list[Stored] | None = None  # while its lines come
-        self.epoch = ""
+        self._began = ""  # as told last
+        self.epoch = ""  # of the worker's process
         self.number: int | None = None  # of the last batch; None: a snapshot has to come first
         self.confirmed_blocks = 0
         self.removed_blocks = 0
@@ -86,28 +88,22 @@ class CacheView:
     def answered(self, request_id: str, input_tokens: int | None) -> None:
         """Its answer has ended; `input_tokens` as the worker counted them, None if it did not say."""
         sent = self._sent.get(request_id)
-        if sent is None or sent.blocks is not None:
+        if sent is None or sent.alignment is not None:
             return
         if input_tokens:
             self._anchors.add(sent.chain, input_tokens)
         if not input_tokens or not self._page_tokens:
             self._forget(request_id)
             return
-        sent.blocks = blocks_by_page(sent.chain, self._anchors.along(sent.chain), self._page_tokens)
+        sent.alignment = Alignment(sent.chain, self._anchors.along(sent.chain), self._page_tokens)
         pages, sent.pages = sent.pages, {}
         held: dict[int, bool] = {}
         for place, key in pages.items():
-            digests = sent.blocks.pop(place, [])
-            is_there = key not in sent.gone
-            held.update(dict.fromkeys(digests, is_there))
-            if is_there:
-                self._waiting.pop(key)
-                if digests:
-                    self._digests[key] = digests
-                else:
-                    self._drop(key)
-        if not sent.blocks:
-            self._forget(request_id)
+            if key in sent.gone:
+                held.update(dict.fromkeys(sent.alignment.touching(place), False))
+            else:
+                del self._waiting[key]
+                self._place(key, sent.alignment, place, held)
         self._tell(held)
 
     # What the worker says.
@@ -133,7 +129,6 @@ class CacheView:
         if line.epoch != self.epoch:
             self._forget_pages()
             self.epoch, self.number = line.epoch, None
-            self._sink.began(line.epoch)
 
     def _take_snapshot(self, line: Snapshot) -> None:
         if self._snapshot is None:
@@ -143,9 +138,7 @@ class CacheView:
             return
         events, self._snapshot = self._snapshot, None
         self.number = line.number
-        if not events:
-            self._clear()
-            return
+        self._begin(line.cleared)
         device = {page_key(name) for event in events if event.medium == "device" for name in event.names}
         host = {page_key(name) for event in events if event.medium == "host" for name in event.names}
         known = {*self._digests, *self._waiting}
@@ -163,35 +156,41 @@ class CacheView:
         held: dict[int, bool] = {}  # what the last event of this batch said of a block
         for event in line.events:
             if isinstance(event, Stored):
-                held.update(dict.fromkeys(self._store(event), True))
+                self._store(event, held)
             elif isinstance(event, Removed):
                 held.update(dict.fromkeys(self._remove(event), False))
             elif isinstance(event, Cleared):
                 held.clear()
-                self._clear()
+                self._forget_pages()
+                self._begin(line.number)
         self._tell(held)
 
-    def _store(self, event: Stored) -> list[int]:
+    def _store(self, event: Stored, held: dict[int, bool]) -> None:
         keys = [page_key(name) for name in event.names]
         if event.medium == "host":
             self._host.update(key for key in keys if key in self._digests or key in self._waiting)
-            return []
+            return
         self._host_only.difference_update(keys)
         sent = self._sent.get(event.request) if event.request is not None else None
         if sent is None:
-            return []
-        here: list[int] = []
+            return
         for place, key in enumerate(keys, event.first_page):
-            if sent.blocks is None:
-                if place not in sent.pages and key not in self._digests:
-                    sent.pages[place] = key
-                    self._waiting[key] = sent
-            elif digests := sent.blocks.pop(place, []):
-                self._digests[key] = digests
-                here += digests
-        if sent.blocks is not None and not sent.blocks:
-            self._forget(event.request or "")
-        return here
+            if sent.alignment is not None:
+                self._place(key, sent.alignment, place, held)
+            elif place not in sent.pages and key not in self._digests and key not in self._waiting:
+                sent.pages[place] = key
+                self._waiting[key] = sent
+
+    def _place(self, key: int, alignment: Alignment, place: int, held: dict[int, bool]) -> None:
+        """A page that is there, and its place in a prompt: note what is lost with it, and what has come with it."""
+        touching = tuple(alignment.touching(place))
+        if not touching:  # behind the prompt
+            self._drop(key)
+            return
+        self._digests[key] = touching
+        held.update(dict.fromkeys(alignment.ending(place), True))
+        if len(self._digests) > MAX_PAGES:
+            self._drop(next(iter(self._digests)))
 
     def _remove(self, event: Removed) -> list[int]:
         gone: list[int] = []
@@ -209,18 +208,18 @@ class CacheView:
 
     # Inside.
 
-    def _lost(self, key: int) -> list[int]:
+    def _lost(self, key: int) -> tuple[int, ...]:
         """A page is in no medium any more. Returns its digests, as far as they are known."""
         sent = self._waiting.get(key)
         if sent is not None:
             sent.gone.add(key)
         return self._drop(key)
 
-    def _drop(self, key: int) -> list[int]:
+    def _drop(self, key: int) -> tuple[int, ...]:
         self._host.discard(key)
         self._host_only.discard(key)
         self._waiting.pop(key, None)
-        return self._digests.pop(key, [])
+        return self._digests.pop(key, ())
 
     def _forget(self, request_id: str) -> None:
         sent = self._sent.pop(request_id)
@@ -229,9 +228,12 @@ class CacheView:
             if self._waiting.get(key) is sent:
                 self._drop(key)
 
-    def _clear(self) -> None:
-        self._forget_pages()
-        self._sink.cleared()
+    def _begin(self, cleared: int) -> None:
+        """`cleared`: number of the batch since which there may be pages."""
+        epoch = f"{self.epoch}.{cleared}"
+        if epoch != self._began:
+            self._began = epoch
+            self._sink.began(epoch)
 
     def _forget_pages(self) -> None:
         for pages in (self._digests, self._waiting, self._host, self._host_only):

@@ -9,14 +9,12 @@ Three frames: topic, number (8 bytes, big endian), msgpack [seconds, [event, ...
 begins with its class, or a map with `type`. Source: vLLM's vllm/distributed/kv_events.py.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import msgspec
 import zmq
 import zmq.asyncio
-
-from m3_router.kv_events.view import Sink
 
 HIGH_WATER_MESSAGES: Final = 16_384
 _FIELDS: Final = {
@@ -29,8 +27,9 @@ _FIELDS: Final = {
 class HeldBound:
     """How much one worker can hold, from its messages. Pure."""
 
-    def __init__(self, sink: Sink) -> None:
-        self._sink = sink
+    def __init__(self, on_cleared: Callable[[], None]) -> None:
+        """`on_cleared()` is called when the worker has lost all that it held."""
+        self._on_cleared = on_cleared
         self._last: int | None = None  # number of the newest message
         self._blocks: int | None = None  # None: not known
         self._block_tokens = 0
@@ -53,7 +52,7 @@ class HeldBound:
             return
         if number == 0 or (self._last is not None and number <= self._last):
             if self._last is not None:
-                self._sink.cleared()
+                self._on_cleared()
             self._blocks = 0 if number == 0 else None
         elif self._last is None or number != self._last + 1:
             self._blocks = None
@@ -65,7 +64,7 @@ class HeldBound:
         self._block_tokens = max(self._block_tokens, block_tokens)
         if kind == "AllBlocksCleared":
             self._blocks = 0
-            self._sink.cleared()
+            self._on_cleared()
         elif self._blocks is not None:
             self._blocks = max(self._blocks + (hashes if kind == "BlockStored" else -hashes), 0)
 

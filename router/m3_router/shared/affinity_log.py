@@ -1,6 +1,6 @@
 """The stream by which every replica learns which worker was sent which prefix, so that all place alike.
 
-    note() ---- 10 ms ----> XADD --> stream --> XREAD --> index.apply() of every other replica
+    note(), gone() ---- 10 ms ----> XADD --> stream --> XREAD --> index.apply(), index.drop() of every other replica
 
 Owns both ends of the stream and the place in it up to which this replica has read. What is known is the index's
 (`affinity`), what an entry holds is `affinity_records`' concern.
@@ -8,7 +8,7 @@ Owns both ends of the stream and the place in it up to which this replica has re
 A new replica reads the last `replaySeconds` before `is_caught_up`. Redis away: notes gather, bounded, and are sent
 when it is back; a new replica waits ALONE_SECONDS for it and then goes on alone. Redis back empty (`_life`, a key of
 random content, is another one): every replica sends again what it has told lately, and is told what the others have.
-All of it may be told twice, or in another order: an index is a set. The stream holds about as many blocks as an index.
+All of it may be told twice: an index is a set. The stream holds about as many blocks as an index.
 
 What a replica cannot know: one that starts in the seconds between Redis' return without its data and the others
 noticing it is caught up with an empty stream, and is told the rest as it comes.
@@ -23,8 +23,10 @@ from typing import Any, Final, Protocol
 from m3_router.config import AffinitySettings
 from m3_router.shared.affinity_records import (
     RECORD_BLOCKS,
+    Gone,
     Held,
     Outbox,
+    Record,
     Told,
     decode,
     encode,
@@ -55,6 +57,9 @@ class Index(Protocol):
     def apply(self, uid: str, epoch: str, digests: list[int]) -> None:
         """Another replica has sent the worker these blocks."""
 
+    def drop(self, uid: str, epoch: str, digests: list[int]) -> None:
+        """The worker has lost these blocks, as another replica has heard. Nothing for an unknown worker or epoch."""
+
 
 def stream_entries(index_blocks: int, entry_blocks: float) -> int:
     """How many entries the stream keeps, of `entry_blocks` blocks on average.
@@ -75,7 +80,7 @@ class AffinityLog:
         self._settings = settings
         self._key = link.key("affinity")
         self._life_key = link.key("affinity", "life")
-        self._notes: list[tuple[tuple[str, str, str], list[int]]] = []
+        self._notes: list[tuple[tuple[str, str, str], list[int], bool]] = []  # holder, digests, whether they are held
         self._wake = asyncio.Event()
         self._told = Told(settings.index_blocks // _TOLD_SHARE, settings.replay_seconds / 2)
         self._outbox = Outbox(OUTBOX_BYTES)
@@ -101,7 +106,13 @@ class AffinityLog:
         """A worker is sent a prompt with this chain. On the way of a request: keeps the list, which must not change."""
         if not self._notes:
             self._wake.set()
-        self._notes.append(((pool, uid, epoch), chain))
+        self._notes.append(((pool, uid, epoch), chain, True))
+
+    def gone(self, pool: str, uid: str, epoch: str, digests: list[int]) -> None:
+        """A worker says that it does not hold these any more; the index of this replica knows already."""
+        if not self._notes:
+            self._wake.set()
+        self._notes.append(((pool, uid, epoch), digests, False))
 
     async def run(self) -> None:
         """Tell and be told, until cancelled."""
@@ -130,13 +141,18 @@ class AffinityLog:
 
     def _gather(self, now: float) -> None:
         notes, self._notes = self._notes, []
-        records: list[Held] = []
+        records: list[Record] = []
         blocks = 0
-        for holder, chain in notes:
-            new = self._told.new(holder, chain, now)
+        for holder, digests, is_held in notes:
+            if is_held:
+                new = self._told.new(holder, digests, now)
+            else:
+                new = digests
+                self._told.gone(holder, digests)
             blocks += len(new)
+            kind = Held if is_held else Gone
             pieces = (new[first : first + RECORD_BLOCKS] for first in range(0, len(new), RECORD_BLOCKS))
-            records.extend(Held(*holder, pack(piece)) for piece in pieces)
+            records.extend(kind(*holder, pack(piece)) for piece in pieces)
         entries = list(encode(records))
         for entry in entries:
             self._outbox.add(entry)
@@ -211,7 +227,11 @@ class AffinityLog:
                 if (index := self._indexes.get(record.pool)) is None:
                     continue  # a replica with other settings
                 digests = unpack(record.digests)
-                index.apply(record.uid, record.epoch, digests)
+                if isinstance(record, Held):
+                    index.apply(record.uid, record.epoch, digests)
+                else:
+                    index.drop(record.uid, record.epoch, digests)
+                    self._told.gone((record.pool, record.uid, record.epoch), digests)
                 applied += len(digests)
                 if applied >= APPLY_BLOCKS:
                     applied = 0

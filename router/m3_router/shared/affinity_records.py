@@ -2,10 +2,11 @@
 
 Owns the form of a stream entry and two bounded memories. Pure: no Redis, no clock, no loop.
 
-An entry is a msgpack array of records, each an array of four:
+An entry is a msgpack array of records, in their order, each an array of five:
 
-    [pool, worker uid, epoch, digests]    the worker was sent a prompt with these blocks: 8 bytes each, little endian,
-                                          in the order of the chain, but not always from its beginning
+    ["held", pool, worker uid, epoch, digests]    the worker was sent a prompt with these blocks: 8 bytes each, little
+                                                  endian, in the order of the chain, but not always from its beginning
+    ["gone", pool, worker uid, epoch, digests]    its own events say that it does not hold them any more
 """
 
 import sys
@@ -21,7 +22,7 @@ ENTRY_BYTES: Final = 64 * 1024  # begins a new entry
 DIGEST_BYTES: Final = 8
 
 
-class Held(msgspec.Struct, array_like=True, frozen=True):
+class Held(msgspec.Struct, array_like=True, frozen=True, tag="held"):
     """Blocks that a worker was sent."""
 
     pool: str
@@ -30,8 +31,19 @@ class Held(msgspec.Struct, array_like=True, frozen=True):
     digests: bytes
 
 
+class Gone(msgspec.Struct, array_like=True, frozen=True, tag="gone"):
+    """Blocks that a worker has lost."""
+
+    pool: str
+    uid: str
+    epoch: str
+    digests: bytes
+
+
+Record = Held | Gone
+
 _encoder: Final = msgspec.msgpack.Encoder()
-_decoder: Final = msgspec.msgpack.Decoder(list[Held])
+_decoder: Final = msgspec.msgpack.Decoder(list[Record])
 
 
 def pack(digests: Sequence[int]) -> bytes:
@@ -51,9 +63,9 @@ def unpack(data: bytes) -> list[int]:
     return packed.tolist()
 
 
-def encode(records: Iterable[Held]) -> Iterator[bytes]:
+def encode(records: Iterable[Record]) -> Iterator[bytes]:
     """The records as entries of about ENTRY_BYTES at most."""
-    gathered: list[Held] = []
+    gathered: list[Record] = []
     gathered_bytes = 0
     for record in records:
         gathered.append(record)
@@ -65,7 +77,7 @@ def encode(records: Iterable[Held]) -> Iterator[bytes]:
         yield _encoder.encode(gathered)
 
 
-def decode(entry: bytes) -> list[Held]:
+def decode(entry: bytes) -> list[Record]:
     """The records of an entry. Raises ValueError."""
     records = _decoder.decode(entry)
     if any(len(record.digests) % DIGEST_BYTES for record in records):
@@ -107,6 +119,14 @@ class Told:
         told.update(rest)
         self._count += len(rest)
         return rest
+
+    def gone(self, holder: tuple[str, str, str], digests: Sequence[int]) -> None:
+        """The others are told that it has lost these blocks; who sends them to it again says so."""
+        told = self._blocks.get(holder)
+        if told is not None:
+            self._count -= len(told)
+            told.difference_update(digests)
+            self._count += len(told)
 
     def forget(self) -> None:
         """Let everything be told again."""

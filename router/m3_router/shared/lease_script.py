@@ -1,23 +1,24 @@
-"""The one step of the lease protocol that must be atomic, as a script that Redis runs; `leases` says what it is for.
+"""The steps of the lease protocol that must be atomic, as scripts that Redis runs; `leases` says what they are for.
 
-Owns the layout of a window's hash, the script, and the form of its arguments and its reply. Of one limit in one window
-the hash holds, in whole numbers:
+Owns the layout of what is in Redis, the scripts, and the form of their arguments and replies. Of one limit in one
+window a hash holds, in whole numbers:
 
     REPLICA   "GRANTED USED"   what it may use in all, and what it had used when it last said so
     "-"       USED             by replicas that left, or that only others remember
     "?"       "REPLICA AMOUNT" who was last in need of more than its share
 
-It is sent whole (EVAL): some proxies in front of Redis refuse to keep scripts. All its keys have one hash tag.
+One set lists the windows that are asked for, by when; one hash says of each replica which others it has adapted to.
+Scripts are sent whole (EVAL): some proxies in front of Redis refuse to keep them. All keys have one hash tag.
 """
 
 from typing import Final
 
 import msgspec
 
-# KEYS: the set of windows that are asked for, then windows. ARGV: this replica, the live ones joined by commas, then
-# for each window: limit, used, keep, held, want, gone, seconds to live, whether the use of the gone counts, whether
-# to ask the others. Reply: what is asked for and when (a flat list), then for each window granted, what others have
-# used, what of that the gone, and what another replica is in need of.
+# KEYS: the set of windows that are asked for, then windows. ARGV: this replica, the live ones joined by commas, whether
+# to reply what is asked for; then for each window: limit, used, keep, held, want, gone, seconds to live, whether the
+# use of the gone counts, whether to ask the others. Reply: what is asked for and when (a flat list); then for each
+# window granted, what others have used, what of that the gone, and what another replica is in need of.
 REGISTER: Final = """
 local me, live, count = ARGV[1], {}, 0
 for id in string.gmatch(ARGV[2], '[^,]+') do
@@ -29,7 +30,7 @@ local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local function whole(number) return string.format('%.0f', number) end
 local granted_of = {}
 for i = 2, #KEYS do
-  local key, at = KEYS[i], 2 + 9 * (i - 2)
+  local key, at = KEYS[i], 3 + 9 * (i - 2)
   local limit, used, keep = tonumber(ARGV[at + 1]), tonumber(ARGV[at + 2]), tonumber(ARGV[at + 3])
   local held, want, gone = tonumber(ARGV[at + 4]), tonumber(ARGV[at + 5]), tonumber(ARGV[at + 6])
   local seconds, counts_gone, asks = ARGV[at + 7], ARGV[at + 8] == '1', ARGV[at + 9] == '1'
@@ -78,18 +79,51 @@ for i = 2, #KEYS do
   local granted = math.max(keep, math.min(used + share, bound))
   redis.call('HSET', key, me, whole(granted) .. ' ' .. whole(used))
   redis.call('EXPIRE', key, seconds)
-  if asks and granted < used + share then
-    redis.call('ZADD', KEYS[1], now, key)
-    redis.call('EXPIRE', KEYS[1], 60)
+  if asks then
+    if granted - used < (want > 0 and want or math.ceil(share / 2)) then
+      redis.call('ZADD', KEYS[1], now, key)
+      redis.call('EXPIRE', KEYS[1], 60)
+    else
+      redis.call('ZREM', KEYS[1], key)
+    end
   end
   granted_of[#granted_of + 1] = whole(granted)
   granted_of[#granted_of + 1] = whole(others_used + gone_used)
   granted_of[#granted_of + 1] = whole(gone_used)
   granted_of[#granted_of + 1] = whole(yielded)
 end
-redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', now - 2000)
-local asked = redis.call('ZRANGE', KEYS[1], 0, 511, 'WITHSCORES')
+local asked = {}
+if ARGV[3] == '1' then
+  redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', now - 2000)
+  asked = redis.call('ZRANGE', KEYS[1], 0, 255, 'WITHSCORES')
+end
 return {asked, granted_of}
+"""
+
+# KEYS: the hash of views. ARGV: this replica, the live ones joined by commas, seconds to live. Reply: the hash, without
+# those that are no more.
+VIEW: Final = """
+redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])
+redis.call('EXPIRE', KEYS[1], ARGV[3])
+local live = {}
+for id in string.gmatch(ARGV[2], '[^,]+') do
+  live[id] = true
+end
+for _, name in ipairs(redis.call('HKEYS', KEYS[1])) do
+  if not live[name] then
+    redis.call('HDEL', KEYS[1], name)
+  end
+end
+return redis.call('HGETALL', KEYS[1])
+"""
+
+# KEYS: windows. Reply: 1 for each that anybody has registered in, else 0.
+KNOWN: Final = """
+local known = {}
+for i = 1, #KEYS do
+  known[i] = redis.call('EXISTS', KEYS[i])
+end
+return known
 """
 
 # KEYS: windows. ARGV: this replica, then for each window what it used (0 where the use of the gone does not count) and

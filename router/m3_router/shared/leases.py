@@ -14,9 +14,11 @@ it. With `limit` L, n live replicas, and replica i's allowance A_i and use u_i <
    told in the next call (`keep`), so that no request can use it while the call is under way, or if its answer is lost.
 4. A request that needs more than its replica's headroom, though it is left, is refused with Retry-After 1; and its
    amount is asked for: the others keep only shares of the rest. The newest such need goes first.
-5. A replica that joins holds nothing of the windows that are open, until it has registered in them (`join`, before it
-   is ready). One that leaves turns its registrations into use (`leave`). Of one that vanished (5 s without a beat), its
-   use counts and its headroom is free again; what it had in flight counts no more.
+5. A replica that joins holds nothing of the windows that are open (`join`, before it is ready). Once the others hear
+   of it, each lets idle windows have the share of one more replica, registers in all that it has used, and then says
+   so (its view). When all have, the newcomer takes its share of the windows in which nobody has registered, and
+   registers in the rest. One that leaves turns its registrations into use (`leave`). Of one that vanished (5 s without
+   a beat), its use counts and its headroom is free again; what it had in flight counts no more.
 
 So sum A_i <= L at each moment, and the sum of what is admitted never exceeds a limit, while replicas reach Redis,
 whether they come or go; nor when Redis freezes, dies, or comes back empty under all of them: each goes on with the A_i
@@ -34,7 +36,7 @@ from typing import Any, Final, Protocol, TypeVar
 
 from m3_router.meters import Meter
 from m3_router.quotas import Quota, Quotas
-from m3_router.shared.lease_script import LEAVE, REGISTER, Claim, Granted, decode_reply
+from m3_router.shared.lease_script import KNOWN, LEAVE, REGISTER, VIEW, Claim, Granted, decode_reply
 from m3_router.shared.link import Command, Failure
 
 ROUND_SECONDS: Final = 0.1
@@ -43,10 +45,12 @@ REPORT_SECONDS: Final = 1.0  # what is not urgent waits for so long at most
 WANT_SECONDS: Final = 3.0  # what a refused request needs is kept for its retry
 SETTLE_SECONDS: Final = 0.5  # two beats: until every replica has heard of a new one
 JOIN_SECONDS: Final = 5.0
-BATCH_WINDOWS: Final = 64  # of one call
+BATCH_WINDOWS: Final = 32  # of one call: short for whoever shares this Redis
+KNOWN_WINDOWS: Final = 128  # of one call that only looks
 _MARGIN_SECONDS: Final = 120  # that a window's hash outlives it
 _GAUGE_SECONDS: Final = 120  # renewed while it changes
 _TOTAL_SECONDS: Final = 400 * 86_400
+_VIEW_SECONDS: Final = 600
 
 _log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -93,7 +97,9 @@ class Leases:
         self._wall_clock = wall_clock
         self._sleep = sleep
         self._asked_key = link.key("quota", "asked")
+        self._views_key = link.key("quota", "views")
         self._live: tuple[str, ...] = ()
+        self._has_newcomers = False  # not adapted to yet
         self._reports: dict[Quota, None] = {}  # changed, and not urgent
         self._reported_at = clock()
         self._urgent: dict[Meter, Quota] = {}  # have less than they want
@@ -114,17 +120,15 @@ class Leases:
             async with asyncio.timeout(within_seconds):
                 await self._link.until_shared()
                 await self._sleep(SETTLE_SECONDS)
-                await self._register_everything()
+                await self._take_part()
         except TimeoutError:
-            _log.warning(
-                "quotas: begins with equal shares, since the replicas did not agree within %g s", within_seconds
-            )
+            _log.warning("quotas begin with equal shares: the replicas did not agree within %g s", within_seconds)
             has_agreed = False
         else:
             has_agreed = True
         self._is_joining = False
-        self._count_peers()
         if not has_agreed:
+            self._count_peers()
             self._take_shares()
         return has_agreed
 
@@ -142,9 +146,14 @@ class Leases:
         """Tell what has changed here, answer what others ask for, and take what is granted."""
         self._count_peers()
         self._quotas.can_grow = self._link.mode == "shared" and len(self._live) > 1
-        due = self._due()
-        if due or len(self._live) > 1:
-            await self._register(due)
+        is_report = self._clock() - self._reported_at >= REPORT_SECONDS
+        due = self._due(is_report)
+        if self._has_newcomers:
+            due.update(self._all_used())
+        is_told = await self._register(due) if due or len(self._live) > 1 else True
+        if is_told and len(self._live) > 1 and (is_report or self._has_newcomers):
+            self._has_newcomers = False
+            await self._tell_view(self._live)
 
     async def leave(self) -> None:
         """Let the others have what this replica will not use. Call it when nothing is in flight any more."""
@@ -165,9 +174,11 @@ class Leases:
 
     def _count_peers(self) -> None:
         live = tuple(sorted(self._peers.names))
-        if live != self._live or self._quotas.replicas == 0:
-            self._live = live
-            self._quotas.share_among(len(live), live.index(self._peers.id), self._wall_clock())
+        if live == self._live:
+            return
+        self._has_newcomers = self._has_newcomers or not set(live) <= set(self._live)
+        self._live = live
+        self._quotas.share_among(len(live), live.index(self._peers.id), self._wall_clock())
 
     def _take_shares(self) -> None:
         wall = self._wall_clock()
@@ -176,23 +187,67 @@ class Leases:
                 if meter.is_current(wall) and not meter.is_leased:
                     meter.allow(max(meter.allowance, self._quotas.share(meter)))
 
-    async def _register_everything(self) -> None:
-        while waiting := self._unmet(self._wall_clock()):
-            self._live = tuple(sorted(self._peers.names))
+    def _all_used(self) -> dict[Meter, Quota]:
+        """What is to be told to a newcomer. Windows that nobody has used are left to the smaller share at once."""
+        wall = self._wall_clock()
+        used: dict[Meter, Quota] = {}
+        for quota in self._quotas.all():
+            for meter in quota.meters:
+                if not meter.is_current(wall):
+                    continue
+                if meter.used or meter.is_leased:
+                    used[meter] = quota
+                else:
+                    meter.allow(min(meter.allowance, self._quotas.share(meter)))
+        return used
+
+    async def _take_part(self) -> None:
+        """Wait until the others have adapted to this replica; then take shares of what is idle, register elsewhere."""
+        while True:
+            self._live = live = tuple(sorted(self._peers.names))
+            views = await self._tell_view(live)
+            if all(self._peers.id in views.get(other, "").split(",") for other in live):
+                break
+            await self._sleep(ROUND_SECONDS)
+        self._has_newcomers = False
+        self._quotas.share_among(len(live), live.index(self._peers.id), self._wall_clock())
+        waiting = await self._used_by_others()
+        while waiting:
             await self._register(waiting)
-            if self._unmet(self._wall_clock()):
+            waiting = {m: quota for m, quota in waiting.items() if not m.is_leased or m in self._urgent}
+            if waiting:
                 await self._sleep(ROUND_SECONDS)
 
-    def _unmet(self, wall: float) -> dict[Meter, Quota]:
-        unmet: dict[Meter, Quota] = {}
+    async def _used_by_others(self) -> dict[Meter, Quota]:
+        """The open windows in which somebody has registered. Of all others this replica takes its share."""
+        wall = self._wall_clock()
+        windows: list[tuple[Meter, Quota]] = []
         for quota in self._quotas.all():
             quota.turn(wall)
-            for meter in quota.meters:
-                if not meter.is_leased or meter in self._urgent:
-                    unmet[meter] = quota
-        return unmet
+            windows += [(meter, quota) for meter in quota.meters if not meter.is_leased]
+        found: dict[Meter, Quota] = {}
+        for begin in range(0, len(windows), KNOWN_WINDOWS):
+            part = windows[begin : begin + KNOWN_WINDOWS]
+            keys = [self._key(quota, meter) for meter, quota in part]
+            reply = await self._evaluate("quota.known", KNOWN, keys, [])
+            for (meter, quota), is_known in zip(
+                part, [1] * len(part) if isinstance(reply, Failure) else reply, strict=True
+            ):
+                if is_known:
+                    found[meter] = quota
+                else:
+                    meter.allow(self._quotas.share(meter))
+        return found
 
-    def _due(self) -> dict[Meter, Quota]:
+    async def _tell_view(self, live: tuple[str, ...]) -> dict[str, str]:
+        """Say that this replica has adapted to these. Returns the views of all that are known."""
+        arguments: list[str | int] = [self._peers.id, ",".join(live), _VIEW_SECONDS]
+        reply = await self._evaluate("quota.view", VIEW, [self._views_key], arguments)
+        if isinstance(reply, Failure):
+            return {}
+        return {reply[i].decode(): reply[i + 1].decode() for i in range(0, len(reply), 2)}
+
+    def _due(self, is_report: bool) -> dict[Meter, Quota]:
         """What is to be told in this round; it is urgent where a meter is hungry or a request was refused."""
         now, wall = self._clock(), self._wall_clock()
         for quota in self._quotas.take_touched():
@@ -212,36 +267,47 @@ class Leases:
                 del self._wanting[meter]
                 if meter.is_current(wall):
                     due[meter] = quota
-        if now - self._reported_at >= REPORT_SECONDS:
+        if is_report:
             self._reported_at = now
             due.update((meter, quota) for quota in self._reports for meter in quota.meters if meter.is_current(wall))
             self._reports.clear()
         return due
 
-    async def _register(self, due: dict[Meter, Quota]) -> None:
-        """Register these, and then those that others ask for or that have more than their share."""
-        for _ in range(3):  # the second time for what is asked for, the third to tell what was given back for it
+    async def _register(self, due: dict[Meter, Quota]) -> bool:
+        """Register these, and then those that others ask for or that have more than their share.
+
+        Returns whether Redis has answered everything.
+        """
+        for is_first in (True, False, False):  # second: what is asked for; third: what was given back for it
             again: dict[Meter, Quota] = {}
             meters = list(due.items())
             for begin in range(0, max(1, len(meters)), BATCH_WINDOWS):
-                again.update(await self._register_batch(meters[begin : begin + BATCH_WINDOWS]))
+                part = meters[begin : begin + BATCH_WINDOWS]
+                more = await self._register_batch(part, reads_asked=is_first and begin == 0)
+                if more is None:
+                    return False
+                again.update(more)
             if not again:
-                return
+                break
             due = again
+        return True
 
-    async def _register_batch(self, meters: list[tuple[Meter, Quota]]) -> dict[Meter, Quota]:
+    async def _register_batch(
+        self, meters: list[tuple[Meter, Quota]], *, reads_asked: bool
+    ) -> dict[Meter, Quota] | None:
+        """One call. Returns what is to be registered next, None if there was no answer."""
         wall = self._wall_clock()
         windows = [meter.window for meter, _ in meters]
         claims = [self._claim(meter, quota, wall) for meter, quota in meters]
         keys = [self._asked_key, *(claim.key for claim in claims)]
-        arguments: list[str | int] = [self._peers.id, ",".join(self._live)]
+        arguments: list[str | int] = [self._peers.id, ",".join(self._live), int(reads_asked)]
         for claim in claims:
             arguments += claim.arguments()
         reply = await self._evaluate("quota.register", REGISTER, keys, arguments)
         if isinstance(reply, Failure):
-            return {}
+            return None
         marks, outcomes = decode_reply(reply)
-        again = self._asked_for(marks)
+        again = self._asked_for(marks) if reads_asked else {}
         for (meter, quota), window, outcome in zip(meters, windows, outcomes, strict=True):
             if meter.window == window and self._take(meter, quota, outcome):
                 again[meter] = quota

@@ -4,23 +4,23 @@ Owns one stream for all replicas, `{prefix}:ledger`, and per journal the sequenc
 `{prefix}:ledger:applied:JOURNAL`. An entry holds the bills of one flush:
 
     journal   name of the journal they come from; (journal, number) is unique to a bill
-    first     sequence of the first of them in that journal; entries of a journal follow each other in this order
-    last      sequence of the last
-    count     how many they are
+    sequences where each is in that journal, decimal, a space between them; they only ever go up
     bills     one JSON object a line, the fields of `bill.Bill`
 
 Entry and sequence are written in one transaction (MULTI), on condition that the sequence still is what it was when it
-was read (WATCH). So neither a reply that got lost nor a transaction of a connection that was given up, and that a frozen
+was read (WATCH). So neither a reply that got lost nor a transaction on a connection that was given up, which a frozen
 Redis carries out later, can write a bill twice; after any failure the sequence is read again, and says what to send.
 
-What was settled since this process began waits in memory, up to MAX_WAITING_BYTES; what is older, or more, is read from
-the journal's files, on a thread. Redis may come back empty: then all that the journal still has is sent again. The
+New bills wait in memory, up to MAX_WAITING_BYTES; older ones, and more, are read from the journal's files, on a thread.
+Redis may come back empty, which is seen within CHECK_SECONDS: then all that the journal still has is sent again. The
 stream is trimmed to about `ledger.streamEntries` entries; who wants all bills reads it as it comes.
 """
 
 import asyncio
+import contextlib
 import logging
 from collections import deque
+from collections.abc import Iterator
 from typing import Any, Final
 
 from redis.asyncio import Redis
@@ -30,10 +30,16 @@ from m3_router.journal import Journal
 from m3_router.segments import settled_after
 from m3_router.shared.link import Failure, Link
 
+JOURNAL: Final = b"journal"  # the fields of an entry
+SEQUENCES: Final = b"sequences"
+BILLS: Final = b"bills"
+
 FLUSH_SECONDS: Final = 0.25
 MAX_ENTRY_BYTES: Final = 2**17  # about two hundred bills; a millisecond on the wire
 MAX_WAITING_BYTES: Final = 16 * 2**20
+READ_BYTES: Final = 4 * 2**20  # of files at a time
 RETRY_SECONDS: Final = 0.1
+CHECK_SECONDS: Final = 5.0  # between two looks at whether Redis still has what it was told
 
 _log = logging.getLogger(__name__)
 
@@ -49,18 +55,23 @@ class LedgerStream:
         self._max_entries = max_entries
         self._stream_key = link.key("ledger")
         self._applied_key = link.key("ledger", "applied", journal.name)
-        # Every bill behind `_complete_after` is here, in order; what is older is in the journal's files alone.
+        # Every bill behind `_complete_after` is here, in order; older ones are in the journal's files alone.
         self._waiting: deque[tuple[int, bytes]] = deque()
         self._waiting_bytes = 0
         self._complete_after = journal.first_sequence - 1
         self._has_more = asyncio.Event()
-        self._applied = 0  # the last that is known to be in Redis
+        self._is_caught_up = asyncio.Event()
         self.sent_bills = 0
 
     @property
     def is_caught_up(self) -> bool:
         """Whether Redis has all that was offered."""
-        return not self._waiting and self._applied >= self._complete_after
+        return self._is_caught_up.is_set()
+
+    @property
+    def waiting_bills(self) -> int:
+        """Bills in memory that Redis does not have."""
+        return len(self._waiting)
 
     def offer(self, sequences: list[int], lines: list[bytes]) -> None:
         """Settled bills: the sequence of each in the journal, and its line. Never waits."""
@@ -71,6 +82,7 @@ class LedgerStream:
             self._waiting.clear()
             self._waiting_bytes = 0
         self._has_more.set()
+        self._is_caught_up.clear()
 
     async def run(self) -> None:
         """Send, until cancelled."""
@@ -87,67 +99,64 @@ class LedgerStream:
                     )
                     return
                 await self._send_from(applied)
+            self._is_caught_up.clear()
             await asyncio.sleep(RETRY_SECONDS)
 
     async def flush(self, seconds: float) -> bool:
         """Wait until Redis has everything, at most so long. Returns whether it has."""
-        until = asyncio.get_running_loop().time() + seconds
-        while not self.is_caught_up and asyncio.get_running_loop().time() < until:
-            await asyncio.sleep(FLUSH_SECONDS / 5)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._is_caught_up.wait()
         return self.is_caught_up
 
     async def _send_from(self, applied: int) -> None:
-        """Send what is behind `applied`, for as long as nothing goes wrong."""
+        """Send what is behind `applied`, until something goes wrong or Redis is not where it was."""
         self._take_note(applied)
         while True:
             bills = await self._next(applied)
-            expected, applied = applied, bills[-1][0]
-
-            async def write(redis: "Redis", expected: int = expected, bills: _Bills = bills) -> int | None:
-                return await self._write(redis, expected, bills)
-
-            reply = await self._link.call("ledger", write)
-            if reply != applied:
-                return  # it failed, or somebody has written what we do not know of: read again where Redis is
-            self.sent_bills += len(bills)
-            self._take_note(applied)
+            for entry in _entries(bills):
+                if not await self._send(applied, entry):
+                    return
+                applied = entry[-1][0]
+                self._take_note(applied)
+            if not bills and await self._link.call("ledger", self._read_applied) != applied:
+                return
 
     async def _next(self, applied: int) -> _Bills:
-        """The next entry's bills, waited for."""
-        while True:
-            if applied < self._complete_after:
-                bills = await self._from_files(applied)
-                if bills:
-                    return bills
-                applied = self._complete_after  # the files have no more: it was retired, or the disk was full
-            bills = self._from_memory()
-            if bills:
-                return bills
+        """The bills behind `applied`, waited for; none if there was none for CHECK_SECONDS."""
+        if applied < self._complete_after:
+            complete_after = self._complete_after
+            records = await asyncio.to_thread(settled_after, self._journal.directory, applied, READ_BYTES)
+            older = [(record.sequence, record.payload) for record in records if record.sequence <= complete_after]
+            if older:
+                return older
+            # The files have no more: what was between is retired, or a full disk has not taken it.
+        if not self._waiting:
+            self._is_caught_up.set()
             self._has_more.clear()
-            await self._has_more.wait()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(CHECK_SECONDS):
+                    await self._has_more.wait()
+        if 0 < self._waiting_bytes < MAX_ENTRY_BYTES:
             await asyncio.sleep(FLUSH_SECONDS)  # so that an entry has many
+        return list(self._waiting)
 
-    async def _from_files(self, applied: int) -> _Bills:
-        complete_after = self._complete_after
-        records = await asyncio.to_thread(settled_after, self._journal.directory, applied, MAX_ENTRY_BYTES)
-        return [(record.sequence, record.payload) for record in records if record.sequence <= complete_after]
+    async def _send(self, expected: int, entry: _Bills) -> bool:
+        async def write(redis: "Redis") -> int | None:
+            return await self._write(redis, expected, entry)
 
-    def _from_memory(self) -> _Bills:
-        bills: _Bills = []
-        size = 0
-        for sequence, line in self._waiting:
-            bills.append((sequence, line))
-            size += len(line)
-            if size >= MAX_ENTRY_BYTES:
-                break
-        return bills
+        if await self._link.call("ledger", write) != entry[-1][0]:
+            return False  # it failed, or Redis was not there
+        self.sent_bills += len(entry)
+        return True
 
     def _take_note(self, applied: int) -> None:
         """Redis has everything up to `applied`."""
-        self._applied = applied
         waiting = self._waiting
         while waiting and waiting[0][0] <= applied:
-            self._waiting_bytes -= len(waiting.popleft()[1])
+            sequence, line = waiting.popleft()
+            self._waiting_bytes -= len(line)
+            self._complete_after = sequence
         self._journal.confirm(applied)
 
     async def _read_applied(self, redis: "Redis") -> int:
@@ -156,18 +165,16 @@ class LedgerStream:
     async def _write(self, redis: "Redis", expected: int, bills: _Bills) -> int | None:
         """Write one entry, if Redis still is at `expected`. Returns where it is then; None: it has just moved."""
         entry: dict[Any, Any] = {
-            "journal": self._journal.name,
-            "first": bills[0][0],
-            "last": bills[-1][0],
-            "count": len(bills),
-            "bills": b"\n".join(line for _, line in bills),
+            JOURNAL: self._journal.name,
+            SEQUENCES: " ".join(str(sequence) for sequence, _ in bills),
+            BILLS: b"\n".join(line for _, line in bills),
         }
         async with redis.pipeline(transaction=True) as pipe:
             await pipe.watch(self._applied_key)
             applied = int(await pipe.get(self._applied_key) or 0)
             if applied != expected:
                 return applied
-            pipe.multi()  # type: ignore[no-untyped-call] # redis-py leaves it untyped
+            pipe.multi()  # type: ignore[no-untyped-call]  # the client's own omission
             pipe.xadd(self._stream_key, entry, maxlen=self._max_entries, approximate=True)
             pipe.set(self._applied_key, bills[-1][0])
             try:
@@ -175,3 +182,17 @@ class LedgerStream:
             except WatchError:
                 return None
         return bills[-1][0]
+
+
+def _entries(bills: _Bills) -> Iterator[_Bills]:
+    """The same bills, in pieces that one entry can hold."""
+    entry: _Bills = []
+    size = 0
+    for bill in bills:
+        entry.append(bill)
+        size += len(bill[1])
+        if size >= MAX_ENTRY_BYTES:
+            yield entry
+            entry, size = [], 0
+    if entry:
+        yield entry

@@ -5,16 +5,21 @@ ledger's stream. Owns their order: join before ready, leave after the last reque
 import asyncio
 import logging
 from collections.abc import Callable
+from typing import Final
 
 from m3_router.config import AffinitySettings, LedgerSettings, RedisSettings
 from m3_router.journal import Journal
 from m3_router.pools import Pools
-from m3_router.quotas import Quotas
 from m3_router.shared.affinity_log import AffinityLog
+from m3_router.shared.fleet_spend import FleetSpend
 from m3_router.shared.leases import Leases
 from m3_router.shared.ledger_stream import LedgerStream
 from m3_router.shared.link import Link
 from m3_router.shared.replicas import Replicas
+from m3_router.shared.revocations import Revocations
+from m3_router.tenants import Tenants
+
+FLUSH_SECONDS: Final = 1.0  # that the last bills have to get to Redis
 
 _log = logging.getLogger(__name__)
 
@@ -30,7 +35,7 @@ class Sharing:
         *,
         name: str,
         pools: Pools,
-        quotas: Quotas,
+        tenants: Tenants,
         journal: Journal | None,
         clock: Callable[[], float],
         wall_clock: Callable[[], float],
@@ -45,12 +50,17 @@ class Sharing:
         if affinity_settings.enabled:
             indexes = {pool.name: pool.affinity for pool in pools if pool.affinity is not None}
             self.affinity_log = AffinityLog(self.link, self.replicas.id, indexes, affinity_settings)
-        self.leases = Leases(self.link, self.replicas, quotas, clock=clock, wall_clock=wall_clock)
-        self.ledger_stream: LedgerStream | None = (
-            None if journal is None else LedgerStream(self.link, journal, ledger_settings.stream_entries)
-        )
+        self.leases = Leases(self.link, self.replicas, tenants.quotas, clock=clock, wall_clock=wall_clock)
+        self.revocations = Revocations(self.link, tenants, wall_clock)
+        self.ledger_stream: LedgerStream | None = None
+        self.fleet_spend: FleetSpend | None = None
+        if journal is not None:
+            self.ledger_stream = LedgerStream(self.link, journal, ledger_settings.stream_entries)
+            self.fleet_spend = FleetSpend(self.link, journal.name)
         self._tasks: list[asyncio.Task[None]] = []
         self._has_joined = False
+        self._leasing: asyncio.Task[None] | None = None
+        self.has_agreed = False  # with the others, on who may use how much
 
     @property
     def is_ready(self) -> bool:
@@ -59,15 +69,21 @@ class Sharing:
 
     def start(self) -> None:
         """Begin; `is_ready` says when it has caught up."""
-        runs = [self.link.run(), self.replicas.run(), self._join()]
+        runs = [self.link.run(), self.replicas.run(), self._join(), self.revocations.run()]
         if self.affinity_log is not None:
             runs.append(self.affinity_log.run())
         if self.ledger_stream is not None:
             runs.append(self.ledger_stream.run())
+        if self.fleet_spend is not None:
+            runs.append(self.fleet_spend.run())
         self._tasks = [asyncio.create_task(run) for run in runs]
 
     async def stop(self) -> None:
         """Say goodbye and end."""
+        if self.ledger_stream is not None:
+            await self.ledger_stream.flush(FLUSH_SECONDS)
+        if self._leasing is not None:
+            self._leasing.cancel()
         await self.leases.leave()
         await self.replicas.leave()
         for task in self._tasks:
@@ -75,7 +91,9 @@ class Sharing:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def _join(self) -> None:
-        await self.leases.join()
+        self._leasing = asyncio.current_task()
+        await self.revocations.poll()
+        self.has_agreed = await self.leases.join()
         self._has_joined = True
         await self.leases.run()
 

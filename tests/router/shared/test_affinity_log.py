@@ -26,6 +26,9 @@ class Index:
     def apply(self, uid: str, epoch: str, digests: list[int]) -> None:
         self.known.update((uid, epoch, digest) for digest in digests)
 
+    def drop(self, uid: str, epoch: str, digests: list[int]) -> None:
+        self.known.difference_update((uid, epoch, digest) for digest in digests)
+
 
 class Replica:
     """A replica that records what it dispatches, as the relay does."""
@@ -42,6 +45,10 @@ class Replica:
     def dispatch(self, uid: str, chain: list[int], epoch: str = "e") -> None:
         self.index.apply(uid, epoch, chain)
         self.log.note("pool", uid, epoch, chain)
+
+    def hear_of_loss(self, uid: str, digests: list[int], epoch: str = "e") -> None:
+        self.index.drop(uid, epoch, digests)
+        self.log.gone("pool", uid, epoch, digests)
 
 
 @asynccontextmanager
@@ -112,6 +119,27 @@ async def test_a_new_replica_knows_all_when_it_says_that_it_is_caught_up(
         await eventually(lambda: three.log.is_caught_up)
         assert three.known == one.known
         running.cancel()
+
+
+async def test_what_a_worker_lost_and_got_again_is_told_in_that_order(
+    settings: RedisSettings, pair: tuple[Replica, Replica]
+) -> None:
+    one, two = pair
+    one.dispatch("w", [1, 2, 3, 4])
+    one.hear_of_loss("w", [2, 3, 4])
+    one.dispatch("w", [1, 2])
+    await eventually(lambda: two.known == {("w", "e", 1), ("w", "e", 2)})
+    assert one.known == two.known
+    one.hear_of_loss("w", [2])
+    await eventually(lambda: two.known == {("w", "e", 1)})
+    two.dispatch("w", [1, 2, 3])
+    await eventually(lambda: one.known == {("w", "e", 1), ("w", "e", 2), ("w", "e", 3)})
+    one.hear_of_loss("w", [3])
+    await eventually(lambda: two.known == one.known and len(one.known) == 2)
+    two.dispatch("w", [1, 2, 3])  # again: what it has told itself is no longer true
+    await eventually(lambda: two.known == one.known and len(one.known) == 3)
+    async with running_replica(settings, "three") as three:
+        assert three.known == two.known
 
 
 async def test_a_new_replica_reads_no_further_back_than_it_is_told_to(

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from m3_router.shared.affinity_records import ENTRY_BYTES, Held, Outbox, Told, decode, encode, pack, unpack
+from m3_router.shared.affinity_records import ENTRY_BYTES, Gone, Held, Outbox, Told, decode, encode, pack, unpack
 
 HOLDER = ("pool", "worker", "epoch")
 digests = st.lists(st.integers(0, 2**64 - 1), max_size=50)
@@ -23,7 +23,7 @@ def test_digests_lie_in_little_endian_order() -> None:
 
 
 def test_records_make_entries_of_bounded_size_in_their_order() -> None:
-    records = [Held("p", f"w{number}", "e", bytes(8 * 3000)) for number in range(10)]
+    records = [(Held, Gone)[number % 2]("p", f"w{number}", "e", bytes(8 * 3000)) for number in range(10)]
     entries = list(encode(records))
     assert [record for entry in entries for record in decode(entry)] == records
     assert len(entries) == 4
@@ -37,9 +37,10 @@ def test_records_make_entries_of_bounded_size_in_their_order() -> None:
         b"",
         b"\xc1",
         msgspec.msgpack.encode(5),
-        msgspec.msgpack.encode([["p", "w", "e"]]),
-        msgspec.msgpack.encode([["p", "w", "e", b"1234567"]]),
-        msgspec.msgpack.encode([["p", "w", 7, b""]]),
+        msgspec.msgpack.encode([["held", "p", "w", "e"]]),
+        msgspec.msgpack.encode([["held", "p", "w", "e", b"1234567"]]),
+        msgspec.msgpack.encode([["held", "p", "w", 7, b""]]),
+        msgspec.msgpack.encode([["another", "p", "w", "e", b""]]),
     ],
 )
 def test_an_entry_that_is_none_is_refused(entry: bytes) -> None:
@@ -54,6 +55,15 @@ def test_of_a_next_turn_only_what_is_new_is_told() -> None:
     assert told.new(HOLDER, [1, 2, 9], 2) == [9]
     assert told.new(("pool", "other", "epoch"), [1, 2, 3], 3) == [1, 2, 3]
     assert told.new(HOLDER, [], 4) == []
+
+
+def test_what_a_worker_lost_is_told_when_it_is_sent_again() -> None:
+    told = Told(5, 60)
+    told.new(HOLDER, [1, 2, 3, 4], 0)
+    told.gone(HOLDER, [3, 4, 77])
+    told.gone(("pool", "other", "epoch"), [1])
+    assert told.new(HOLDER, [1, 2, 3], 1) == [3]
+    assert told.new(HOLDER, [1, 2, 3, 4], 2) == [4]  # four are told, so that none was forgotten
 
 
 def test_everything_is_told_again_after_a_while_and_when_much_was_told() -> None:

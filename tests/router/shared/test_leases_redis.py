@@ -15,12 +15,13 @@ from m3_redis import RedisServer, eventually, running_link
 from m3_router.config import PlanSettings, RedisSettings
 from m3_router.errors import Refusal
 from m3_router.quotas import Quota, Quotas
-from m3_router.shared.lease_script import LEAVE, REGISTER, Claim, decode_reply
+from m3_router.shared.lease_script import KNOWN, LEAVE, REGISTER, VIEW, Claim, decode_reply
 from m3_router.shared.leases import Leases
 from m3_router.shared.link import Link
 from m3_router.shared.replicas import Replicas
 
 ASKED = "{m3}:quota:asked"
+VIEWS = "{m3}:quota:views"
 NAMES = ("a", "b", "c", "d")
 
 
@@ -47,7 +48,7 @@ async def test_the_scripts_do_what_their_definition_in_plain_python_does(redis_s
                 continue
             live = sorted({me, *random.sample(NAMES, random.randint(0, 3))})
             claims = [any_claim(random, key) for key in random.sample(keys, random.randint(0, 4))]
-            arguments: list[str | int] = [me, ",".join(live)]
+            arguments: list[str | int] = [me, ",".join(live), random.randint(0, 1)]
             for claim in claims:
                 arguments += claim.arguments()
             call = (REGISTER, 1 + len(claims), ASKED, *(claim.key for claim in claims), *arguments)
@@ -55,6 +56,12 @@ async def test_the_scripts_do_what_their_definition_in_plain_python_does(redis_s
             expected_asked, expected_granted = decode_reply(await store.eval(*call))  # type: ignore[arg-type]
             assert granted == expected_granted
             assert asked.keys() == expected_asked.keys()
+            known: Any = await client.eval(KNOWN, len(keys), *keys)  # type: ignore[misc]
+            assert known == await store.eval(KNOWN, len(keys), *keys)
+            if random.random() < 0.2:
+                await client.eval(VIEW, 1, VIEWS, me, ",".join(live), 100)  # type: ignore[misc]
+                await store.eval(VIEW, 1, VIEWS, me, ",".join(live), 100)
+                assert await hash_of(client, VIEWS) == store.views
             for key in keys:
                 assert await hash_of(client, key) == store.hashes.get(key, {})
                 assert not await client.exists(key) or await client.ttl(key) > 0

@@ -31,7 +31,7 @@ def test_a_full_one_refuses_writes_and_answers_reads(redis_server: RedisServer) 
 
 def test_a_frozen_one_answers_nothing_until_it_is_thawed(redis_server: RedisServer) -> None:
     redis_server.freeze()
-    with redis.Redis(unix_socket_path=str(redis_server.socket_path), socket_timeout=0.05) as impatient:
+    with redis_server.client(timeout_seconds=0.05) as impatient:
         with pytest.raises(redis.TimeoutError):
             impatient.ping()
         redis_server.thaw()

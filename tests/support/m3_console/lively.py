@@ -16,7 +16,7 @@ import httpx
 from m3_mock import MockEngine
 from m3_mock.running import LogStream
 from m3_router.config import RouterConfig
-from m3_router.router import Router
+from m3_router.server import Router
 
 PREFILL_TOKENS_PER_SECOND = 90_000
 TOKEN_SECONDS = 0.02
@@ -59,8 +59,8 @@ class Customer:
 
 CUSTOMERS = (
     Customer("aurora-labs", 7, (6_000, 40_000), "priority", 0.4),
-    Customer("northwind", 12, (4_000, 30_000), "standard", 0.5),
-    Customer("helio-research", 3, (64_000, 120_000), "standard", 2.5),
+    Customer("northwind", 16, (4_000, 34_000), "standard", 0.5),
+    Customer("helio-research", 4, (64_000, 120_000), "standard", 2.5),
     Customer("papertrail", 6, (1_000, 9_000), "standard", 0.8),
     Customer("quartz", 1, (62_000, 90_000), "priority", 6.0),
 )
@@ -88,7 +88,7 @@ def lively_config(engines: list[LivelyEngine]) -> RouterConfig:
                     "name": "m3",
                     "models": ["MiniMax-M3"],
                     "maxContextTokens": 131_072,
-                    "tokensInFlight": 420_000,
+                    "tokensInFlight": 360_000,
                     "workers": [engine.url for engine in engines],
                 }
             ],

@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
 import uvicorn
 from fastapi import FastAPI
 from prometheus_client.registry import Collector
@@ -18,8 +19,7 @@ from prometheus_client.registry import Collector
 from m3_router.admin import Access, ActError, Acts, Audit, Observatory, admin_app
 from m3_router.admin.document import LaneNow, LimitNow, PoolNow, RouterNow, TenantNow, WorkerNow
 from m3_router.bill import Bill
-from m3_router.config import LaneSettings, PriceSettings
-from m3_router.config.prices import ContextTierSettings
+from m3_router.config import LaneSettings, RouterConfig
 from m3_router.ledger import Ledger
 from m3_router.pools import Pools
 from m3_router.prices import PriceTable
@@ -97,12 +97,13 @@ class Scene:
         return [json.loads(line) for line in self.lines]
 
     def app(self) -> FastAPI:
-        ledger = Ledger(PriceTable(PriceSettings(), ContextTierSettings()), lambda *_: None, (), lambda *_: None)
+        config = RouterConfig.from_yaml("auth: none\npools: [{name: m, models: [m], workers: ['http://127.0.0.1:1']}]")
+        ledger = Ledger(PriceTable(config), lambda *_: None, (), lambda *_: None, name="scene")
         return admin_app(
             ledger=ledger,
             pools=Pools(()),
             collector=NoMetrics(),
-            is_draining=lambda: False,
+            why_not_ready=lambda: None,
             observatory=self.observatory,
             access=Access(self.admin_digest),
             acts=self.acts,
@@ -138,13 +139,8 @@ class Scene:
                 if worker is None:
                     raise ActError(404, f"There is no worker {fields['worker']}.")
                 state = "draining" if name == "drain" else "ready"
-                self.workers[worker.name] = WorkerNow(
-                    worker.name,
-                    worker.address,
-                    state,
-                    "an administrator said so",
-                    worker.requests,
-                    worker.tokens_in_flight,
+                self.workers[worker.name] = msgspec.structs.replace(
+                    worker, state=state, is_held=name == "drain", reason="an administrator said so"
                 )
             self.done.append((name, dict(fields)))
             return f"{name} is done."

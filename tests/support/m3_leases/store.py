@@ -2,23 +2,25 @@
 
 from collections.abc import Callable
 
-from m3_router.shared.lease_script import LEAVE, REGISTER
+from m3_router.shared.lease_script import KNOWN, LEAVE, REGISTER, VIEW
 
 WINDOW_ARGUMENTS = 9
 ASKED_MILLISECONDS = 2000
 
 
 class Store:
-    """Stands in for the client of a Redis: `eval` takes the two scripts and nothing else."""
+    """Stands in for the client of a Redis: `eval` takes the scripts and nothing else."""
 
     def __init__(self, milliseconds: Callable[[], int]) -> None:
         self._milliseconds = milliseconds
         self.hashes: dict[str, dict[str, str]] = {}
+        self.views: dict[str, str] = {}
         self.asked: dict[str, int] = {}
 
     def clear(self) -> None:
         """Lose everything."""
         self.hashes.clear()
+        self.views.clear()
         self.asked.clear()
 
     async def eval(self, script: str, count: int, *arguments: str | int) -> object:
@@ -29,18 +31,26 @@ class Store:
             return self._register(keys[1:], values)
         if script == LEAVE:
             return self._leave(keys, values)
+        if script == KNOWN:
+            return [int(bool(self.hashes.get(key))) for key in keys]
+        if script == VIEW:
+            self.views[values[0]] = values[1]
+            self.views = {name: view for name, view in self.views.items() if name in values[1].split(",")}
+            return [text.encode() for pair in self.views.items() for text in pair]
         raise AssertionError("not a script of ours")
 
     def _register(self, keys: list[str], values: list[str]) -> list[list[bytes]]:
         me, live = values[0], values[1].split(",")
         granted: list[int] = []
         for index, key in enumerate(keys):
-            begin = 2 + WINDOW_ARGUMENTS * index
+            begin = 3 + WINDOW_ARGUMENTS * index
             numbers = [int(value) for value in values[begin : begin + WINDOW_ARGUMENTS]]
             granted += self._register_one(key, me, live, numbers)
+        if values[2] == "0":
+            return [[], [str(number).encode() for number in granted]]
         oldest = self._milliseconds() - ASKED_MILLISECONDS
         self.asked = {key: at for key, at in self.asked.items() if at > oldest}
-        listed = sorted(self.asked.items(), key=lambda entry: (entry[1], entry[0]))[:512]
+        listed = sorted(self.asked.items(), key=lambda entry: (entry[1], entry[0]))[:256]
         flat = [text for key, at in listed for text in (key.encode(), str(at).encode())]
         return [flat, [str(number).encode() for number in granted]]
 
@@ -73,7 +83,10 @@ class Store:
         free = limit - gone_used - sum(int(held_by) for held_by, _ in others.values())
         granted = max(keep, min(used + share, free if everyone_has_told else held))
         fields[me] = f"{granted} {used}"
-        if asks and granted < used + share:
+        is_enough = granted - used >= (want or (share + 1) // 2)
+        if asks and is_enough:
+            self.asked.pop(key, None)
+        elif asks:
             self.asked[key] = self._milliseconds()
         return [granted, others_used + gone_used, gone_used, yielded]
 

@@ -26,6 +26,10 @@ class Replica:
         self.quotas.replace({TENANT: world.plan})
         self.mode = "shared"
         self.is_ready = False
+        self.is_deaf = False  # what it asks for is done, and it gets no answer
+        self.is_stalled = False  # admits requests, and does no rounds
+        self.meanwhile: Callable[[], Awaitable[None]] | None = None  # done once, while an answer is on its way to it,
+        self.calls_before_meanwhile = 0  # after so many other calls
         self.running: list[Reservation] = []
         self.seen: dict[str, float] = {name: world.wall}  # when it last heard of whom
         self.leases = Leases(
@@ -60,6 +64,12 @@ class Replica:
             return Failure("lost", "before it was done")
         reply = await make(world.store)
         world.traffic(self)
+        self.calls_before_meanwhile -= 1
+        if self.meanwhile is not None and self.calls_before_meanwhile < 0:
+            meanwhile, self.meanwhile = self.meanwhile, None
+            await meanwhile()
+        if self.is_deaf:
+            return Failure("lost", "after it was done")
         if world.random.random() < world.lost_share / 2:
             return Failure("lost", "after it was done")
         return reply
@@ -106,6 +116,7 @@ class World:
         self.admitted = 0
         self.lost_share = 0.0  # of calls
         self.is_store_away = False
+        self.each_step: Callable[[], object] | None = None
         self.allowed_share = 0.0  # by which a limit may be exceeded
         self.requests_per_second = 0.0  # over all ready replicas
         self.largest_tokens = 100
@@ -154,11 +165,13 @@ class World:
 
     async def step(self, without: Replica | None = None) -> None:
         """The time of one round: requests everywhere, then a round of each replica, in any order."""
+        if self.each_step is not None:
+            self.each_step()
         self.wall += ROUND_SECONDS * self.random.uniform(0.5, 1.5)
         self._beat()
         for replica in self.random.sample(self.replicas, len(self.replicas)):
             self.traffic(replica)
-            if replica is not without and replica.is_ready:
+            if replica is not without and replica.is_ready and not replica.is_stalled:
                 await replica.leases.round()
         self.check()
 

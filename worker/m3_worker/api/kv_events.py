@@ -3,13 +3,14 @@
 One JSON object a line (application/x-ndjson), for as long as the connection lasts:
 
     {"kind": "start", "epoch": E, "page_tokens": P, "number": N}
-    {"kind": "snapshot", "number": N, "events": [...], "more": true | false}
+    {"kind": "snapshot", "number": N, "cleared": C, "events": [...], "more": true | false}
     {"kind": "batch", "number": N, "unix_seconds": T, "events": [...]}
     {"kind": "alive", "number": N}                                            when nothing else came for ten seconds
 
 The query `epoch=E&after=N` goes on behind batch N of that epoch. Without it, with the epoch of an earlier start, or
 where batches have left the ring, a snapshot comes first: whoever follows forgets all, and takes the events of its lines
-up to the one with "more": false. Batches count up by one. An event is one of
+up to the one with "more": false. C is the number of the newest batch with a "cleared" event, 0 if there was none: E and
+C together name all that can be in the cache. Batches count up by one. An event is one of
 
     {"event": "stored", "names": [hex, ...], "parent": hex | null, "medium": "device" | "host",
      "request": id, "first_page": N}
@@ -34,8 +35,8 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response, StreamingResponse
 
 from m3_worker.api.errors import ApiError, not_ready
-from m3_worker.kv_event_stream import Part, Snapshot, follow
-from m3_worker.scheduling.kv_events import Cleared, Event, EventLog, Removed
+from m3_worker.kv_event_stream import Part, follow
+from m3_worker.scheduling.kv_events import Cleared, Event, EventLog, Removed, Snapshot
 from m3_worker.serving import Phase, ServedModel, WorkerState
 
 ALIVE_SECONDS = 10.0
@@ -96,7 +97,8 @@ def _part_lines(part: Part, log: EventLog, with_tokens: bool) -> Iterator[bytes]
             stored = part.stored[first : first + SNAPSHOT_LINE_PAGES]
             events = [_event(event, with_tokens) for event in stored]
             more = first + SNAPSHOT_LINE_PAGES < len(part.stored)
-            yield _line({"kind": "snapshot", "number": part.number, "events": events, "more": more})
+            told = {"kind": "snapshot", "number": part.number, "cleared": part.cleared, "events": events, "more": more}
+            yield _line(told)
         return
     if not part:
         yield _line({"kind": "alive", "number": log.last_number})

@@ -72,6 +72,16 @@ class EventBatch:
     events: tuple[Event, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """All that is stored after batch `number`; whatever was known before is to be forgotten."""
+
+    number: int
+    cleared: int
+    """Number of the newest batch in which everything was cleared, 0 if that never happened."""
+    stored: list[Stored]
+
+
 @dataclass(slots=True)
 class _Page:
     parent: bytes | None
@@ -93,6 +103,7 @@ class EventLog:
         self._ring: deque[EventBatch] = deque()
         self._tokens = 0  # in the ring
         self._last = 0
+        self._cleared = 0
         self._pages: dict[bytes, _Page] = {}  # in the order they were stored
         self._listeners: list[Callable[[], None]] = []
         self._is_closed = False
@@ -126,6 +137,8 @@ class EventLog:
                 self._tokens -= _tokens(self._ring.popleft())
             for event in batch.events:
                 self._apply(event)
+                if isinstance(event, Cleared):
+                    self._cleared = batch.number
         self._call_listeners()
 
     def close(self) -> None:
@@ -141,14 +154,15 @@ class EventLog:
                 return None
             return [self._ring[place] for place in range(len(self._ring) - missing, len(self._ring))]
 
-    def snapshot(self) -> tuple[int, list[Stored]]:
-        """The newest batch's number, and what is stored after it: a page an event, in the order they were stored."""
+    def snapshot(self) -> Snapshot:
+        """What is stored after the newest batch, a page an event, in the order they were stored."""
         with self._lock:
-            return self._last, [
+            stored = [
                 Stored((name,), page.parent, page.token_ids, medium)
                 for name, page in self._pages.items()
                 for medium in sorted(page.media)
             ]
+            return Snapshot(self._last, self._cleared, stored)
 
     def listen(self, listener: Callable[[], None]) -> None:
         """Call `listener` after every append and at the end, on the thread of that; it must return at once."""

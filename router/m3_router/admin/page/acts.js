@@ -52,8 +52,12 @@ export class ActPanel {
       element: h("button", { type: "button", onclick: () => this.ask(name, {}) }, ACTS[name].button),
       update: () => {},
     }));
+    // A router that offers nothing and remembers nothing needs no panel for it.
+    const hasAny = state.acts.length > 0 || state.audit.length > 0;
+    byId("acts").hidden = !hasAny;
+    byId("tenants").classList.toggle("wide", !hasAny);
     byId("audit-empty").hidden = state.audit.length > 0;
-    keyed(byId("audit-list"), state.audit, (entry) => `${entry.time} ${entry.audit}`, auditRow);
+    keyed(byId("audit-list"), state.audit, (entry) => `${entry.time} ${entry.audit} ${entry.outcome} ${Object.values(entry.what)}`, auditRow);
   }
 
   ask = (name, fields) => {

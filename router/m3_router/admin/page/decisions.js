@@ -20,10 +20,17 @@ const OUTCOMES = {
   router_lost: ["router lost", "bad"],
 };
 
+const FIRST_ROWS = 15;
+
 export class DecisionList {
   constructor() {
     this.filter = "";
     this.decisions = [];
+    this.isWhole = false;
+    byId("more").addEventListener("click", () => {
+      this.isWhole = !this.isWhole;
+      this.draw();
+    });
     byId("filter").addEventListener("input", (event) => {
       this.filter = event.target.value.trim().toLowerCase();
       this.draw();
@@ -36,10 +43,14 @@ export class DecisionList {
   }
 
   draw() {
-    const shown = this.decisions.filter((decision) => !this.filter || textOf(decision).includes(this.filter));
+    const found = this.decisions.filter((decision) => !this.filter || textOf(decision).includes(this.filter));
+    const shown = this.isWhole ? found : found.slice(0, FIRST_ROWS);
+    byId("more").hidden = found.length <= FIRST_ROWS;
+    byId("more").setAttribute("aria-expanded", String(this.isWhole));
+    setText(byId("more"), this.isWhole ? "Show fewer" : `Show all ${found.length}`);
     byId("decision-table").hidden = this.decisions.length === 0;
     byId("decisions-empty").hidden = this.decisions.length > 0;
-    setText(byId("decisions-note"), this.filter ? `${shown.length} of ${this.decisions.length}` : "");
+    setText(byId("decisions-note"), this.filter ? `${found.length} of ${this.decisions.length}` : "");
     // A client may give the same request id twice.
     keyed(byId("decision-list"), shown, (one) => `${one.request_id} ${one.time} ${one.duration_ms}`, decisionRow);
   }
@@ -63,7 +74,7 @@ function decisionRow(decision) {
   const lane = laneOf(decision);
   const open = h(
     "button.link", { type: "button", title: `Everything about ${decision.request_id}`, onclick: () => showDetail(decision) },
-    clock(decision.time),
+    clock(decision.time + decision.duration_ms / 1000),
   );
   const worker = decision.worker
     ? h("span", {}, h("b", {}, decision.worker), decision.reason ? h("span.muted", {}, ` ${whyOf(decision)}`) : "")
@@ -80,8 +91,8 @@ function decisionRow(decision) {
     cell("number input", "input", count(decision.input_tokens)),
     h("td.worker", {}, worker, retries),
     cell("runner-up", "runner-up", runnerUp),
-    cell("cached", "cached", cachedOf(decision)),
-    cell("number waited", "waited", milliseconds(decision.queue_ms)),
+    cell("cached", "cached, predicted", cachedOf(decision)),
+    cell("number waited", "waited", decision.queue_ms ? milliseconds(decision.queue_ms) : UNKNOWN),
     cell("number first", "first byte", milliseconds(decision.first_byte_ms)),
     cell("number cost", "cost", usd(decision.cost_nanousd)),
     h("td.outcome", {}, h("span.pill", { "data-tone": tone, title: decision.error }, outcome)),
@@ -98,7 +109,7 @@ function cachedOf(decision) {
   if (!decision.input_tokens) return UNKNOWN;
   const actual = percent(decision.cached_tokens / decision.input_tokens);
   if (!decision.predicted_cached_tokens) return actual;
-  return `${actual} of ${percent(decision.predicted_cached_tokens / decision.input_tokens)}`;
+  return h("span", {}, actual, h("span.muted", {}, ` / ${percent(decision.predicted_cached_tokens / decision.input_tokens)}`));
 }
 
 function showDetail(decision) {

@@ -45,12 +45,12 @@ export function seconds(value) {
   return `${Math.round(value / 86400)} d`;
 }
 
-/** A share of 0 to 1: 100 %, 99.4 %, 3 %. Never rounds up to 100 %. */
+/** A share of 0 to 1: 100 %, 99.4 %, 93 %, 3 %. Rounds down, so that 100 % means all of it. */
 export function percent(share) {
   if (share === null || share === undefined || Number.isNaN(share)) return UNKNOWN;
   if (share >= 1) return "100 %";
   const value = Math.floor(share * 1000) / 10;
-  return `${value >= 90 && value % 1 ? value.toFixed(1) : Math.floor(value)} %`;
+  return `${value >= 99 && value % 1 ? value.toFixed(1) : Math.floor(value)} %`;
 }
 
 export function bytes(value) {

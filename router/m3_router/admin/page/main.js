@@ -34,7 +34,7 @@ function show() {
   showPools(state.pools);
   showRouter(state);
   showFigures(state);
-  showLanes(state.pools.filter((one) => pool === null || one.name === pool));
+  showLanes(state.pools.filter((one) => pool === null || one.name === pool), timeline);
   chart.update(timeline, state.pools);
   showWorkers(state, acts.ask);
   showLatency(state);
@@ -64,8 +64,7 @@ function connectionChanged(how, message, detail, wasWrong) {
     setText(banner, `No answer from the router: ${message}.${since} Trying again.`);
   }
   if (how === "denied") {
-    setText(byId("login-why"), message);
-    byId("login-form").hidden = !detail;
+    if (!newest) setText(byId("router-line"), "not open to everyone");
     if (detail) openLogin(wasWrong ? message : "This router shows itself to callers on its own machine, and to whoever has its admin key.");
     else {
       banner.hidden = false;

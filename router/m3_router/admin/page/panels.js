@@ -68,8 +68,17 @@ export function showFigures(state) {
   });
 }
 
-/** What each lane holds now, over the pools that are shown; also the legend of the chart. */
-export function showLanes(pools) {
+const ALWAYS_SHOWN = new Set(["priority", "standard"]);
+
+/**
+ * What each lane holds now, over the pools that are shown; also the legend of the chart. Lanes that nobody has used for
+ * as long as the chart reaches back are left out.
+ */
+export function showLanes(pools, timeline) {
+  const used = new Set(ALWAYS_SHOWN);
+  for (const one of timeline.series.values()) {
+    if (one.tokens.some(Boolean) || one.waiting.some(Boolean)) used.add(one.lane);
+  }
   const lanes = new Map();
   for (const lane of pools.flatMap((pool) => pool.lanes)) {
     const sum = lanes.get(lane.name) ?? { name: lane.name, tokens: 0, waiting: 0, oldest: 0 };
@@ -78,7 +87,8 @@ export function showLanes(pools) {
     sum.oldest = Math.max(sum.oldest, lane.oldest_wait_seconds);
     lanes.set(lane.name, sum);
   }
-  keyed(byId("lane-list"), [...lanes.values()], (lane) => lane.name, (lane) => {
+  const shown = [...lanes.values()].filter((lane) => used.has(lane.name) || lane.tokens || lane.waiting);
+  keyed(byId("lane-list"), shown, (lane) => lane.name, (lane) => {
     const value = h("b");
     const note = h("span.muted");
     const element = h(`li.lane.lane-${lane.name}`, {}, h("i.swatch"), h("span", {}, lane.name), value, note);

@@ -46,7 +46,8 @@ export class TimelineChart {
       lane.waiting = added(lane.waiting, one.waiting.slice(-this.seconds));
       found.set(one.lane, lane);
     }
-    return [...found.values()].sort((a, b) => RANKS.indexOf(a.name) - RANKS.indexOf(b.name));
+    const used = [...found.values()].filter((lane) => lane.tokens.some(Boolean) || lane.waiting.some(Boolean));
+    return used.sort((a, b) => RANKS.indexOf(a.name) - RANKS.indexOf(b.name));
   }
 
   draw() {
@@ -171,12 +172,12 @@ function grid(width, top, height, largest, title, steps = 2) {
 }
 
 function ticks(width, height, seconds) {
-  const step = seconds / 5;
-  return Array.from({ length: 6 }, (_, number) => {
-    const back = seconds - number * step;
-    const text = back === 0 ? "now" : back % 60 ? `−${back} s` : `−${back / 60} min`;
-    const x = LEFT + (number / 5) * (width - LEFT - 1);
-    const anchor = number === 0 ? "start" : number === 5 ? "end" : "middle";
+  const steps = width < 520 ? 2 : 5;
+  return Array.from({ length: steps + 1 }, (_, number) => {
+    const back = seconds - (number * seconds) / steps;
+    const text = back === 0 ? "now" : back < 60 ? `−${back} s` : `−${back / 60} min`;
+    const x = LEFT + (number / steps) * (width - LEFT - 1);
+    const anchor = number === 0 ? "start" : number === steps ? "end" : "middle";
     return svg("text", { class: "axis", x, y: height - 4, "text-anchor": anchor }, text);
   });
 }
@@ -195,6 +196,6 @@ function stack(lanes, field, samples, x, base, scale) {
 function bound(width, y, text) {
   return [
     svg("line", { class: "bound", x1: LEFT, x2: width, y1: y, y2: y }),
-    svg("text", { class: "axis", x: width - 4, y: y - 4, "text-anchor": "end" }, text),
+    svg("text", { class: "axis over", x: width - 4, y: y - 4, "text-anchor": "end" }, text),
   ];
 }
