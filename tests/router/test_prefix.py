@@ -206,14 +206,10 @@ def test_token_ids_are_a_prompt_too() -> None:
 @pytest.mark.parametrize(
     "body",
     [
-        {"messages": 5},
-        {"messages": [5, 6]},
-        {"messages": [{"role": 5, "content": LONG}]},
         {"messages": [{"role": "user", "content": 7}]},
         {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": 7}]}]},
         {"messages": [{"role": "user", "content": [7]}], "tools": "none"},
         {"messages": [{"role": "assistant", "tool_calls": [{"function": {"name": 1, "arguments": "{"}}]}]},
-        {"messages": "[" * 5000},
         {"input": None, "messages": None, "tools": None, "system": None, "instructions": None},
     ],
 )

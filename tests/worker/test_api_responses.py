@@ -67,6 +67,31 @@ def test_an_answer_is_one_message_and_its_usage_adds_up(worker: FakeWorker, sdk:
     assert usage.output_tokens_details.reasoning_tokens == 0
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"instructions": "be brief", "reasoning": {"effort": "high"}},
+        {"tools": [WEATHER], "input": [{"role": "user", "content": [{"type": "input_text", "text": "h\u00e9"}]}]},
+    ],
+)
+def test_input_is_counted_as_it_is_then_billed(worker: FakeWorker, sdk: openai.OpenAI, fields: dict[str, Any]) -> None:
+    say(worker, "a")
+    asked = {"model": "fake", "input": "hi", **fields}
+    counted = sdk.responses.input_tokens.count(**asked)
+    assert counted.object == "response.input_tokens"
+    usage = ask(sdk, **fields).usage
+    assert usage is not None
+    assert counted.input_tokens == usage.input_tokens
+
+
+def test_what_cannot_be_served_is_not_counted_either(client: httpx.Client) -> None:
+    body = {"model": "fake", "input": "hi", "previous_response_id": "resp_1"}
+    response = client.post("/v1/responses/input_tokens", json=body)
+    assert response.status_code == 400
+    assert response.json()["error"]["param"] == "previous_response_id"
+
+
 def test_a_stream_adds_up_to_the_whole_answer(worker: FakeWorker, sdk: openai.OpenAI) -> None:
     say(worker, "hello")
     whole = ask(sdk)

@@ -84,6 +84,9 @@ class MockEngine:
                 if request.path == "/health":
                     _write_json(writer, self.health_status, {"status": "mock"})
                     continue
+                if request.path.startswith("/internal/"):  # what only our own worker has
+                    _write_json(writer, 404, {"error": {"message": "not here"}})
+                    continue
                 self.received.append(request)
                 self.arrived.set()
                 if self.ignore_first > 0:

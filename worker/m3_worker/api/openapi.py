@@ -22,6 +22,7 @@ from m3_worker.api.errors import json_response
 from m3_worker.api.messages import MessageFields
 from m3_worker.api.messages_request import ConversationFields as CountFields
 from m3_worker.api.responses import ResponseFields
+from m3_worker.api.responses_request import InputFields
 from m3_worker.api.tokens import DetokenizeFields, TokenizeFields
 from m3_worker.serving import WorkerState
 
@@ -132,6 +133,12 @@ _ROUTES = (
         streams=True,
     ),
     _Route(
+        "/v1/responses/input_tokens",
+        "Tokens of a request to responses.",
+        _object(object=_const("response.input_tokens"), input_tokens=_COUNT),
+        InputFields,
+    ),
+    _Route(
         "/v1/messages",
         "Anthropic's Messages.",
         _object(
@@ -193,6 +200,7 @@ _ROUTES = (
 
 # What models leave open for a parser of their own, as OpenAI and Anthropic define it.
 _PART = _object(type=_STRING)
+_INPUT: Json = {"anyOf": [_STRING, {"type": "array", "items": _ANY_OBJECT, "minItems": 1}]}
 _CONTENT: Json = {"anyOf": [_STRING, {"type": "array", "items": _PART, "minItems": 1}]}
 _CHAT_MESSAGE: Json = {
     **_object(role={"enum": ["root", "system", "developer", "user", "assistant", "tool"]}),
@@ -225,7 +233,8 @@ _OPEN_FIELDS: dict[type[BaseModel], Json] = {
         "tools": _or_null(_list(_CHAT_TOOL)),
     },
     EmbeddingFields: {"input": _TEXTS},
-    ResponseFields: {"input": {"anyOf": [_STRING, {"type": "array", "items": _ANY_OBJECT, "minItems": 1}]}},
+    ResponseFields: {"input": _INPUT},
+    InputFields: {"input": _INPUT},
     MessageFields: {"messages": _list(_object(role={"enum": ["user", "assistant"]}, content=_CONTENT))},
     CountFields: {"messages": _list(_object(role={"enum": ["user", "assistant"]}, content=_CONTENT))},
 }

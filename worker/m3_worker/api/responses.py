@@ -1,4 +1,4 @@
-"""`POST /v1/responses`: OpenAI's Responses dialect, without a memory.
+"""`POST /v1/responses` and `POST /v1/responses/input_tokens`: OpenAI's Responses dialect, without a memory.
 
 Owns the way of a request from its body to its answer. What a body means is responses_request's, what an answer looks
 like is responses_answer's. Nothing is stored: a response says `store: false`, and whatever refers to an earlier one is
@@ -11,7 +11,7 @@ from fastapi import APIRouter, Request
 from pydantic import Field
 from starlette.responses import Response
 
-from m3_worker.api.chat_prompt import load_media, refused
+from m3_worker.api.chat_prompt import load_media, prepare_chat, refused
 from m3_worker.api.errors import ApiError, json_response, shown
 from m3_worker.api.fields import GenerationFields
 from m3_worker.api.incoming import Incoming, off_loop, parse_object, receive_request
@@ -57,7 +57,7 @@ class ResponseFields(InputFields):
 
 
 def response_routes(state: WorkerState) -> APIRouter:
-    """The route of this dialect."""
+    """The routes of this dialect."""
     router = APIRouter()
 
     @router.post("/v1/responses")
@@ -76,17 +76,39 @@ def response_routes(state: WorkerState) -> APIRouter:
             turn.generation, request.receive, lambda delta: json_response(answer.whole(delta), headers=headers)
         )
 
+    @router.post("/v1/responses/input_tokens")
+    async def input_tokens(request: Request) -> Response:
+        incoming = await receive_request(request, state)
+        conversation = await off_loop(incoming.body_bytes, _parse_counted, incoming)
+        conversation = await load_media(incoming.model, conversation)
+        chat = await off_loop(incoming.body_bytes, prepare_chat, incoming.model, conversation)
+        return json_response({"object": "response.input_tokens", "input_tokens": len(chat.token_ids)})
+
     return router
 
 
 def _parse(incoming: Incoming) -> tuple[ResponseFields, Conversation]:
+    _check_supported(incoming.body)
+    fields = parse_object(ResponseFields, incoming.body)
+    return fields, _conversation(fields)
+
+
+def _parse_counted(incoming: Incoming) -> Conversation:
+    _check_supported(incoming.body)
+    return _conversation(parse_object(InputFields, incoming.body))
+
+
+def _check_supported(body: dict[str, Any]) -> None:
+    """Raises ApiError 400 for a field that needs what this worker lacks."""
     for name, (neutral, reason) in _REFUSED.items():
-        value = incoming.body.get(name)
+        value = body.get(name)
         if value is not None and not any(type(value) is type(one) and value == one for one in neutral):
             raise ApiError(400, f"{name} is {shown(value)}: {reason}", param=name, code="unsupported_field")
-    fields = parse_object(ResponseFields, incoming.body)
+
+
+def _conversation(fields: InputFields) -> Conversation:
     try:
-        return fields, fields.conversation()
+        return fields.conversation()
     except ChatError as error:
         raise refused(error) from None
 
