@@ -196,7 +196,7 @@ def _leaks(engine: Engine, pages: Pages) -> list[str]:
         faults.append(f"{engine.running_count} sequences run and {engine.waiting_count} wait though none is left")
     if pages.free_pages != pages.total_pages:
         faults.append(f"{pages.total_pages - pages.free_pages} pages are held though no request is left")
-    _, stored = engine.events.snapshot()
+    stored = engine.events.snapshot().stored
     told = {medium: sum(event.medium is medium for event in stored) for medium in Medium}
     if (told[Medium.DEVICE], told[Medium.HOST]) != (pages.found_pages, pages.host_pages):
         faults.append(f"followers know {told}, found can be {pages.found_pages} and {pages.host_pages}")
