@@ -100,7 +100,8 @@ async def _embed(incoming: Incoming, inputs: list[list[int]], pooling: Literal["
                 in_flight.append((request.id, submit(engine, request)))
             vectors.append(_vector((await in_flight[0][1].take())[0]))
             in_flight.popleft()
-            incoming.usage_record.add_prompt_tokens(len(inputs[place]))
+            if incoming.usage_record is not None:
+                incoming.usage_record.add_prompt_tokens(len(inputs[place]))
     except EngineFailedError as error:
         raise engine_failed(error) from None
     finally:

@@ -40,8 +40,8 @@ class Incoming:
     """Its tenant, from `x-m3-tenant`: cached pages are never shared between two."""
     body: dict[str, Any]
     body_bytes: int
-    usage_record: UsageRecord
-    """Takes note of what it uses."""
+    usage_record: UsageRecord | None
+    """Takes note of what it uses; None where it asks nothing of the model but its tokenizer."""
 
     def work_bytes(self, slow_fields: Iterable[str]) -> int:
         """For `off_loop`: the body's size, but never small where a field is given that takes long however short."""
@@ -63,7 +63,7 @@ async def receive_request(request: Request, state: WorkerState, *, needs_model: 
     name = body.get("model")
     model = state.model if name is None and not needs_model else require_model(state.model, name)
     cache_salt = request.headers.get("x-m3-tenant", "").encode()
-    return Incoming(model, priority, cache_salt, body, len(raw), request.state.usage_record)
+    return Incoming(model, priority, cache_salt, body, len(raw), getattr(request.state, "usage_record", None))
 
 
 def parse_object(kind: type[Parsed], body: Mapping[str, Any]) -> Parsed:
