@@ -57,7 +57,7 @@ class Attempt:
         limits: LimitSettings,
         clock: Callable[[], float],
     ) -> None:
-        self._owner = owner
+        self._owner: AttemptOwner | None = owner
         self._pool = pool
         self.worker = worker
         self._charge = charge
@@ -89,6 +89,7 @@ class Attempt:
         if self._is_ended:
             return
         self._is_ended = True
+        self._owner = None  # who has us: a cycle would have to wait for the collector
         if self._connection is not None:
             self._connection.abort()
             self._connection = None
@@ -128,17 +129,20 @@ class Attempt:
             self._connection = None
         else:
             self._deadline = now + self._limits.idle_seconds
-        self._owner.answered(answer, body, is_complete, now)
+        owner = self._owner
+        if owner is not None:
+            owner.answered(answer, body, is_complete, now)
 
     def worker_lost(self, reason: str) -> None:
         """The connection failed."""
         connection, self._connection = self._connection, None
-        if self._is_ended:
+        owner = self._owner
+        if owner is None:
             return
         if not self.has_head and connection is not None and connection.is_reused:
             self._connect()  # most likely a kept-alive connection that was closed as we wrote to it
         else:
-            self._owner.attempt_failed(reason)
+            owner.attempt_failed(reason)
 
     def _connect(self) -> None:
         self.tries += 1
@@ -159,9 +163,10 @@ class Attempt:
 
     def _unreachable(self, reason: str) -> None:
         self._dial = None
-        if not self._is_ended:
+        owner = self._owner
+        if owner is not None:
             self._pool.workers.report(self.worker, is_ready=False, reason=reason)
-            self._owner.attempt_failed(reason)
+            owner.attempt_failed(reason)
 
     def _send(self, connection: WorkerConnection) -> None:
         self._connection = connection

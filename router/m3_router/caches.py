@@ -35,10 +35,12 @@ class Cache:
         self._worker = worker
         self._note_gone = note_gone
         self.view = CacheView(self)
+        self.is_told = False  # its engine has begun to tell what it holds
         self.task: asyncio.Task[None] | None = None
 
     def began(self, epoch: str) -> None:
         """The cache is in this epoch."""
+        self.is_told = True
         worker = self._worker
         if worker.epoch not in ("", UNNAMED_EPOCH, epoch):
             _log.info("worker %s of pool %s: what it had cached is gone", worker.name, self._pool.name)
@@ -106,13 +108,13 @@ class Caches:
     def sent(self, worker: Worker, request_id: str, chain: list[int]) -> None:
         """A request with this chain was sent to a worker."""
         cache = self._by_uid.get(worker.uid)
-        if cache is not None:
+        if cache is not None and cache.is_told:
             cache.view.sent(request_id, chain)
 
     def answered(self, worker: Worker, request_id: str, input_tokens: int | None) -> None:
         """Its answer has ended; None: the worker has not said how many tokens of input there were."""
         cache = self._by_uid.get(worker.uid)
-        if cache is not None:
+        if cache is not None and cache.is_told:
             cache.view.answered(request_id, input_tokens)
 
     def close(self) -> None:

@@ -69,7 +69,7 @@ class Intake:
         dialect: Dialect,
         bill: Bill,
     ) -> None:
-        self._owner = owner
+        self._owner: IntakeOwner | None = owner
         self._services = services
         self._body = body
         self._caller = caller
@@ -95,6 +95,7 @@ class Intake:
     def cancel(self) -> None:
         """The client has left: nobody is called any more."""
         self._is_cancelled = True
+        self._owner = None  # who has us: a cycle would have to wait for the collector
         if self._question is not None:
             self._question.cancel()
 
@@ -123,7 +124,7 @@ class Intake:
             raise no_worker(view.model)
         view.body = body_for(pool, view, model, self.tier)
         if dialect.is_free:
-            self._owner.taken_in()
+            self._admit()
             return
         bill.service_tier = self.tier
         tokens = view.prompt_tokens
@@ -181,17 +182,23 @@ class Intake:
         if moderator is not None and moderator.covers("request"):
             self._question = services.loop.create_task(self._moderate(moderator, view))
         else:
-            self._owner.taken_in()
+            self._admit()
 
     async def _moderate(self, moderator: Moderator, view: RequestView) -> None:
         verdict = await moderator.check("request", self.model, request_text(view.body))
         if self._is_cancelled:
             return
         if verdict.is_allowed:
-            self._owner.taken_in()
+            self._admit()
         else:
             self._refuse(verdict.refusal("request"))
 
+    def _admit(self) -> None:
+        owner = self._owner
+        if owner is not None:
+            owner.taken_in()
+
     def _refuse(self, refusal: Refusal) -> None:
-        if not self._is_cancelled:
-            self._owner.not_taken_in(refusal)
+        owner = self._owner
+        if owner is not None:
+            owner.not_taken_in(refusal)

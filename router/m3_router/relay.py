@@ -126,7 +126,7 @@ class Exchange:
     def taken_in(self) -> None:
         """All is known of it, and nobody has anything against it."""
         view, pool = self._understood()
-        self._reply = Reply(self._client, self._bill, view, self._cost, is_resumable=pool.can_continue)
+        self._reply = Reply(self._client, self._bill, view, self._services.prices, is_resumable=pool.can_continue)
         if self._dialect.is_free:
             self._dispatch(view.body)
             return
@@ -512,6 +512,7 @@ class Exchange:
         self._intake.cancel()
         if self._guard is not None:
             self._guard.cancel()
+            self._guard = None
         attempt, self._attempt = self._attempt, None
         if attempt is not None:
             attempt.end()
@@ -544,7 +545,7 @@ class Exchange:
         ticket, pool = self._ticket, self._intake.pool
         if ticket is None or pool is None:
             return
-        ticket.holder = None
+        ticket.holder = ticket.order.holder = None
         if ticket.state == "admitted":
             pool.lanes.release(ticket, now, self._weighted_tokens())
         elif ticket.state == "waiting":
@@ -569,10 +570,6 @@ class Exchange:
             return None
         usage = Usage(bill.input_tokens, bill.cached_tokens, bill.cache_write_tokens, bill.output_tokens)
         return self._services.prices.weighted_tokens(bill.model, usage, bill.cost_nanousd, bill.time)
-
-    def _cost(self, usage: Usage) -> int:
-        bill, tier = self._bill, self._intake.tier
-        return self._services.prices.cost(bill.model, tier, usage, bill.time)[1]
 
     def _outcome_of_status(self) -> Outcome:
         status = self._bill.status

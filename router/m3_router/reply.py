@@ -5,7 +5,6 @@ Owns the form of the answer: whole (held until its usage is known, so that its c
 the worker said it used is in `usage`; whether the answer is good enough is the exchange's business.
 """
 
-from collections.abc import Callable
 from typing import Final
 
 import msgspec
@@ -15,7 +14,7 @@ from m3_router.continuation import Resumption, resume
 from m3_router.errors import Refusal
 from m3_router.http import wire
 from m3_router.http.messages import Answer, Client
-from m3_router.prices import format_usd
+from m3_router.prices import PriceTable, format_usd
 from m3_router.rate_limits import retry_headers
 from m3_router.request import RequestView
 from m3_router.transcript import Transcript
@@ -56,13 +55,13 @@ class Reply:
         "_answer",
         "_bill",
         "_client",
-        "_cost",
         "_events_before",
         "_held",
         "_held_bytes",
         "_input_tokens",
         "_is_head_out",
         "_limit_headers",
+        "_prices",
         "_scanner",
         "_transcript",
         "_view",
@@ -71,13 +70,12 @@ class Reply:
     )
 
     def __init__(
-        self, client: Client, bill: Bill, view: RequestView, cost: Callable[[Usage], int], *, is_resumable: bool
+        self, client: Client, bill: Bill, view: RequestView, prices: PriceTable, *, is_resumable: bool
     ) -> None:
-        """cost: what a usage of this request comes to, in nano-dollars."""
         self._client = client
         self._bill = bill
         self._view = view
-        self._cost = cost
+        self._prices = prices
         self._transcript: Transcript | None = None
         if is_resumable and view.is_stream and view.dialect.can_continue:
             self._transcript = Transcript(view.dialect, MAX_TRANSCRIPT_BYTES)
@@ -230,8 +228,14 @@ class Reply:
 
     def _new_scanner(self) -> EventStream:
         scanner = EventStream(self._view.dialect, self._view.is_usage_added, self._view.include_cost)
-        scanner.cost = self._cost
+        if self._view.include_cost:
+            scanner.cost = self._cost
         return scanner
+
+    def _cost(self, usage: Usage) -> int:
+        """What a usage of this request comes to, in nano-dollars."""
+        bill = self._bill
+        return self._prices.cost(bill.model, bill.service_tier or "standard", usage, bill.time)[1]
 
     def _note(self, data: bytes) -> None:
         self.has_content = True

@@ -1,6 +1,7 @@
 """The whole way of a request, over sockets, with mock engines behind the router."""
 
 import asyncio
+import gc
 import json
 from dataclasses import dataclass
 
@@ -433,3 +434,18 @@ async def test_a_request_in_pieces_is_one_request(
             at += size
     assert (await read_answer(reader))[0] == 200
     writer.close()
+
+
+async def test_exchanges_leave_nothing_for_the_collector(start_router: StartRouter, engine: MockEngine) -> None:
+    router = await start_router([engine])
+    gc.collect()
+    gc.disable()
+    try:
+        for stream in (False, True):
+            assert (await router.chat(stream=stream)).status_code == 200
+        assert (await router.chat(model="nobody")).status_code == 404
+        await asyncio.sleep(0.05)
+        left = [one for one in gc.get_objects() if type(one).__name__ in ("Exchange", "Intake", "Reply", "Attempt")]
+    finally:
+        gc.enable()
+    assert left == []
