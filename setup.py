@@ -59,8 +59,6 @@ ROUTER_HOT_PATH = [
         "request",
         "routes",
         "services",
-        "shared/affinity_records",
-        "spend",
         "splice",
         "tenants",
         "tickets",
