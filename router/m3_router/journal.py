@@ -21,6 +21,7 @@ from typing import Final
 
 from xxhash import xxh32_intdigest
 
+from m3_router.config import ConfigError, RouterConfig
 from m3_router.journal_keeper import JournalKeeper, Segment
 from m3_router.segments import (
     HEAD,
@@ -233,3 +234,18 @@ class Journal:
         elif number in self._open:
             self._open.pop(number).open_bills -= 1
             del self._unsettled[number]
+
+
+def open_journal(config: RouterConfig, process: int) -> Journal | None:
+    """The journal of one of a router's processes, None where none is configured. Raises ConfigError."""
+    settings, directory = config.ledger, config.ledger.directory
+    if directory is None:
+        return None
+    if config.processes > 1:
+        directory = directory / f"process-{process}"
+    try:
+        return Journal(
+            directory, settings.segment_bytes, settings.retain_segments, awaits_redis=config.redis is not None
+        )
+    except (JournalError, OSError) as error:
+        raise ConfigError(f"ledger.directory: {error}") from error

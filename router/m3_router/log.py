@@ -15,6 +15,7 @@ import msgspec
 
 MAX_PENDING_BYTES = 16 * 2**20
 GATHER_SECONDS = 0.02
+PASSED_ON_BYTES = 2**16
 
 
 class LineWriter:
@@ -60,6 +61,30 @@ class LineWriter:
             except (OSError, ValueError):  # the reader is gone: count, and go on serving
                 self.dropped += lines.count(b"\n")
             self._written_bytes += len(lines)
+
+
+def pass_on_lines(source: int, sink: BinaryIO) -> None:
+    """Copy whole lines from a file descriptor to a stream that others write to as well, until the end of it.
+
+    For a thread; closes the descriptor. One call of `sink.write` is one piece of its output. What a reader that is gone
+    does not take is lost; whoever writes must not be held up by it.
+    """
+    begun = b""
+    with open(source, "rb", buffering=0) as stream:
+        while data := stream.read(PASSED_ON_BYTES):
+            end = data.rfind(b"\n") + 1
+            if end:
+                _pass_on(begun + data[:end], sink)
+                begun = b""
+            begun += data[end:]
+    if begun:
+        _pass_on(begun + b"\n", sink)
+
+
+def _pass_on(lines: bytes, sink: BinaryIO) -> None:
+    with contextlib.suppress(OSError, ValueError):
+        sink.write(lines)
+        sink.flush()
 
 
 class JsonFormatter(logging.Formatter):

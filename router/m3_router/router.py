@@ -11,20 +11,31 @@ import logging
 import socket
 import ssl
 import time
-from collections.abc import Coroutine, Iterator, Mapping
+from collections.abc import Coroutine, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from secrets import token_hex
 from typing import Any, BinaryIO, Final, Literal
 
-import uvicorn
-from fastapi import FastAPI
 from pydantic.alias_generators import to_camel
+from starlette.types import ASGIApp
 
 from m3_router import log, relay
 from m3_router.access_file import AccessFile
 from m3_router.admin import Access as AdminAccess
-from m3_router.admin import ActError, Acts, Audit, Observatory, RouterSources, admin_app, day_of, tenants_of
+from m3_router.admin import (
+    ActError,
+    Acts,
+    AdminServer,
+    Audit,
+    Observatory,
+    RouterSources,
+    UsageSource,
+    admin_app,
+    behind_supervisor,
+    day_of,
+    tenants_of,
+)
 from m3_router.admin.document import LimitNow, RedisMode, TenantNow
 from m3_router.bill import Bill
 from m3_router.caches import Caches
@@ -35,7 +46,7 @@ from m3_router.estimates import TokenEstimates
 from m3_router.http.client_end import ClientConnection
 from m3_router.http.connections import Connections
 from m3_router.http.worker_end import WorkerConnections
-from m3_router.journal import Journal
+from m3_router.journal import Journal, open_journal
 from m3_router.ledger import Ledger
 from m3_router.metrics import Metrics, MetricsCollector
 from m3_router.models import ModelList
@@ -45,7 +56,6 @@ from m3_router.prices import PriceTable
 from m3_router.probes import Prober
 from m3_router.quotas import Quotas
 from m3_router.routes import Routes
-from m3_router.segments import JournalError
 from m3_router.services import Services
 from m3_router.settlement import Settlement, WorkerDirectory
 from m3_router.shared.sharing import Sharing
@@ -74,29 +84,33 @@ class Router:
         log_stream: BinaryIO,
         *,
         path: Path | None = None,
+        process: int = 0,
         worker_tls: ssl.SSLContext | None = None,
     ) -> None:
         """Raises ConfigError if a file that the configuration names cannot be used. Must be made in the running loop.
 
         path: where the configuration was read from, to be read again when it changes.
+        process: which of the configuration's processes this is.
         worker_tls: how certificates of external upstreams are checked; None: by the system's authorities.
         """
         self._config = config
         self._loop = asyncio.get_running_loop()
         clock, wall_clock = time.monotonic, time.time
-        self._name = socket.gethostname()
+        self._name = socket.gethostname() + (f"/{process}" if config.processes > 1 else "")
         self._lines = log.LineWriter(log_stream)
         self._tasks: list[asyncio.Task[None]] = []
         self._watches: list[EndpointWatch] = []
         self._listener: asyncio.Server | None = None
-        self._admin: _AdminServer | None = None
+        self._admin: AdminServer | None = None
         self.address = self.admin_address = ""
 
         # who may do what, and what it costs
         self._prices = PriceTable(config)
         self._estimates = TokenEstimates()
         access = None if config.auth == "none" else load_access(config.auth)
-        self._tenants = Tenants(access, Quotas())
+        # Without Redis, the processes cannot lend each other what they do not use.
+        quotas = Quotas() if config.redis is not None else Quotas(config.processes, process)
+        self._tenants = Tenants(access, quotas)
         self._access_file = AccessFile(path, config, access, self._take_config, wall_clock=wall_clock)
 
         # workers, and the ways to them
@@ -107,7 +121,7 @@ class Router:
         self._moderator = None if config.moderation is None else Moderator(config.moderation)
 
         # what is settled, and who is told
-        self._journal = _open_journal(config)
+        self._journal = open_journal(config, process)
         self._settlement = Settlement(self._loop, self._probe_connections, WorkerDirectory(list(self._pools)).find)
         self._metrics = Metrics()
         self._spend = Spend()
@@ -141,6 +155,9 @@ class Router:
             stream=None if self._sharing is None else self._sharing.ledger_stream,
         )
 
+        others = None if self._sharing is None else self._sharing.fleet_spend
+        self._spends = [self._spend] if others is None else [self._spend, others.others]
+
         # clients
         shared_log = None if self._sharing is None else self._sharing.affinity_log
         self._caches = Caches(self._probe_connections, None if shared_log is None else shared_log.gone)
@@ -166,7 +183,7 @@ class Router:
             self._services,
             self._tenants,
             ModelList(config, self._prices, wall_clock),
-            UsageReport(self._spend, wall_clock),
+            UsageReport(self._spends, wall_clock),
         )
 
         # people
@@ -200,15 +217,18 @@ class Router:
 
     # ---- life
 
-    async def start(self, *, admin_socket: socket.socket | None = None) -> None:
+    async def start(self, *, listen_at: str | None = None, admin_socket: socket.socket | None = None) -> None:
         """Listen, and begin to look for workers. Raises OSError if an address cannot be used.
 
-        admin_socket: where the admin port is served instead of at the configured address.
+        listen_at, admin_socket: what a supervisor has made of the configured addresses; its own socket is a Unix one.
         """
-        data_socket = listen(self._config.listen, is_shared=self._config.processes > 1)
+        data_socket = listen(listen_at or self._config.listen, is_shared=self._config.processes > 1)
         admin_socket = admin_socket or listen(self._config.admin)
+        admin = self._admin_app()
+        if admin_socket.family == socket.AF_UNIX:
+            admin = behind_supervisor(admin)
         self.address, self.admin_address = name_of(data_socket), name_of(admin_socket)
-        self._admin = _AdminServer(uvicorn.Config(self._admin_app(), log_config=None, access_log=False, lifespan="off"))
+        self._admin = AdminServer(admin)
         self._run(self._admin.serve([admin_socket]))
         self._run(self._tick())
         self._run(self._access_file.run())
@@ -366,7 +386,7 @@ class Router:
         self._tenants.swap(access)
 
     async def _reload(self, _: Mapping[str, str]) -> str:
-        if not await self._access_file.reload():
+        if not await self._access_file.reload() and self._access_file.last_error is not None:
             raise ActError(409, f"The configuration was not taken: {self._access_file.last_error}")
         return "The configuration and its keys were read again."
 
@@ -434,7 +454,7 @@ class Router:
         ]
         return self._tenants.plan_of(tenant), limits
 
-    def _admin_app(self) -> FastAPI:
+    def _admin_app(self) -> ASGIApp:
         return admin_app(
             ledger=self._ledger,
             pools=self._pools,
@@ -452,6 +472,7 @@ class Router:
             access=AdminAccess(self._config.admin_key_sha256),
             acts=self._acts,
             audit=self._audit,
+            usage=UsageSource(self._spends, None if self._journal is None else self._journal.directory),
         )
 
     def _why_not_ready(self) -> str | None:
@@ -460,26 +481,3 @@ class Router:
         if self._sharing is not None and not self._sharing.is_ready:
             return "catching up with the other replicas"
         return None if self._pools.has_ready_worker() else "no worker is ready"
-
-
-class _AdminServer(uvicorn.Server):
-    """uvicorn without its own signal handlers: the signals of the process are the router's."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
-
-
-def _open_journal(config: RouterConfig) -> Journal | None:
-    settings = config.ledger
-    if settings.directory is None:
-        return None
-    try:
-        return Journal(
-            settings.directory,
-            settings.segment_bytes,
-            settings.retain_segments,
-            awaits_redis=config.redis is not None,
-        )
-    except (JournalError, OSError) as error:
-        raise ConfigError(f"ledger.directory: {error}") from error

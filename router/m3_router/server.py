@@ -1,9 +1,13 @@
-"""The `m3-router` command: one router in this process, until SIGTERM."""
+"""The `m3-router` command: one router in this process, or a supervisor of several, until SIGTERM.
+
+Owns the command line, the signals and the exit status.
+"""
 
 import argparse
 import asyncio
 import gc
 import logging
+import os
 import signal
 import sys
 from pathlib import Path
@@ -12,22 +16,27 @@ import uvloop
 
 from m3_router import log
 from m3_router.config import ConfigError, RouterConfig, load
+from m3_router.processes import ChildEndedError, supervise
 from m3_router.router import Router
+from m3_router.sockets import listen_at_path
 
 _log = logging.getLogger(__name__)
 
 
-async def _run(config: RouterConfig, path: Path) -> None:
+async def _run(config: RouterConfig, arguments: argparse.Namespace) -> None:
     # What start-up has made lives for ever: keep it out of every collection, and collect rarely, since exchanges leave
     # no reference cycles behind.
     gc.freeze()
     gc.set_threshold(50_000, 20, 50)
-    router = Router(config, sys.stdout.buffer, path=path)
+    router = Router(config, sys.stdout.buffer, path=arguments.config, process=arguments.process or 0)
     is_ending = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, is_ending.set)
-    await router.start()
+    if arguments.process is not None:
+        loop.add_reader(sys.stdin.fileno(), _supervisor_gone, is_ending)
+    admin_socket = None if arguments.admin_socket is None else listen_at_path(arguments.admin_socket)
+    await router.start(listen_at=arguments.listen, admin_socket=admin_socket)
     await is_ending.wait()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.remove_signal_handler(number)  # a second signal ends the process at once
@@ -36,18 +45,36 @@ async def _run(config: RouterConfig, path: Path) -> None:
     await router.stop()
 
 
+def _supervisor_gone(is_ending: asyncio.Event) -> None:
+    """Its end of stdin was closed: whatever has become of the supervisor, nobody would end this process."""
+    if not os.read(sys.stdin.fileno(), 1):
+        asyncio.get_running_loop().remove_reader(sys.stdin.fileno())
+        is_ending.set()
+
+
 def main(argv: list[str] | None = None) -> None:
     """The `m3-router` command. Exits 2 if the configuration cannot be used, 1 if an address cannot."""
     parser = argparse.ArgumentParser(prog="m3-router", description="Route requests to MiniMax-M3 workers.")
     parser.add_argument("--config", type=Path, required=True, metavar="FILE", help="YAML configuration")
     parser.add_argument("--log-level", choices=("debug", "info", "warning", "error"), default="info")
+    # How the supervisor of several processes begins each.
+    parser.add_argument("--process", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--listen", help=argparse.SUPPRESS)
+    parser.add_argument("--admin-socket", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args(argv)
     log.configure(arguments.log_level)
     try:
-        uvloop.run(_run(load(arguments.config), arguments.config))
+        config = load(arguments.config)
+        if config.processes > 1 and arguments.process is None:
+            uvloop.run(supervise(config, arguments.config, log_level=arguments.log_level))
+        else:
+            uvloop.run(_run(config, arguments))
     except ConfigError as error:
         sys.stderr.write(f"m3-router: {error}\n")
         sys.exit(2)
+    except ChildEndedError as error:
+        sys.stderr.write(f"m3-router: {error}\n")
+        sys.exit(error.status if error.status > 0 else 1)
     except OSError as error:
         sys.stderr.write(f"m3-router: {error.strerror or error}\n")
         sys.exit(1)

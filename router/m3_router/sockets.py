@@ -1,6 +1,7 @@
-"""Listening sockets: TCP addresses of the configuration, which several processes may share."""
+"""Listening sockets: TCP addresses of the configuration, which several processes may share, and Unix sockets."""
 
 import socket
+from pathlib import Path
 
 from m3_router.config import split_address
 
@@ -25,7 +26,21 @@ def listen(address: str, *, is_shared: bool = False) -> socket.socket:
     return listener
 
 
+def listen_at_path(path: Path) -> socket.socket:
+    """A bound Unix socket, in place of one that an earlier process has left. Raises OSError that names the path."""
+    listener = socket.socket(socket.AF_UNIX)
+    try:
+        path.unlink(missing_ok=True)
+        listener.bind(str(path))
+    except OSError as error:
+        listener.close()
+        raise OSError(error.errno, f"cannot listen on {path}: {error.strerror or error}") from error
+    return listener
+
+
 def name_of(listener: socket.socket) -> str:
-    """`HOST:PORT` that a bound socket has."""
+    """`HOST:PORT` that a bound socket has, or the path of a Unix socket."""
+    if listener.family == socket.AF_UNIX:
+        return str(listener.getsockname())
     host, port = listener.getsockname()[:2]
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

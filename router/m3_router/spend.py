@@ -76,12 +76,7 @@ class Spend:
             for key, row in rows.items():
                 own = self._row_of(day, key)
                 if own is not None:
-                    own.requests += row.requests
-                    own.input_tokens += row.input_tokens
-                    own.cached_tokens += row.cached_tokens
-                    own.cache_write_tokens += row.cache_write_tokens
-                    own.output_tokens += row.output_tokens
-                    own.cost_nanousd += row.cost_nanousd
+                    _add(own, row)
 
     def rows(self, *, tenant: str | None = None, first_day: str = "", last_day: str = "") -> list[Row]:
         """The sums, the newest day first, then by tenant and model; days are YYYY-MM-DD, inclusive, "" for no bound."""
@@ -125,6 +120,20 @@ class Spend:
             self._first_day = min(self._days)
 
 
+def summed(parts: Iterable[Iterable[Row]]) -> list[Row]:
+    """The rows of several sums as one, in the order of `Spend.rows`. The rows that were given stay as they were."""
+    total: dict[tuple[str, _Key], Row] = {}
+    for rows in parts:
+        for row in rows:
+            key = (row.day, (row.tenant, row.model, row.service_tier, row.context_tier))
+            own = total.get(key)
+            if own is None:
+                total[key] = msgspec.structs.replace(row)
+            else:
+                _add(own, row)
+    return sorted(total.values(), key=_by_day_then_name)
+
+
 def rebuild(directory: Path, before_sequence: int) -> Spend:
     """The sums of what is settled in a journal before a sequence. Reads every file: not for an event loop."""
     spend = Spend()
@@ -149,6 +158,15 @@ def csv_lines(
         ]
         if rows:
             yield _csv(rows)
+
+
+def _add(row: Row, more: Row) -> None:
+    row.requests += more.requests
+    row.input_tokens += more.input_tokens
+    row.cached_tokens += more.cached_tokens
+    row.cache_write_tokens += more.cache_write_tokens
+    row.output_tokens += more.output_tokens
+    row.cost_nanousd += more.cost_nanousd
 
 
 def _settled_bills(directory: Path, before_sequence: int | None) -> Iterator[list[Bill]]:

@@ -1,12 +1,12 @@
 """What `GET /v1/usage` says: what a tenant has used and what it cost, by day, model and tiers; and what its limits have
 left.
 
-Owns the query's rules and the shape of the answer. The sums are `spend`'s, of this replica since its journal began; the
-administrator's view over all tenants, and CSV, are on the admin port.
+Owns the query's rules and the shape of the answer. The sums are `spend`'s: of this replica since its journal began, and
+of all replicas where they share Redis. The administrator's view over all tenants, and CSV, are on the admin port.
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final
 from urllib.parse import parse_qsl
 
@@ -16,24 +16,30 @@ from m3_router.config import NANOUSD_PER_USD
 from m3_router.errors import bad_request
 from m3_router.meters import NANOUSD
 from m3_router.prices import format_usd
-from m3_router.spend import Row, Spend
+from m3_router.spend import Row, Spend, summed
 from m3_router.tenants import Tenant
 
 _DAY: Final = re.compile(r"\d{4}-\d{2}-\d{2}")
-_PARAMETERS: Final = ("from", "to")
+_DAYS: Final = ("from", "to")
+_MAX_TERMS: Final = 16
 
 
 class UsageReport:
-    """Answers for every tenant. `wall_clock`: seconds since the epoch."""
+    """Answers for every tenant, from the sums of this replica and those of the others, where they are known.
 
-    def __init__(self, spend: Spend, wall_clock: Callable[[], float]) -> None:
-        self._spend = spend
+    wall_clock: seconds since the epoch.
+    """
+
+    def __init__(self, spends: Sequence[Spend], wall_clock: Callable[[], float]) -> None:
+        self._spends = tuple(spends)
         self._wall_clock = wall_clock
 
     def of_tenant(self, tenant: Tenant, query: str) -> bytes:
         """The answer as JSON. query: `from` and `to`, days as YYYY-MM-DD (UTC), inclusive. Raises Refusal (400)."""
-        first_day, last_day = days_of(query)
-        rows = self._spend.rows(tenant=tenant.name, first_day=first_day, last_day=last_day)
+        terms = terms_of(query, _DAYS)
+        rows = summed(
+            spend.rows(tenant=tenant.name, first_day=terms["from"], last_day=terms["to"]) for spend in self._spends
+        )
         return msgspec.json.encode(
             {
                 "object": "usage",
@@ -59,16 +65,22 @@ class UsageReport:
         ]
 
 
-def days_of(query: str) -> tuple[str, str]:
-    """The first and the last day of a query, "" where it names none. Raises Refusal (400)."""
-    found = dict.fromkeys(_PARAMETERS, "")
-    for name, value in parse_qsl(query, keep_blank_values=True, max_num_fields=16):
+def terms_of(query: str, names: Sequence[str]) -> dict[str, str]:
+    """What a query says under each of these names, "" where it does not. Raises Refusal (400)."""
+    found = dict.fromkeys(names, "")
+    try:
+        terms = parse_qsl(query, keep_blank_values=True, max_num_fields=_MAX_TERMS)
+    except ValueError:
+        raise bad_request(f"The query has more than {_MAX_TERMS} parameters.") from None
+    for name, value in terms:
         if name not in found:
-            raise bad_request(f"{name[:40]}: there is no such parameter; there are: from, to.", param=name[:40])
-        if not _DAY.fullmatch(value):
+            raise bad_request(
+                f"{name[:40]}: there is no such parameter; there are: {', '.join(names)}.", param=name[:40]
+            )
+        if name in _DAYS and not _DAY.fullmatch(value):
             raise bad_request(f"{name}: {value[:40]!r} is not a day such as 2026-11-21.", param=name)
         found[name] = value
-    return found["from"], found["to"]
+    return found
 
 
 def row_document(row: Row) -> dict[str, object]:

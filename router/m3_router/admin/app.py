@@ -20,6 +20,7 @@ from m3_router.admin.acts import ActError, Acts, checked_fields
 from m3_router.admin.audit import Audit
 from m3_router.admin.files import SECURITY_HEADERS, PageFile, load_page
 from m3_router.admin.state import Observatory
+from m3_router.admin.usage import UsageSource, usage_routes
 from m3_router.ledger import RING_BILLS, Ledger
 from m3_router.pools import Pools
 
@@ -38,6 +39,7 @@ def admin_app(
     access: Access,
     acts: Acts,
     audit: Audit,
+    usage: UsageSource,
 ) -> FastAPI:
     """The application of the admin port."""
     app = FastAPI(title="m3-router admin", docs_url=None, redoc_url=None, openapi_url=None)
@@ -59,7 +61,7 @@ def admin_app(
         return JSONResponse({"error": error.message}, error.status)
 
     app.include_router(_open_routes(collector, why_not_ready, load_page()))
-    app.include_router(_guarded_routes(ledger, pools, observatory, access))
+    app.include_router(_guarded_routes(ledger, pools, observatory, access, usage))
     app.include_router(_act_routes(access, acts, audit))
     return app
 
@@ -100,7 +102,9 @@ def _open_routes(collector: Collector, why_not_ready: Callable[[], str | None], 
     return routes
 
 
-def _guarded_routes(ledger: Ledger, pools: Pools, observatory: Observatory, access: Access) -> APIRouter:
+def _guarded_routes(
+    ledger: Ledger, pools: Pools, observatory: Observatory, access: Access, usage: UsageSource
+) -> APIRouter:
     """What the owner of the machine and the holder of the admin key may see."""
 
     async def may_read(request: Request) -> None:
@@ -134,6 +138,7 @@ def _guarded_routes(ledger: Ledger, pools: Pools, observatory: Observatory, acce
         document = observatory.state(time.monotonic(), time.time(), since)
         return Response(_encode(document), media_type="application/json")
 
+    routes.include_router(usage_routes(usage))
     return routes
 
 

@@ -9,6 +9,7 @@ import time
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -16,13 +17,14 @@ import uvicorn
 from fastapi import FastAPI
 from prometheus_client.registry import Collector
 
-from m3_router.admin import Access, ActError, Acts, Audit, Observatory, admin_app
+from m3_router.admin import Access, ActError, Acts, Audit, Observatory, UsageSource, admin_app
 from m3_router.admin.document import LaneNow, LimitNow, PoolNow, RouterNow, TenantNow, WorkerNow
 from m3_router.bill import Bill
 from m3_router.config import LaneSettings, RouterConfig
 from m3_router.ledger import Ledger
 from m3_router.pools import Pools
 from m3_router.prices import PriceTable
+from m3_router.spend import Spend
 
 ADMIN_KEY = "an-admin-key"
 ADMIN_DIGEST = hashlib.sha256(ADMIN_KEY.encode()).hexdigest()
@@ -66,6 +68,8 @@ class Scene:
     )
     admin_digest: str | None = None
     has_acts: bool = True
+    spend: Spend = field(default_factory=Spend)
+    journal_directory: Path | None = None
     done: list[tuple[str, dict[str, str]]] = field(default_factory=list)
     lines: list[bytes] = field(default_factory=list)
 
@@ -108,6 +112,7 @@ class Scene:
             access=Access(self.admin_digest),
             acts=self.acts,
             audit=self.audit,
+            usage=UsageSource([self.spend], self.journal_directory),
         )
 
     @asynccontextmanager
