@@ -1,6 +1,7 @@
 """Counts of the data plane: plain integers while requests run, Prometheus families when somebody asks.
 
-Owns the counters and histograms; gauges are read from their owners at the time of the scrape.
+Owns the counters and histograms of requests; gauges of lanes and workers are read from their owners at the time of the
+scrape. The families of all other parts are in `collectors` and in `shared.collector`.
 """
 
 from bisect import bisect_right
@@ -158,13 +159,13 @@ class MetricsCollector(Collector):
         metrics = self._metrics
         self._ledger.publish()
         labels = ("model", "service_tier", "context_tier", "outcome", "status")
-        requests = _counter("requests", "Requests that have ended.", labels)
-        retries = _counter("retries", "Times a request was tried on another connection or worker.", labels)
-        tokens = _counter("tokens", "Tokens settled; cached ones are among the input.", (*labels, "kind"))
-        cost = _counter("cost_usd", "Cost settled.", labels)
-        queue = _histogram("queue_seconds", "Wait in a lane.", labels)
-        first_byte = _histogram("first_byte_seconds", "From the whole request to the head of the answer.", labels)
-        duration = _histogram("duration_seconds", "From the whole request to the end of the answer.", labels)
+        requests = counter("requests", "Requests that have ended.", labels)
+        retries = counter("retries", "Times a request was tried on another connection or worker.", labels)
+        tokens = counter("tokens", "Tokens settled; cached ones are among the input.", (*labels, "kind"))
+        cost = counter("cost_usd", "Cost settled.", labels)
+        queue = histogram("queue_seconds", "Wait in a lane.", labels)
+        first_byte = histogram("first_byte_seconds", "From the whole request to the head of the answer.", labels)
+        duration = histogram("duration_seconds", "From the whole request to the end of the answer.", labels)
         for (model, service_tier, context_tier, outcome, status), total in metrics.totals.items():
             values = (model, service_tier or "", context_tier or "", outcome or "", str(status))
             requests.add_metric(values, total.requests)
@@ -181,19 +182,19 @@ class MetricsCollector(Collector):
 
     def _gauges(self) -> Iterator[Metric]:
         lane_labels = ("pool", "lane", "context_tier")
-        in_flight = _gauge("lane_tokens_in_flight", "Tokens that admitted requests may hold.", lane_labels)
-        waiting = _gauge("lane_requests_waiting", "Requests that wait in a lane.", lane_labels)
-        oldest = _gauge("lane_oldest_wait_seconds", "How long the first of those that wait has waited.", lane_labels)
-        expired = _counter("lane_expired", "Requests that waited too long.", lane_labels)
-        preempted = _counter("lane_preempted", "Requests put back before their first byte.", lane_labels)
+        in_flight = gauge("lane_tokens_in_flight", "Tokens that admitted requests may hold.", lane_labels)
+        waiting = gauge("lane_requests_waiting", "Requests that wait in a lane.", lane_labels)
+        oldest = gauge("lane_oldest_wait_seconds", "How long the first of those that wait has waited.", lane_labels)
+        expired = counter("lane_expired", "Requests that waited too long.", lane_labels)
+        preempted = counter("lane_preempted", "Requests put back before their first byte.", lane_labels)
         worker_labels = ("pool", "worker")
-        ready = _gauge("worker_ready", "1 if the worker takes requests.", ("pool", "worker"))
-        running = _gauge("worker_requests_in_flight", "Requests that a worker has.", ("pool", "worker"))
-        tokens = _gauge("worker_tokens_in_flight", "Tokens that a worker was charged with.", ("pool", "worker"))
-        remote = _gauge("worker_remote_tokens", "Load that other replicas have put on a worker.", ("pool", "worker"))
-        predicted = _counter("worker_predicted_cached_tokens", "Cached tokens that placement expected.", worker_labels)
-        actual = _counter("worker_cached_tokens", "Cached tokens that the worker reported.", worker_labels)
-        breaker = _gauge("worker_breaker_state", "0 closed, 1 half open, 2 open.", worker_labels)
+        ready = gauge("worker_ready", "1 if the worker takes requests.", ("pool", "worker"))
+        running = gauge("worker_requests_in_flight", "Requests that a worker has.", ("pool", "worker"))
+        tokens = gauge("worker_tokens_in_flight", "Tokens that a worker was charged with.", ("pool", "worker"))
+        remote = gauge("worker_remote_tokens", "Load that other replicas have put on a worker.", ("pool", "worker"))
+        predicted = counter("worker_predicted_cached_tokens", "Cached tokens that placement expected.", worker_labels)
+        actual = counter("worker_cached_tokens", "Cached tokens that the worker reported.", worker_labels)
+        breaker = gauge("worker_breaker_state", "0 closed, 1 half open, 2 open.", worker_labels)
         now = self._clock()
         for pool in self._pools:
             name = pool.settings.name
@@ -212,25 +213,28 @@ class MetricsCollector(Collector):
                 predicted.add_metric((name, worker.name), worker.predicted_cached_tokens)
                 actual.add_metric((name, worker.name), worker.actual_cached_tokens)
                 breaker.add_metric((name, worker.name), _BREAKER_STATES[worker.breaker.state])
-        connections = _gauge("client_connections", "Open client connections.", ())
+        connections = gauge("client_connections", "Open client connections.", ())
         connections.add_metric((), len(self._connections.all))
-        buffered = _gauge("buffered_bytes", "Bytes of request bodies in memory.", ())
+        buffered = gauge("buffered_bytes", "Bytes of request bodies in memory.", ())
         buffered.add_metric((), self._connections.buffered_bytes)
-        dropped = _counter("log_lines_dropped", "Request log lines lost because nobody read them.", ())
+        dropped = counter("log_lines_dropped", "Request log lines lost because nobody read them.", ())
         dropped.add_metric((), self._log_lines_dropped())
-        build = _gauge("build_info", "What runs; always 1.", tuple(self._build))
+        build = gauge("build_info", "What runs; always 1.", tuple(self._build))
         build.add_metric(tuple(self._build.values()), 1)
         yield from (in_flight, waiting, oldest, expired, preempted, remote, predicted, actual, breaker)
         yield from (ready, running, tokens, connections, buffered, dropped, build)
 
 
-def _counter(name: str, text: str, labels: Sequence[str]) -> CounterMetricFamily:
+def counter(name: str, text: str, labels: Sequence[str]) -> CounterMetricFamily:
+    """A counter of ours; `_total` is added to its name."""
     return CounterMetricFamily(f"m3_router_{name}", text, labels=labels)
 
 
-def _gauge(name: str, text: str, labels: Sequence[str]) -> GaugeMetricFamily:
+def gauge(name: str, text: str, labels: Sequence[str]) -> GaugeMetricFamily:
+    """A gauge of ours."""
     return GaugeMetricFamily(f"m3_router_{name}", text, labels=labels)
 
 
-def _histogram(name: str, text: str, labels: Sequence[str]) -> HistogramMetricFamily:
+def histogram(name: str, text: str, labels: Sequence[str]) -> HistogramMetricFamily:
+    """A histogram of ours."""
     return HistogramMetricFamily(f"m3_router_{name}", text, labels=labels)

@@ -166,6 +166,8 @@ class Quota:
                 worst, worst_amount = meter, amount
         assert worst is not None  # noqa: S101 - only called when one is exceeded
         self._quotas.touch(self, True)
+        refusals = self._quotas.refusals
+        refusals[worst.name] = refusals.get(worst.name, 0) + 1
         return refusal(self.tenant, worst, worst_amount, wall, can_grow=self._quotas.can_grow)
 
 
@@ -177,7 +179,7 @@ class Quotas:
     (`replicas` 0) begins without any, until `shared.leases` has asked the others what they hold.
     """
 
-    __slots__ = ("_by_tenant", "_counts", "can_grow", "index", "on_hunger", "replicas", "touched")
+    __slots__ = ("_by_tenant", "_counts", "can_grow", "index", "on_hunger", "refusals", "replicas", "touched")
 
     def __init__(self, replicas: int = 1, index: int = 0) -> None:
         self._by_tenant: dict[str, Quota] = {}
@@ -186,6 +188,7 @@ class Quotas:
         self._counts: list[tuple[float, int]] = []  # until when there were how many, the newest last
         self.can_grow = False  # whether other replicas can be asked
         self.touched: list[Quota] = []  # changed since the replicas last agreed
+        self.refusals: dict[str, int] = {}  # requests refused, by the name of the limit
         self.on_hunger: Callable[[], None] = _nobody  # called when one is in a hurry
 
     def all(self) -> list[Quota]:

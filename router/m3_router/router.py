@@ -11,12 +11,13 @@ import logging
 import socket
 import ssl
 import time
-from collections.abc import Coroutine, Mapping
+from collections.abc import Coroutine, Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from secrets import token_hex
-from typing import Any, BinaryIO, Final, Literal
+from typing import Any, BinaryIO
 
+from prometheus_client.registry import Collector
 from pydantic.alias_generators import to_camel
 from starlette.types import ASGIApp
 
@@ -34,11 +35,14 @@ from m3_router.admin import (
     admin_app,
     behind_supervisor,
     day_of,
+    limits_of,
     tenants_of,
 )
 from m3_router.admin.document import LimitNow, RedisMode, TenantNow
+from m3_router.attainment import Attainment
 from m3_router.bill import Bill
 from m3_router.caches import Caches
+from m3_router.collectors import PartsCollector
 from m3_router.config import Access, ConfigError, ExternalUpstream, RouterConfig, ServiceWorkers, load_access
 from m3_router.counting import ExactCounts
 from m3_router.endpoints import EndpointWatch
@@ -58,6 +62,7 @@ from m3_router.quotas import Quotas
 from m3_router.routes import Routes
 from m3_router.services import Services
 from m3_router.settlement import Settlement, WorkerDirectory
+from m3_router.shared.collector import SharingCollector
 from m3_router.shared.sharing import Sharing
 from m3_router.sockets import BACKLOG, listen, name_of
 from m3_router.spend import Spend, rebuild
@@ -67,7 +72,6 @@ from m3_router.usage_report import UsageReport
 from m3_router.workers import Worker, WorkerAddress
 
 TICK_SECONDS = 0.25
-_UNITS: Final[tuple[Literal["tokens", "requests", "nanousd"], ...]] = ("tokens", "requests", "nanousd")
 RECOVERY_SECONDS = 60.0  # that bills of an earlier process wait for a worker which could say what they used
 # Whether this build's hot path was compiled (setup.py), or is interpreted and half as fast.
 HOT_PATH = "interpreted" if relay.__file__.endswith(".py") else "compiled"
@@ -141,7 +145,8 @@ class Router:
                 clock=clock,
                 wall_clock=wall_clock,
             )
-        readers = [self._metrics.count, self._spend.count, self._learn, self._observe]
+        self._attainment = Attainment(config.lanes)
+        readers = [self._metrics.count, self._attainment.read, self._spend.count, self._learn, self._observe]
         if self._spans is not None:
             readers.append(self._spans.read)
         self._ledger = Ledger(
@@ -439,34 +444,13 @@ class Router:
 
     def _plan_now(self, wall: float, tenant: str) -> tuple[str | None, list[LimitNow]]:
         quota = self._tenants.quotas.get(tenant)
-        if quota is None:
-            return None, []
-        quota.turn(wall)
-        limits = [
-            LimitNow(
-                meter.name,
-                _UNITS[meter.unit],
-                meter.used + meter.others_used,
-                meter.limit,
-                None if meter.ends_at == float("inf") else max(meter.ends_at - wall, 0.0),
-            )
-            for meter in quota.meters
-        ]
-        return self._tenants.plan_of(tenant), limits
+        return (None, []) if quota is None else (self._tenants.plan_of(tenant), limits_of(quota, wall))
 
     def _admin_app(self) -> ASGIApp:
         return admin_app(
             ledger=self._ledger,
             pools=self._pools,
-            collector=MetricsCollector(
-                self._metrics,
-                self._ledger,
-                self._pools,
-                self._connections,
-                lambda: self._lines.dropped,
-                clock=time.monotonic,
-                build={"version": version("m3serve"), "hot_path": HOT_PATH},
-            ),
+            collectors=self._collectors(),
             why_not_ready=self._why_not_ready,
             observatory=self._observatory,
             access=AdminAccess(self._config.admin_key_sha256),
@@ -474,6 +458,31 @@ class Router:
             audit=self._audit,
             usage=UsageSource(self._spends, None if self._journal is None else self._journal.directory),
         )
+
+    def _collectors(self) -> Iterator[Collector]:
+        yield MetricsCollector(
+            self._metrics,
+            self._ledger,
+            self._pools,
+            self._connections,
+            lambda: self._lines.dropped,
+            clock=time.monotonic,
+            build={"version": version("m3serve"), "hot_path": HOT_PATH},
+        )
+        yield PartsCollector(
+            pools=self._pools,
+            ledger=self._ledger,
+            journal=self._journal,
+            settlement=self._settlement,
+            counts=self._counts,
+            moderator=self._moderator,
+            spans=self._spans,
+            access_file=self._access_file,
+            attainment=self._attainment,
+            quotas=self._tenants.quotas,
+        )
+        if self._sharing is not None:
+            yield SharingCollector(self._sharing)
 
     def _why_not_ready(self) -> str | None:
         if self._connections.is_draining:

@@ -11,7 +11,7 @@ from m3_router.admin.peer import behind_supervisor
 from m3_router.admin.serving import AdminServer
 from m3_router.admin.sources import RouterSources, Sources
 from m3_router.admin.state import Observatory
-from m3_router.admin.today import day_of, tenants_of
+from m3_router.admin.today import day_of, limits_of, tenants_of
 from m3_router.admin.usage import UsageSource
 
 __all__ = [
@@ -28,5 +28,6 @@ __all__ = [
     "admin_app",
     "behind_supervisor",
     "day_of",
+    "limits_of",
     "tenants_of",
 ]

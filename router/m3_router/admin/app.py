@@ -5,7 +5,7 @@ Owns the FastAPI application: paths, status codes, headers. Holds no state of it
 """
 
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Annotated, Any, Final
 
 import msgspec
@@ -33,7 +33,7 @@ def admin_app(
     *,
     ledger: Ledger,
     pools: Pools,
-    collector: Collector,
+    collectors: Iterable[Collector],
     why_not_ready: Callable[[], str | None],
     observatory: Observatory,
     access: Access,
@@ -60,7 +60,7 @@ def admin_app(
     async def cannot(_: Request, error: ActError) -> Response:
         return JSONResponse({"error": error.message}, error.status)
 
-    app.include_router(_open_routes(collector, why_not_ready, load_page()))
+    app.include_router(_open_routes(collectors, why_not_ready, load_page()))
     app.include_router(_guarded_routes(ledger, pools, observatory, access, usage))
     app.include_router(_act_routes(access, acts, audit))
     return app
@@ -69,11 +69,14 @@ def admin_app(
 # Coroutines all, so that they run in the event loop, where the data plane's state is never half changed.
 
 
-def _open_routes(collector: Collector, why_not_ready: Callable[[], str | None], page: dict[str, PageFile]) -> APIRouter:
+def _open_routes(
+    collectors: Iterable[Collector], why_not_ready: Callable[[], str | None], page: dict[str, PageFile]
+) -> APIRouter:
     """What everyone may see: probes, metrics, and the page without its data."""
     routes = APIRouter()
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(collector)
+    for collector in collectors:
+        registry.register(collector)
 
     @routes.get("/metrics")
     async def metrics() -> Response:

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from m3_router.admin.document import LaneLatency, RatesNow, WorkerRecent
+from m3_router.attainment import came_in_time, targets_ms
 from m3_router.bill import Bill
 from m3_router.config import ContextTier, LaneSettings, ServiceTier
 
@@ -61,11 +62,7 @@ class Recent:
     """Sums of settled bills over the last hour."""
 
     def __init__(self, lanes: LaneSettings) -> None:
-        self._targets_ms: Mapping[ServiceTier, float | None] = {
-            "priority": lanes.priority_first_byte_target_seconds * 1000,
-            "standard": lanes.standard_first_byte_target_seconds * 1000,
-            "batch": None,  # it has no target: it runs when nothing else does
-        }
+        self._targets_ms = targets_ms(lanes)
         self._slots: deque[_Slot] = deque()
 
     def read(self, bills: list[Bill], now: float) -> None:
@@ -102,7 +99,7 @@ class Recent:
             _latency((service, context), target_ms, recent, hour)
             for service in SERVICE_TIERS
             for context in CONTEXT_TIERS
-            if (target_ms := self._targets_ms[service]) is not None and (service, context) in keys
+            if (target_ms := self._targets_ms.get(service)) is not None and (service, context) in keys
         ]
 
     def workers(self, now: float) -> dict[str, WorkerRecent]:
@@ -143,13 +140,13 @@ class Recent:
         if bill.outcome == "rejected":
             lane.refused += bill.status in _NO_PLACE
             return
-        if not bill.worker or (bill.first_byte_ms is None and bill.outcome == "client_gone"):
-            return  # it left before anybody could say whether the target would have been met
+        is_in_time = came_in_time(bill, self._targets_ms.get(service_tier, math.inf))
+        if is_in_time is None:
+            return
         lane.requests += 1
+        lane.within += is_in_time
         if bill.first_byte_ms is None:
             return
-        target_ms = self._targets_ms[service_tier]
-        lane.within += target_ms is None or (bill.first_byte_ms <= target_ms and bill.outcome != "worker_error")
         bucket = round(math.log(max(bill.first_byte_ms, 1e-3)) * _BUCKETS_PER_E)
         lane.buckets[bucket] = lane.buckets.get(bucket, 0) + 1
 

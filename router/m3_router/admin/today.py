@@ -1,12 +1,15 @@
-"""What each tenant has used since midnight UTC: rows of usage, put together by tenant. Pure."""
+"""What each tenant has used since midnight UTC, and of its limits: rows of usage, put together by tenant. Pure."""
 
 import time
 from collections.abc import Callable, Iterable
-from typing import Protocol
+from typing import Final, Literal, Protocol
 
 from m3_router.admin.document import LimitNow, TenantNow
 from m3_router.admin.recent import lane_name
 from m3_router.config import ContextTier, ServiceTier
+from m3_router.quotas import Quota
+
+_UNITS: Final[tuple[Literal["tokens", "requests", "nanousd"], ...]] = ("tokens", "requests", "nanousd")  # of meters
 
 Plan = tuple[str | None, list[LimitNow]]
 """The name of a tenant's plan, and what is left of its limits."""
@@ -60,3 +63,18 @@ def _tenant(name: str, rows: list[UsageRow], plan: Plan) -> TenantNow:
         plan=plan[0],
         limits=plan[1],
     )
+
+
+def limits_of(quota: Quota, wall: float) -> list[LimitNow]:
+    """What is used of each limit of a tenant, in the windows of this moment."""
+    quota.turn(wall)
+    return [
+        LimitNow(
+            meter.name,
+            _UNITS[meter.unit],
+            meter.used + meter.others_used,
+            meter.limit,
+            None if meter.ends_at == float("inf") else max(meter.ends_at - wall, 0.0),
+        )
+        for meter in quota.meters
+    ]

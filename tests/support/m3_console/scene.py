@@ -106,7 +106,7 @@ class Scene:
         return admin_app(
             ledger=ledger,
             pools=Pools(()),
-            collector=NoMetrics(),
+            collectors=[NoMetrics()],
             why_not_ready=lambda: None,
             observatory=self.observatory,
             access=Access(self.admin_digest),
