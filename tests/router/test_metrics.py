@@ -1,6 +1,7 @@
 """What a router counts, read from its admin port by Prometheus' own parser, and the rule of the first bytes."""
 
 import hashlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +11,21 @@ from prometheus_client.parser import text_string_to_metric_families
 from m3_console.scene import bill
 from m3_mock import MockEngine
 from m3_mock.running import Running, StartRouter, eventually
-from m3_redis import RedisServer
+from m3_redis import RedisServer, running_redis
 from m3_router.attainment import Attainment, came_in_time
 from m3_router.config import LaneSettings
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "router.md"
 
 
+@pytest.fixture
+def redis_server() -> Iterator[RedisServer]:
+    with running_redis() as server:
+        yield server
+
+
 async def metrics_of(running: Running) -> dict[str, dict[tuple[str, ...], float]]:
-    """Values by name of the sample, and by the values of its labels."""
+    """Values by name of the sample, and by the values of its labels in the order of their names."""
     found: dict[str, dict[tuple[str, ...], float]] = {}
     for family in text_string_to_metric_families((await running.admin.get("/metrics")).text):
         for sample in family.samples:
@@ -38,8 +45,8 @@ async def test_a_request_is_seen_in_the_counts_of_the_parts_that_it_passed(
     assert found["m3_router_journal_lost_records_total"][()] == 0
     assert found["m3_router_journal_open_bills"][()] == 0
     assert found["m3_router_ledger_pending_bills"][()] == 0
-    assert found["m3_router_first_byte_target_requests_total"][("standard", "standard", "true")] == 1
-    assert found["m3_router_first_byte_target_requests_total"][("standard", "standard", "false")] == 0
+    assert found["m3_router_first_byte_target_requests_total"][("standard", "true", "standard")] == 1
+    assert found["m3_router_first_byte_target_requests_total"][("standard", "false", "standard")] == 0
     assert found["m3_router_first_byte_target_seconds"][("priority",)] == 5.0
     assert "m3_router_redis_shared" not in found
 
