@@ -39,6 +39,14 @@ export class Feed {
     return body.message;
   }
 
+  /** The settled requests of the journal as a file. Throws an Error with the reason. */
+  async table() {
+    const answer = await fetch("api/usage.csv", { headers: this.headers(), cache: "no-store" });
+    if (answer.ok) return answer.blob();
+    const body = await answer.json().catch(() => ({}));
+    throw new Error(body.error ?? `The router answered ${answer.status}.`);
+  }
+
   headers() {
     const key = sessionStorage.getItem(KEY);
     return key ? { authorization: `Bearer ${key}` } : {};

@@ -91,6 +91,19 @@ function pause() {
   if (!isPaused) show();
 }
 
+async function downloadTable() {
+  const problem = byId("csv-error");
+  problem.hidden = true;
+  try {
+    const url = URL.createObjectURL(await feed.table()); // a plain link could not carry the admin key
+    h("a", { href: url, download: "m3-usage.csv" }).click();
+    setTimeout(() => URL.revokeObjectURL(url), 60_000);
+  } catch (error) {
+    setText(problem, error.message);
+    problem.hidden = false;
+  }
+}
+
 function useTheme(name) {
   document.documentElement.dataset.theme = name;
   setText(byId("theme"), `Theme: ${name}`);
@@ -126,6 +139,7 @@ function keyPressed(event) {
 
 byId("pause").addEventListener("click", pause);
 byId("theme").addEventListener("click", nextTheme);
+byId("csv").addEventListener("click", downloadTable);
 byId("help-open").addEventListener("click", () => byId("help").showModal());
 byId("pool").addEventListener("change", (event) => {
   pool = event.target.value || null;
