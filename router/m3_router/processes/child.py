@@ -114,6 +114,10 @@ class Child:
                 stderr=streams[1][1],
                 start_new_session=True,
             )
+        except OSError:
+            for source, _ in streams:
+                os.close(source)
+            raise
         finally:
             for _, end in streams:
                 os.close(end)

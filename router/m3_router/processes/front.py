@@ -25,7 +25,8 @@ from m3_router.admin.usage import Usage, usage_document
 from m3_router.processes.exposition import LABEL, merged
 from m3_router.spend import summed
 
-_OPEN: Final = ("", "console", "healthz", "metrics", "readyz")
+_OPEN: Final = frozenset({"/", "/healthz", "/metrics", "/readyz"})
+_PAGE_PREFIX: Final = "/console/"
 # Of one connection, and so not passed on (RFC 9110, section 7.6.1); and what the supervisor says itself.
 _OWN_HEADERS: Final = frozenset(
     {"connection", "content-length", "keep-alive", "te", "trailer", "transfer-encoding", "upgrade", PEER_HEADER}
@@ -53,7 +54,8 @@ def front_app(
 
     @app.middleware("http")
     async def guard(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
-        if request.url.path.split("/")[1] not in _OPEN:
+        path = request.scope["path"]
+        if path not in _OPEN and not (path.startswith(_PAGE_PREFIX) and path.count("/") == _PAGE_PREFIX.count("/")):
             try:
                 access.reader(_peer(request), request.headers)
             except DeniedError as error:
@@ -217,10 +219,10 @@ def _like(request: Request, client: httpx.AsyncClient, body: bytes) -> httpx.Req
     """The same request, to a process."""
     headers = [(name, value) for name, value in request.headers.items() if name not in _OWN_HEADERS]
     query = httpx.QueryParams([term for term in request.query_params.multi_items() if term[0] != "process"])
+    target = request.scope["raw_path"] + (f"?{query}".encode() if query else b"")
     return client.build_request(
         request.method,
-        request.url.path,
-        params=query,
+        client.base_url.copy_with(raw_path=target),
         headers=[*headers, (PEER_HEADER, _peer(request))],
         content=body or None,
     )

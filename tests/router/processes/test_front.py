@@ -73,13 +73,25 @@ async def test_a_router_that_drains_is_not_ready_and_still_well() -> None:
         assert (await client.get("/healthz")).status_code == 200
 
 
-@pytest.mark.parametrize("path", ["/workers", "/api/state", "/api/usage", "/api/usage.csv", "/ledger"])
+@pytest.mark.parametrize("path", ["/workers", "/api/state", "/api/usage", "/api/usage.csv", "/ledger", "/console"])
 async def test_what_holds_data_is_not_even_passed_on_for_a_stranger(path: str) -> None:
     (process,) = of(path, httpx.Response(200, json={}))
     async with client_of(process, peer="10.0.0.9") as client:
         assert (await client.get(path)).status_code == 401
         assert (await client.get(path, headers={**KEY, "authorization": "Bearer wrong"})).status_code == 401
     assert process.asked == []
+
+
+async def test_a_path_that_is_written_oddly_opens_nothing_and_is_passed_on_as_it_came() -> None:
+    (process,) = of("/", httpx.Response(200))
+    async with client_of(process, peer="10.0.0.9") as client:
+        for path in ("//workers/ledger", "/%2fledger", "/console/a/b"):
+            odd = client.base_url.copy_with(raw_path=path.encode())
+            assert (await client.get(odd)).status_code == 401
+            await client.get(odd, headers=KEY)
+    assert [asked.url.raw_path for asked in process.asked] == [
+        b"//workers/ledger", b"/%2fledger", b"/console/a/b",
+    ]  # fmt: skip
 
 
 async def test_an_act_of_a_stranger_reaches_nobody() -> None:
