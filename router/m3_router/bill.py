@@ -125,10 +125,12 @@ def continued(bill: Bill, usage: Usage) -> Usage:
     """The usage of a whole answer, of which the newest worker reports `usage` for its part.
 
     Before each further dispatch of a continuation, the bill holds what the client had got until then: the input as the
-    first worker counted it, the output that was delivered.
+    first worker counted it, the output that was delivered. What of the input was cached only Anthropic's dialect says
+    before the end; in the others it is what the newest worker had of it.
     """
     if bill.continuations == 0:
         return usage
-    return Usage(
-        bill.input_tokens, bill.cached_tokens, bill.cache_write_tokens, bill.output_tokens + usage.output_tokens
-    )
+    cached, written = bill.cached_tokens, bill.cache_write_tokens
+    if not cached and not written:
+        cached = min(usage.cached_tokens, bill.input_tokens)
+    return Usage(bill.input_tokens, cached, written, bill.output_tokens + usage.output_tokens)

@@ -26,6 +26,7 @@ _UNBOUND_FORMATS: Final = (None, {"type": "text"})
 _FREE_CHOICES: Final = (None, "auto", {"type": "auto"})
 _MIN_TOKENS: Final = frozenset({b"", b"null", b"0"})
 _EMPTY: Final = frozenset({b"", b"null", b'""'})
+_ANTHROPIC_INPUT: Final = ("input_tokens", "cache_read_input_tokens", "cache_creation_input_tokens")
 
 Json = dict[str, Any]
 
@@ -48,6 +49,7 @@ class Resumption:
         self._open_block = transcript.open_block
         self._open_kind = transcript.open_kind
         self._blocks: dict[int, int] = {}  # index in the second answer: index for the client
+        self._second_begun: Json = {}  # usage at the beginning of Anthropic's second answer
 
     def merged(self, usage: Usage) -> Usage:
         """The usage of both answers as one: the first prompt, and all that was generated."""
@@ -112,6 +114,9 @@ class Resumption:
         """An event of Anthropic's messages."""
         match value.get("type"):
             case "message_start" if self._id:
+                message = value.get("message")
+                usage = message.get("usage") if isinstance(message, dict) else None
+                self._second_begun = usage if isinstance(usage, dict) else {}
                 return []
             case "content_block_start":
                 return self._start_block(value)
@@ -145,8 +150,10 @@ class Resumption:
         usage = value.get("usage")
         if not isinstance(usage, dict):
             return
-        read, written = usage.get("cache_read_input_tokens") or 0, usage.get("cache_creation_input_tokens") or 0
-        input_tokens = (usage.get("input_tokens") or 0) + read + written
+        # The end may leave out what the beginning has said of the input.
+        told = usage if any(usage.get(name) for name in _ANTHROPIC_INPUT) else self._second_begun
+        plain, read, written = (told.get(name) or 0 for name in _ANTHROPIC_INPUT)
+        input_tokens = plain + read + written
         both = self.merged(Usage(input_tokens, read, written, usage.get("output_tokens") or 0))
         usage["input_tokens"] = both.input_tokens - both.cached_tokens - both.cache_write_tokens
         usage["cache_read_input_tokens"] = both.cached_tokens

@@ -553,8 +553,10 @@ class Exchange:
         services.follow(pool)
 
     def _note_delivered(self, reply: Reply) -> None:
-        bill, usage = self._bill, self._estimate()
-        bill.input_tokens, bill.output_tokens = usage.input_tokens, usage.output_tokens
+        bill, begun = self._bill, reply.begun
+        if begun is not None and not bill.continuations:
+            bill.cached_tokens, bill.cache_write_tokens = begun.cached_tokens, begun.cache_write_tokens
+        bill.output_tokens = reply.events
 
     def _estimate(self) -> Usage:
         """What is known of an answer whose usage did not come: its input, and an output token for each event."""

@@ -99,6 +99,11 @@ class Reply:
         return self._events_before + (self._scanner.events if isinstance(self._scanner, EventStream) else 0)
 
     @property
+    def begun(self) -> Usage | None:
+        """What the worker said of its input when a stream began; None where the dialect does not."""
+        return self._scanner.begun if isinstance(self._scanner, EventStream) else None
+
+    @property
     def is_at_end(self) -> bool:
         """Whether the end of a stream has come."""
         return not isinstance(self._scanner, EventStream) or self._scanner.is_complete
