@@ -21,6 +21,7 @@ async def test_a_client_that_leaves_stops_the_worker_at_once(
     start_router: StartRouter, engine: MockEngine, gate_at: int
 ) -> None:
     engine.gate, engine.gate_at = asyncio.Event(), gate_at
+    engine.tells_usage = False
     router = await start_router([engine])
     reader, writer = await router.raw(post(json.dumps({**GOOD, "stream": True}).encode()))
     await engine.arrived.wait()

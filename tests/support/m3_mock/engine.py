@@ -1,6 +1,6 @@
 """The mock engine: an HTTP server on a port of its own, whose every answer a test decides.
 
-It records what reached it, and how many of its requests were aborted. `input_tokens` counts a prompt of token ids
+It records what reached it, and what each request used, aborted ones too. `input_tokens` counts a prompt of token ids
 exactly and text by its bytes, as a byte-level tokenizer would.
 """
 
@@ -10,6 +10,11 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
+
+from m3_mock import answers
+from m3_mock.answers import Counts, count_input
+from m3_mock.records import PATH as USAGE_PATH
+from m3_mock.records import UsageRecord, UsageRecords
 
 
 @dataclass
@@ -28,16 +33,20 @@ class Received:
 
 @dataclass
 class MockEngine:
-    """What a test may set: everything that has a default. `gate` is waited for before event `gate_at` (0: the head)."""
+    """What a test may set: everything that has a default. `gate` is waited for before token `gate_at` (0: the head)."""
 
     model: str = "mock"
-    output_tokens: int = 3
+    output_tokens: int = 3  # of an answer that the request does not want shorter
+    token_text: str = ""  # of each token; "" numbers them
+    pace_seconds: float = 0.0  # for each token, of answers that are not streamed too
+    tokens_ahead: int = 0  # made and not sent when an answer is cut off
     filler_bytes: int = 0  # of text in each event, beyond its token
     cached_tokens: int = 0
     health_status: int = 200
     status: int = 200
     reports_input: bool = True
     reports_usage: bool = True
+    tells_usage: bool = True  # afterwards, on /internal/usage
     gate: asyncio.Event | None = None
     gate_at: int = 0
     die_at: int | None = None  # close before this event; 0: before the head
@@ -45,6 +54,7 @@ class MockEngine:
     extra_headers: tuple[str, ...] = ()
     raw_answer: bytes | None = None
     received: list[Received] = field(default_factory=list)
+    records: UsageRecords = field(default_factory=UsageRecords)
     aborted: asyncio.Event = field(default_factory=asyncio.Event)
     arrived: asyncio.Event = field(default_factory=asyncio.Event)
     port: int = 0
@@ -68,12 +78,18 @@ class MockEngine:
         self.port = self._server.sockets[0].getsockname()[1]
 
     async def stop(self) -> None:
-        """Like a killed process: every connection is cut."""
+        """Like a killed process: every connection is cut, and what was used is known no more."""
         assert self._server is not None
         self._server.close()
-        for task in list(self._tasks):
+        await self.cut()
+        self.records.forget()
+
+    async def cut(self) -> None:
+        """Cut every connection there is, as a broken network would; what was used stays known."""
+        tasks = list(self._tasks)
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
@@ -84,8 +100,11 @@ class MockEngine:
                 if request.path == "/health":
                     _write_json(writer, self.health_status, {"status": "mock"})
                     continue
-                if request.path.startswith("/internal/"):  # what only our own worker has
-                    _write_json(writer, 404, {"error": {"message": "not here"}})
+                if request.path.startswith(USAGE_PATH) and self.tells_usage:
+                    _write_json(writer, *await self.records.answer(request.path))
+                    continue
+                if request.path.startswith("/internal/"):
+                    _write_json(writer, 404, {"error": {"message": "mock has no such thing"}})
                     continue
                 self.received.append(request)
                 self.arrived.set()
@@ -108,62 +127,95 @@ class MockEngine:
             writer.write(self.raw_answer)
             await writer.drain()
             return False
-        body = request.json
+        body, path = request.json, request.path
+        counts = self._counts(body)
+        if path.startswith("/v1/") and not path.endswith("/count_tokens"):
+            names = request.headers.get("x-request-id", ""), request.headers.get("x-m3-attempt", "")
+            record = self.records.begin(*names, path, counts.input_tokens)
+        else:
+            record = UsageRecord("", "", path, counts.input_tokens)
+        try:
+            record.is_answered = await self._speak(path, body, counts, record, reader, writer)
+        finally:
+            if not record.is_answered and record.prompt_tokens:
+                record.completion_tokens += self.tokens_ahead
+            record.ended.set()
+        return record.is_answered
+
+    def _counts(self, body: dict[str, Any]) -> Counts:
+        input_tokens = count_input(body)
+        limit = answers.output_limit(body, input_tokens)
+        output_tokens = self.output_tokens if limit is None else min(limit, self.output_tokens)
+        return Counts(input_tokens, min(self.cached_tokens, input_tokens), output_tokens)
+
+    async def _speak(
+        self,
+        path: str,
+        body: dict[str, Any],
+        counts: Counts,
+        record: UsageRecord,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+    ) -> bool:
+        """Returns whether the answer was given whole."""
         if not await self._pass(0, reader):
             return False
         if self.status != 200:
             _write_json(writer, self.status, {"error": {"message": f"mock {self.status}"}}, ("retry-after: 7",))
             return True
-        input_tokens = count_input(body)
-        headers = (*self.extra_headers, *((f"x-m3-input-tokens: {input_tokens}",) if self.reports_input else ()))
-        usage = {
-            "prompt_tokens": input_tokens,
-            "completion_tokens": self.output_tokens,
-            "total_tokens": input_tokens + self.output_tokens,
-            "prompt_tokens_details": {"cached_tokens": self.cached_tokens},
-        }
-        if request.path == "/tokenize":
-            _write_json(writer, 200, {"count": input_tokens, "max_model_len": 8192, "tokens": []})
+        if path in ("/tokenize", "/v1/messages/count_tokens"):
+            count = {"count": counts.input_tokens, "input_tokens": counts.input_tokens}
+            _write_json(writer, 200, {**count, "max_model_len": 8192, "tokens": []})
             return True
+        record.prompt_tokens, record.cached_tokens = counts.input_tokens, counts.cached_tokens
+        headers = (*self.extra_headers, *((f"x-m3-input-tokens: {counts.input_tokens}",) if self.reports_input else ()))
         if body.get("stream"):
-            return await self._stream(body, usage, headers, reader, writer)
-        answer = {
-            "id": "mock-1",
-            "object": "chat.completion",
-            "created": 1_700_000_000,
-            "model": self.model,
-            "choices": [
-                {"index": 0, "message": {"role": "assistant", "content": "Hi."}, "text": "Hi.", "finish_reason": "stop"}
-            ],
-        }
-        if self.reports_usage:
-            answer["usage"] = usage
-        _write_json(writer, 200, answer, headers)
+            return await self._stream(path, body, counts, headers, record, reader, writer)
+        for number in range(1, counts.output_tokens + 1):
+            if not await self._pass(number, reader) or not await self._pause(reader):
+                return False
+            record.completion_tokens += 1
+        _write_json(writer, 200, answers.whole(path, self.model, counts if self.reports_usage else None), headers)
         await writer.drain()
         return True
 
     async def _stream(
         self,
+        path: str,
         body: dict[str, Any],
-        usage: dict[str, Any],
+        counts: Counts,
         headers: tuple[str, ...],
+        record: UsageRecord,
         reader: asyncio.StreamReader,
         writer: asyncio.StreamWriter,
     ) -> bool:
         lines = ["HTTP/1.1 200 OK", "content-type: text/event-stream", "transfer-encoding: chunked", *headers]
         writer.write(("\r\n".join(lines) + "\r\n\r\n").encode())
-        for number in range(1, self.output_tokens + 1):
-            if not await self._pass(number, reader):
+        for event in answers.beginning(path, self.model, counts):
+            _write_event(writer, event)
+        for number in range(1, counts.output_tokens + 1):
+            if not await self._pass(number, reader) or not await self._pause(reader):
                 return False
-            text = f" t{number}" + "x" * self.filler_bytes
-            delta = {"index": 0, "delta": {"content": text}, "text": text, "finish_reason": None}
-            _write_event(writer, json.dumps({"id": "mock-1", "object": "chat.completion.chunk", "choices": [delta]}))
+            record.completion_tokens += 1
+            _write_event(writer, answers.token(path, (self.token_text or f" t{number}") + "x" * self.filler_bytes))
             await writer.drain()
-        if (body.get("stream_options") or {}).get("include_usage") and self.reports_usage:
-            _write_event(writer, json.dumps({"id": "mock-1", "choices": [], "usage": usage}))
-        _write_event(writer, "[DONE]")
+        is_usage_asked = bool((body.get("stream_options") or {}).get("include_usage"))
+        if not await self._pass(counts.output_tokens + 1, reader):
+            return False
+        for event in answers.ending(path, counts if self.reports_usage else None, is_usage_asked=is_usage_asked):
+            _write_event(writer, event)
         writer.write(b"0\r\n\r\n")
         await writer.drain()
+        return True
+
+    async def _pause(self, reader: asyncio.StreamReader) -> bool:
+        """The time that a token takes. False: the client has left meanwhile."""
+        if not self.pace_seconds:
+            return True
+        await asyncio.sleep(self.pace_seconds)
+        if reader.at_eof() or reader.exception() is not None:
+            self.aborted.set()
+            return False
         return True
 
     async def _pass(self, at: int, reader: asyncio.StreamReader) -> bool:
@@ -184,16 +236,6 @@ class MockEngine:
         return not gone
 
 
-def count_input(body: dict[str, Any]) -> int:
-    """Token ids are counted, text is one token a byte."""
-    prompt = body.get("prompt")
-    if isinstance(prompt, list):
-        return len(prompt)
-    if isinstance(prompt, str):
-        return len(prompt.encode())
-    return sum(len(str(message.get("content", "")).encode()) for message in body.get("messages", []))
-
-
 async def _read(reader: asyncio.StreamReader) -> Received | None:
     try:
         head = await reader.readuntil(b"\r\n\r\n")
@@ -212,6 +254,6 @@ def _write_json(writer: asyncio.StreamWriter, status: int, answer: object, heade
     writer.write(("\r\n".join(lines) + "\r\n\r\n").encode() + body)
 
 
-def _write_event(writer: asyncio.StreamWriter, data: str) -> None:
-    event = f"data: {data}\n\n".encode()
+def _write_event(writer: asyncio.StreamWriter, text: str) -> None:
+    event = text.encode()
     writer.write(b"%x\r\n%b\r\n" % (len(event), event))
