@@ -199,11 +199,21 @@ class Exchange:
             self._dispatch(self._understood()[0].body)
 
     def preempted(self) -> None:
-        """A priority request has taken the place; this one waits again where it waited before."""
-        if not self._is_finished and self._attempt is not None:
-            self._bill.preemptions += 1
-            self._attempt.end()
+        """A priority request has taken the place; this one waits again where it waited before.
+
+        Nothing, where it has the place again by now, and the answer has begun meanwhile.
+        """
+        ticket, attempt = self._ticket, self._attempt
+        if not self._is_finished and attempt is not None and ticket is not None and not ticket.has_first_byte:
+            attempt.end()
             self._attempt = None
+            self._forget_answer()
+            self._bill.preemptions += 1
+
+    def _has_lost_place(self) -> bool:
+        """Whether this was put back and is not told yet, so that what comes of the worker comes too late."""
+        ticket = self._ticket
+        return ticket is not None and ticket.state != "admitted"
 
     def expired(self, retry_after_seconds: int) -> None:
         """The wait in the lane was too long."""
@@ -279,6 +289,9 @@ class Exchange:
         """One read from the worker, at most one write to the client."""
         reply, attempt = self._reply, self._attempt
         assert reply is not None and attempt is not None  # noqa: S101, PT018 - the attempt tells of itself
+        if self._has_lost_place():
+            self.preempted()
+            return
         if answer is not None:
             if answer.status in _PASSED_OVER and self._can_try_another(reply):
                 self._try_another(f"it answered {answer.status}")
@@ -372,7 +385,9 @@ class Exchange:
         assert attempt is not None and reply is not None  # noqa: S101, PT018 - the attempt tells of itself
         _, pool = self._understood()
         pool.workers.failed(attempt.worker, self._services.clock(), reason)
-        if reply.has_content:
+        if self._has_lost_place():
+            self.preempted()
+        elif reply.has_content:
             self._go_on_elsewhere(worker_failed(f"Worker {attempt.worker.name} failed during its answer: {reason}."))
         else:
             self._try_another(reason)
@@ -406,12 +421,17 @@ class Exchange:
         view, pool = self._understood()
         can_try = self._can_try_another(reply)
         worker = self._end_attempt()
+        self._forget_answer()
         if can_try:
             self._dispatch(view.body)
         elif not pool.workers.ready:
             self._refuse(no_worker(view.model), outcome="worker_error")
         else:
             self._refuse(worker_failed(f"Worker {worker.name} failed: {reason}."), outcome="worker_error")
+
+    def _forget_answer(self) -> None:
+        """What a worker has said before it failed, or was stopped, is of no answer that the client will get."""
+        self._bill.status = self._bill.input_tokens = 0
 
     def _go_on_elsewhere(self, refusal: Refusal) -> None:
         """A part of the answer was sent: another worker goes on with it where that can be done, or it is broken off."""
@@ -518,7 +538,7 @@ class Exchange:
             attempt.end()
         bill.duration_ms = int((now - self._arrived_at) * 1e6) / 1e3
         is_free = self._dialect.is_free
-        if outcome == "client_gone" and usage is None and bill.attempts and not is_free:
+        if outcome == "client_gone" and usage is None and attempt is not None and not is_free:
             services.ledger.settle_later(bill, outcome, self._estimate() if bill.status == 200 else None)
         else:
             if usage is None and outcome == "ok" and not is_free:
