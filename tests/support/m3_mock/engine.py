@@ -31,6 +31,16 @@ class Received:
         return json.loads(self.body)
 
 
+@dataclass(frozen=True)
+class _Call:
+    """A request, what it comes to, and the record of it."""
+
+    path: str
+    body: dict[str, Any]
+    counts: Counts
+    record: UsageRecord
+
+
 @dataclass
 class MockEngine:
     """What a test may set: everything that has a default. `gate` is waited for before token `gate_at` (0: the head)."""
@@ -60,6 +70,7 @@ class MockEngine:
     port: int = 0
     _server: asyncio.Server | None = None
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
+    _working: set[asyncio.Task[None]] = field(default_factory=set)
 
     @property
     def url(self) -> str:
@@ -81,12 +92,15 @@ class MockEngine:
         """Like a killed process: every connection is cut, and what was used is known no more."""
         assert self._server is not None
         self._server.close()
-        await self.cut()
+        await self._cut(self._tasks)
         self.records.forget()
 
     async def cut(self) -> None:
-        """Cut every connection there is, as a broken network would; what was used stays known."""
-        tasks = list(self._tasks)
+        """Cut every connection with a request at work, as a broken network would; what was used stays known."""
+        await self._cut(self._working)
+
+    async def _cut(self, connections: set[asyncio.Task[None]]) -> None:
+        tasks = list(connections)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -111,14 +125,17 @@ class MockEngine:
                 if self.ignore_first > 0:
                     self.ignore_first -= 1
                     return
+                self._working.add(task)
                 if not await self._answer(request, reader, writer):
                     return
+                self._working.discard(task)
         except (ConnectionError, asyncio.IncompleteReadError):
             self.aborted.set()
         except asyncio.CancelledError:
             pass  # by `stop`, which waits for the end of this task
         finally:
             self._tasks.discard(task)
+            self._working.discard(task)
             writer.transport.abort()
 
     async def _answer(self, request: Received, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
@@ -135,7 +152,7 @@ class MockEngine:
         else:
             record = UsageRecord("", "", path, counts.input_tokens)
         try:
-            record.is_answered = await self._speak(path, body, counts, record, reader, writer)
+            record.is_answered = await self._speak(_Call(path, body, counts, record), reader, writer)
         finally:
             if not record.is_answered and record.prompt_tokens:
                 record.completion_tokens += self.tokens_ahead
@@ -148,16 +165,9 @@ class MockEngine:
         output_tokens = self.output_tokens if limit is None else min(limit, self.output_tokens)
         return Counts(input_tokens, min(self.cached_tokens, input_tokens), output_tokens)
 
-    async def _speak(
-        self,
-        path: str,
-        body: dict[str, Any],
-        counts: Counts,
-        record: UsageRecord,
-        reader: asyncio.StreamReader,
-        writer: asyncio.StreamWriter,
-    ) -> bool:
+    async def _speak(self, call: "_Call", reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
         """Returns whether the answer was given whole."""
+        path, counts, record = call.path, call.counts, call.record
         if not await self._pass(0, reader):
             return False
         if self.status != 200:
@@ -169,8 +179,8 @@ class MockEngine:
             return True
         record.prompt_tokens, record.cached_tokens = counts.input_tokens, counts.cached_tokens
         headers = (*self.extra_headers, *((f"x-m3-input-tokens: {counts.input_tokens}",) if self.reports_input else ()))
-        if body.get("stream"):
-            return await self._stream(path, body, counts, headers, record, reader, writer)
+        if call.body.get("stream"):
+            return await self._stream(call, headers, reader, writer)
         for number in range(1, counts.output_tokens + 1):
             if not await self._pass(number, reader) or not await self._pause(reader):
                 return False
@@ -181,14 +191,12 @@ class MockEngine:
 
     async def _stream(
         self,
-        path: str,
-        body: dict[str, Any],
-        counts: Counts,
+        call: "_Call",
         headers: tuple[str, ...],
-        record: UsageRecord,
         reader: asyncio.StreamReader,
         writer: asyncio.StreamWriter,
     ) -> bool:
+        path, counts, record = call.path, call.counts, call.record
         lines = ["HTTP/1.1 200 OK", "content-type: text/event-stream", "transfer-encoding: chunked", *headers]
         writer.write(("\r\n".join(lines) + "\r\n\r\n").encode())
         for event in answers.beginning(path, self.model, counts):
@@ -199,7 +207,7 @@ class MockEngine:
             record.completion_tokens += 1
             _write_event(writer, answers.token(path, (self.token_text or f" t{number}") + "x" * self.filler_bytes))
             await writer.drain()
-        is_usage_asked = bool((body.get("stream_options") or {}).get("include_usage"))
+        is_usage_asked = bool((call.body.get("stream_options") or {}).get("include_usage"))
         if not await self._pass(counts.output_tokens + 1, reader):
             return False
         for event in answers.ending(path, counts if self.reports_usage else None, is_usage_asked=is_usage_asked):
