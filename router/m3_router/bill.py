@@ -131,6 +131,6 @@ def continued(bill: Bill, usage: Usage) -> Usage:
     if bill.continuations == 0:
         return usage
     cached, written = bill.cached_tokens, bill.cache_write_tokens
-    if bill.dialect != "messages":
+    if not cached and bill.dialect != "messages":
         cached = min(usage.cached_tokens, bill.input_tokens)
     return Usage(bill.input_tokens, cached, written, bill.output_tokens + usage.output_tokens)
