@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import sys
+import time
 from asyncio.subprocess import DEVNULL, PIPE, Process
 from pathlib import Path
 
@@ -32,11 +33,11 @@ class RouterProcess:
         assert process.stderr is not None
         self._reading = asyncio.create_task(self._read(process.stderr))
         begun = len(self.log)
-        async with asyncio.timeout(START_SECONDS):
-            while not any("is ready" in line for line in self.log[begun:]):
-                if process.returncode is not None:
-                    raise RuntimeError("the router has ended:\n" + "\n".join(self.log[begun:]))
-                await asyncio.sleep(0.01)
+        until = time.monotonic() + START_SECONDS
+        while not any("is ready" in line for line in self.log[begun:]):
+            if process.returncode is not None or time.monotonic() > until:
+                raise RuntimeError("the router does not get ready:\n" + "\n".join(self.log[begun:]))
+            await asyncio.sleep(0.01)
         (listening,) = (line for line in self.log[begun:] if '"listening on ' in line)
         self.port = int(json.loads(listening)["message"].split()[2].rstrip(",").rpartition(":")[2])
 
