@@ -250,13 +250,17 @@ class Router:
         _log.info("listening on %s, admin on %s, hot path %s", self.address, self.admin_address, HOT_PATH)
 
     async def drain(self) -> None:
-        """Stop accepting and let what runs finish, for at most `limits.drainSeconds`; then break off the rest."""
+        """Stop accepting and let what runs finish, and what was cut off be settled, for at most `limits.drainSeconds`;
+        then break off the rest.
+        """
         if self._listener is not None:
             self._listener.close()
         self._connections.drain()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self._config.limits.drain_seconds):
                 await self._connections.wait_until_empty()
+                while self._ledger.pending:  # noqa: ASYNC110 - workers say within seconds what they were asked
+                    await asyncio.sleep(TICK_SECONDS)
         if self._connections.all:
             _log.warning("broke off %d connections after the drain time", len(self._connections.all))
             self._connections.interrupt()

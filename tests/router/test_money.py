@@ -198,6 +198,20 @@ async def test_a_client_that_leaves_before_its_prompt_was_computed_pays_nothing(
     assert (bill["outcome"], bill["estimated"]) == ("client_gone", False)
 
 
+async def test_a_router_that_stops_first_hears_what_those_who_left_have_used(
+    start_router: StartRouter, engine: MockEngine
+) -> None:
+    engine.output_tokens, engine.pace_seconds = 10, 0.3  # after which it notices that nobody is there any more
+    router = await money_router(start_router, [engine])
+    reader, writer = await begin(router, CHAT, body_of(CHAT, "x" * 7, stream=True))
+    await read_until(reader, lambda data: b" t1" in data)
+    writer.transport.abort()
+    await router.router.drain()
+    (bill,) = await router.ledger()
+    assert used(bill) == (7, 0, 1, 3_300)  # 7 x 300 + 1,200
+    assert (bill["outcome"], bill["estimated"]) == ("client_gone", False)
+
+
 @pytest.mark.parametrize("path", PATHS)
 async def test_where_no_worker_can_say_the_input_and_each_delivered_event_is_billed(
     start_router: StartRouter, engine: MockEngine, path: str
