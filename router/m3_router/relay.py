@@ -495,7 +495,7 @@ class Exchange:
                 return
         if now >= self._comment_at and reply is not None and self._bill.stream and not reply.has_content:
             self._comment_at = now + self._services.limits.comment_seconds
-            if attempt is not None and not attempt.has_head:
+            if attempt is not None and (reply.is_streaming or not attempt.has_head):
                 reply.comment()
 
     def _late(self, attempt: Attempt, overdue: str, now: float) -> None:

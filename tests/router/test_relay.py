@@ -159,6 +159,21 @@ async def test_cached_tokens_are_billed_at_the_cache_rate(start_router: StartRou
     assert bill["cost_nanousd"] == 50 * 300 + 100 * 60 + 3 * 1200  # 15,000 + 6,000 + 3,600
 
 
+@pytest.mark.parametrize("gate_at", [0, 1])
+async def test_a_stream_that_waits_is_told_that_somebody_is_there(
+    start_router: StartRouter, engine: MockEngine, gate_at: int
+) -> None:
+    engine.gate, engine.gate_at = asyncio.Event(), gate_at  # before the worker's head, and after it
+    router = await start_router([engine], limits={"commentSeconds": 0.01})
+    body = json.dumps({**GOOD, "stream": True}).encode()
+    reader, _ = await router.raw(post(body))
+    assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200")
+    assert b": keep-alive\n\n" in await reader.readuntil(b": keep-alive\n\n")
+    engine.gate.set()
+    answer = await reader.readuntil(b"data: [DONE]")
+    assert b" t1" in answer
+
+
 async def test_an_answer_without_usage_is_marked_as_estimated(start_router: StartRouter, engine: MockEngine) -> None:
     engine.reports_usage = False
     router = await start_router([engine])
