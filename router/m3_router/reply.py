@@ -208,8 +208,10 @@ class Reply:
     def _cut(self, refusal: Refusal) -> None:
         scanner, event = self._scanner, b""
         if isinstance(scanner, EventStream):
-            # What the worker itself said of its failure is better than what we could.
-            event = scanner.failure or scanner.boundary() + self._view.dialect.error_event(refusal)
+            if scanner.failure:  # what the worker itself said of its failure is better than what we could say
+                self._client.end(scanner.failure)
+                return
+            event = scanner.boundary() + self._view.dialect.error_event(refusal)
         elif scanner is None:
             event = self._view.dialect.error_event(refusal)
         self._client.cut(event)
