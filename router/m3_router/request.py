@@ -80,10 +80,11 @@ class RequestView:
     def check_fits(self, max_context_tokens: int) -> None:
         """Raise Refusal (400) if the request cannot fit into the context of its pool, whatever the worker."""
         if self.max_tokens is not None and self.max_tokens > max_context_tokens:
+            name = _limit_name(self.dialect, self.fields)
             raise bad_request(
-                f"{self.dialect.limit}: {self.max_tokens} is above this model's maximum context length of "
+                f"{name}: {self.max_tokens} is above this model's maximum context length of "
                 f"{max_context_tokens} tokens.",
-                param=self.dialect.limit,
+                param=name,
             )
         # Several prompts are several contexts; each of them is the worker's to check.
         if self.prompt_tokens is not None and self.prompt_tokens > max_context_tokens and self.choices == 1:
@@ -150,8 +151,16 @@ def _max_tokens(dialect: Dialect, fields: RequestBody) -> int | None:
     elif limit is None:
         limit = fields.max_completion_tokens
     if limit is not None and limit < 0:
-        raise bad_request(f"{dialect.limit}: {limit} is below 0.", param=dialect.limit)
+        name = _limit_name(dialect, fields)
+        raise bad_request(f"{name}: {limit} is below 0.", param=name)
     return limit
+
+
+def _limit_name(dialect: Dialect, fields: RequestBody) -> str:
+    """What the client has called the limit of its answer."""
+    if dialect.limit == "max_tokens" and fields.max_tokens is None and fields.max_completion_tokens is not None:
+        return "max_completion_tokens"
+    return dialect.limit
 
 
 def _count(view: RequestView, fields: RequestBody) -> None:
