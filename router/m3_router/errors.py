@@ -30,7 +30,7 @@ class Refusal(Exception):  # noqa: N818 - an answer, and not always anybody's er
     """An answer of the router's own, in place of a worker's.
 
     retry_after_seconds: sent as Retry-After. closes: the connection cannot be used after it (HTTP requires that).
-    is_anthropic: set by whoever knows the client's dialect, before it is answered.
+    allow: the method that the path takes, for a 405. is_anthropic: set by whoever knows the client's dialect, before it is answered.
     """
 
     def __init__(
@@ -43,6 +43,7 @@ class Refusal(Exception):  # noqa: N818 - an answer, and not always anybody's er
         param: str | None = None,
         retry_after_seconds: int | None = None,
         closes: bool = False,
+        allow: str = "",
     ) -> None:
         super().__init__(message)
         self._status = status
@@ -52,6 +53,7 @@ class Refusal(Exception):  # noqa: N818 - an answer, and not always anybody's er
         self.param = param
         self.retry_after_seconds = retry_after_seconds
         self.closes = closes
+        self.allow = allow
         self.is_anthropic = False
 
     @property

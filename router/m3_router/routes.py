@@ -40,7 +40,7 @@ class Routes:
                 raise _not_allowed(path, "POST")
         elif path in _LOCAL or path.startswith(_MODELS_PREFIX):
             if method not in (b"GET", b"HEAD"):
-                raise _not_allowed(path, "GET")
+                raise _not_allowed(path, "GET, HEAD")
         else:
             raise Refusal(404, f"There is no {path.decode('latin-1')} here.", code="not_found")
         known = start.head.known
@@ -104,4 +104,4 @@ class Routes:
 
 
 def _not_allowed(path: bytes, method: str) -> Refusal:
-    return Refusal(405, f"{path.decode()} takes {method}.", code="method_not_allowed")
+    return Refusal(405, f"{path.decode()} takes {method}.", code="method_not_allowed", allow=method)

@@ -122,6 +122,8 @@ def refusal_head(refusal: Refusal) -> bytes:
     head = status_line(refusal.status) + b"content-type: application/json\r\n"
     if refusal.retry_after_seconds is not None:
         head += b"retry-after: %d\r\n" % refusal.retry_after_seconds
+    if refusal.allow:
+        head += b"allow: %b\r\n" % refusal.allow.encode()
     return head
 
 
