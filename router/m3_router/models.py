@@ -1,8 +1,12 @@
 """What `GET /v1/models` says: the models of the configuration and their other names, how long they are, and where their
 context tiers part. It does not depend on which workers are up.
+
+One object serves both dialects: OpenAI's fields (`object`, `created`) beside Anthropic's (`type`, `display_name`,
+`created_at`).
 """
 
 from collections.abc import Callable
+from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
@@ -26,7 +30,9 @@ class ModelList:
 
     def all(self) -> bytes:
         """The list."""
-        return msgspec.json.encode({"object": "list", "data": [self._document(name) for name in self._models]})
+        models = [self._document(name) for name in self._models]
+        page = {"has_more": False, "first_id": models[0]["id"], "last_id": models[-1]["id"]}
+        return msgspec.json.encode({"object": "list", "data": models, **page})
 
     def one(self, name: str) -> bytes:
         """One model, under the name that was asked for. Raises KeyError if it is not in the configuration."""
@@ -38,7 +44,10 @@ class ModelList:
         return {
             "id": name,
             "object": "model",
+            "type": "model",
+            "display_name": name,
             "created": self._created,
+            "created_at": f"{datetime.fromtimestamp(self._created, UTC):%Y-%m-%dT%H:%M:%SZ}",
             "owned_by": "m3serve",
             "root": model,
             "max_model_len": self._contexts[model],
