@@ -1,16 +1,39 @@
-"""One fake worker for all tests of the HTTP API in a process, put back in order after each test."""
+"""One fake worker for all tests of the HTTP API in a process, put back in order after each test.
+
+What a client may rely on holds through the router too: a test marked `either_way` runs against a worker, and against
+a router before two of them. What a router decides itself is marked `worker_only` among them.
+"""
 
 from collections.abc import Iterator
 
 import httpx
 import pytest
 
-from m3_fakes.worker import FakeWorker, running_worker
+from m3_fakes.worker import FakeWorker, StartWorker, running_worker
+from m3_routed import routed_workers
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    marks = {mark.name for mark in metafunc.definition.iter_markers()}
+    if "way" in metafunc.fixturenames and "either_way" in marks and "worker_only" not in marks:
+        metafunc.parametrize("way", ["direct", "routed"], indirect=True, scope="session")
 
 
 @pytest.fixture(scope="session")
-def shared_worker() -> Iterator[FakeWorker]:
-    with running_worker() as worker:
+def way(request: pytest.FixtureRequest) -> str:
+    """`direct`, or `routed`."""
+    return str(getattr(request, "param", "direct"))
+
+
+@pytest.fixture(scope="session")
+def start_worker(way: str) -> StartWorker:
+    """Starts a worker, or two behind a router."""
+    return running_worker if way == "direct" else routed_workers
+
+
+@pytest.fixture(scope="session")
+def shared_worker(start_worker: StartWorker) -> Iterator[FakeWorker]:
+    with start_worker() as worker:
         yield worker
 
 

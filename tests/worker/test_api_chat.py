@@ -9,6 +9,8 @@ import pytest
 from m3_fakes.http import sse_events
 from m3_fakes.worker import CLOSING, END_OF_TURN, OPENING, FakeWorker
 
+pytestmark = pytest.mark.either_way
+
 USER = {"role": "user", "content": "hi"}
 THOUGHT = [OPENING, *b"why", CLOSING, *b"yes", END_OF_TURN]
 

@@ -12,6 +12,8 @@ from m3_fakes.runner import continuation
 from m3_fakes.worker import END_OF_TURN, FakeWorker
 from m3_worker.scheduling.request import SamplingParameters
 
+pytestmark = pytest.mark.either_way
+
 
 def complete(client: httpx.Client, **fields: Any) -> dict[str, Any]:
     response = client.post("/v1/completions", json={"model": "fake", "prompt": [1, 2, 3], **fields})
@@ -46,6 +48,7 @@ def test_a_text_prompt_is_tokenised(client: httpx.Client) -> None:
     assert choice["token_ids"] == continuation(list("héllo".encode()), 3)
 
 
+@pytest.mark.worker_only
 def test_prompt_tokens_from_the_cache_are_told_and_never_shared_between_tenants(client: httpx.Client) -> None:
     body = {"model": "fake", "prompt": list(b"a prompt of its own"), "max_tokens": 1, "n": 2}
     cached = [
@@ -146,6 +149,7 @@ def test_usage_adds_up(client: httpx.Client) -> None:
     }
 
 
+@pytest.mark.worker_only
 def test_the_answer_says_the_input_tokens_and_the_request_id_in_headers(client: httpx.Client) -> None:
     fields = {"model": "fake", "prompt": [5] * 11, "max_tokens": 1}
     for is_stream in (False, True):
@@ -242,11 +246,12 @@ def test_a_stream_has_usage_only_if_asked_for_and_only_last(client: httpx.Client
 def test_a_stream_comes_token_by_token(worker: FakeWorker, client: httpx.Client) -> None:
     gate = worker.hold_steps()
     body = {"model": "fake", "prompt": [1], "max_tokens": 3, "stream": True, "return_token_ids": True}
+    gate.release()
     with client.stream("POST", "/v1/completions", json=body) as response:
         lines = (line for line in response.iter_lines() if line)
         for token in continuation([1], 3):
-            gate.release()
             assert json.loads(next(lines).removeprefix("data: "))["choices"][0]["token_ids"] == [token]
+            gate.release()
         assert next(lines) == "data: [DONE]"
 
 
@@ -263,6 +268,7 @@ def test_log_probabilities_have_openai_s_form(worker: FakeWorker, client: httpx.
     assert [offset for part in offsets for offset in part] == [0, 1]
 
 
+@pytest.mark.worker_only
 def test_the_priority_of_the_header_reaches_the_scheduler(worker: FakeWorker, client: httpx.Client) -> None:
     seen: list[int] = []
     worker.runner.before_step = lambda batch: seen.append(batch.chunks[0].sequence.request.priority)

@@ -10,7 +10,9 @@ import openai
 import pytest
 
 from m3_fakes.http import wait_until
-from m3_fakes.worker import FakeWorker, running_worker
+from m3_fakes.worker import FakeWorker, StartWorker, running_worker
+
+pytestmark = pytest.mark.either_way
 
 COMPLETIONS = "/v1/completions"
 CHAT = "/v1/chat/completions"
@@ -75,7 +77,7 @@ TABLE = [
     Bad(COMPLETIONS, b"", NOT_JSON + "EOF while parsing a value at line 1 column 0"),
     Bad(COMPLETIONS, b'{"model": "fake",', NOT_JSON + "EOF while parsing a value at line 1"),
     Bad(COMPLETIONS, b"{'model': 1}", NOT_JSON + "key must be a string at line 1 column 2"),
-    Bad(COMPLETIONS, b'{"prompt": "\xff"}', NOT_JSON + "invalid unicode code point"),
+    Bad(COMPLETIONS, b'{"model": "fake", "prompt": "\xff"}', NOT_JSON + "invalid unicode code point"),
     Bad(COMPLETIONS, b'{"prompt": "\\ud800"}', NOT_JSON),
     Bad(COMPLETIONS, b'{"temperature": NaN}', NOT_JSON),
     Bad(COMPLETIONS, b"[" * 5000, NOT_JSON + "recursion limit exceeded"),
@@ -211,13 +213,14 @@ def local_port(response: httpx.Response) -> int:
 
 @pytest.mark.parametrize("bad", TABLE, ids=[f"{bad.path}-{bad.message[:50]}" for bad in TABLE])
 def test_a_bad_request_is_answered_in_openai_s_shape_and_the_connection_lives(
-    connection: httpx.Client, bad: Bad
+    connection: httpx.Client, way: str, bad: Bad
 ) -> None:
     content = bad.body if isinstance(bad.body, bytes) else json.dumps(bad.body).encode()
     response = connection.post(bad.path, content=content)
     assert response.status_code == bad.status, response.text
     error = response.json()["error"]
-    assert bad.message in error["message"]
+    if way == "direct" or "x-m3-worker" in response.headers:  # a router has its own words for what it finds itself
+        assert bad.message in error["message"]
     assert error.keys() == {"message", "type", "param", "code"}
     assert error["param"] == bad.param
     assert "x-request-id" in response.headers
@@ -229,13 +232,15 @@ def test_a_bad_request_is_answered_in_openai_s_shape_and_the_connection_lives(
 def test_a_wrong_method_is_told(connection: httpx.Client) -> None:
     response = connection.get(COMPLETIONS)
     assert (response.status_code, response.headers["allow"]) == (405, "POST")
-    assert response.json()["error"]["message"] == "/v1/completions does not take GET"
+    assert "/v1/completions" in response.json()["error"]["message"]
 
 
 def test_a_model_that_is_not_there_is_named_with_those_that_are(connection: httpx.Client) -> None:
     response = connection.get("/v1/models/gpt/5")
     assert response.status_code == 404
-    assert response.json()["error"]["message"] == 'the model "gpt/5" does not exist; this worker serves "fake"'
+    message = response.json()["error"]["message"]
+    assert "gpt/5" in message
+    assert "fake" in message
     assert connection.get("/v1/models/fake").json()["max_model_len"] == 256
 
 
@@ -243,10 +248,11 @@ def test_a_body_over_the_limit_is_refused_without_its_length_being_told(connecti
     parts = (b"x" * 1000 for _ in range(100))
     response = connection.post(COMPLETIONS, content=parts)
     assert response.status_code == 413
-    assert response.json()["error"]["message"] == "the body has more: the limit is 65536 bytes"
+    assert "65536 bytes" in response.json()["error"]["message"]
     assert local_port(connection.post(COMPLETIONS, json=completion())) == local_port(response)
 
 
+@pytest.mark.worker_only
 @pytest.mark.parametrize("priority", ["-1", "101", "high", "1.5", "²"])
 def test_a_priority_that_is_none_is_refused(connection: httpx.Client, priority: str) -> None:
     response = connection.post(COMPLETIONS, json=completion(), headers={"x-m3-priority": priority.encode()})
@@ -317,11 +323,11 @@ def test_an_engine_that_fails_tells_every_request_and_the_health_check_why() -> 
         assert client.get("/health").json() == {"status": "failed", "reason": "RuntimeError: the device is gone"}
 
 
-def test_a_whole_answer_that_the_engine_cannot_finish_is_500() -> None:
+def test_a_whole_answer_that_the_engine_cannot_finish_is_500(start_worker: StartWorker) -> None:
     def fail(batch: object) -> None:
         raise RuntimeError("the device is gone")
 
-    with running_worker() as worker, httpx.Client(base_url=worker.url, timeout=30) as client:
+    with start_worker() as worker, httpx.Client(base_url=worker.url, timeout=30) as client:
         worker.runner.before_step = fail
         response = client.post(COMPLETIONS, json=completion())
         assert response.status_code == 500

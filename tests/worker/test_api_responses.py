@@ -10,7 +10,9 @@ import openai
 import pytest
 from openai.types.responses import Response
 
-from m3_fakes.worker import END_OF_TURN, FakeWorker, running_worker
+from m3_fakes.worker import END_OF_TURN, FakeWorker, StartWorker
+
+pytestmark = pytest.mark.either_way
 
 NS = "]<]minimax[>["
 CALL = (
@@ -201,7 +203,7 @@ def test_an_answer_that_was_cut_off_is_incomplete(worker: FakeWorker, sdk: opena
             "must be a JSON object",
         ),
         ({"input": [{"type": "function_call_output", "call_id": "c", "output": "x"}]}, "input[0]"),
-        ({"max_output_tokens": -1}, "max_output_tokens is -1: must be greater than or equal to 1"),
+        ({"max_output_tokens": -1}, "max_output_tokens"),
         ({"temperature": 5.0}, "temperature is 5.0: must be less than or equal to 2"),
         ({"tools": [{"type": "web_search"}]}, "tools[0].type"),
         ({"reasoning": {"effort": "some"}}, "reasoning.effort"),
@@ -216,17 +218,17 @@ def test_what_cannot_be_served_is_refused_by_name(client: httpx.Client, fields: 
     assert error.keys() == {"message", "type", "param", "code"}
 
 
-def test_an_engine_that_fails_in_mid_stream_is_a_failed_response() -> None:
+def test_an_engine_that_fails_in_mid_stream_is_a_failed_response(start_worker: StartWorker) -> None:
     def fail(batch: object) -> None:
         raise RuntimeError("the device is gone")
 
     with (
-        running_worker() as worker,
+        start_worker() as worker,
         openai.OpenAI(base_url=f"{worker.url}/v1", api_key="none", max_retries=0) as sdk,
     ):
         gate = worker.hold_steps()
-        events = iter(sdk.responses.create(model="fake", input="hi", stream=True))
         gate.release()
+        events = iter(sdk.responses.create(model="fake", input="hi", stream=True))
         assert next(events).type == "response.created"
         worker.runner.before_step = fail
         gate.release()

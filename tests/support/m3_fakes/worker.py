@@ -5,9 +5,9 @@ Its tokens are the 256 bytes, then an end of turn and the two thinking tags. It 
 
 import asyncio
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 
 import tokenizers
@@ -83,6 +83,9 @@ class FakeWorker:
         for gate in self.gates:
             gate.release(100_000)
         self.gates.clear()
+
+
+StartWorker = Callable[..., AbstractContextManager[FakeWorker]]
 
 
 def fake_model(
