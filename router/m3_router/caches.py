@@ -58,10 +58,15 @@ class Cache:
             self._note_gone(self._pool.name, worker.uid, worker.epoch, digests)
 
     def returned(self) -> None:
-        """The worker is there, and was not before: without a word of its engine, nothing is cached."""
+        """The worker is there, and was not before: without a word of its engine, one that was away has nothing cached.
+
+        One that is seen for the first time has what other replicas have told of it.
+        """
         worker, affinity = self._worker, self._affinity
         if worker.epoch in ("", UNNAMED_EPOCH):
-            slot = affinity.cleared(affinity.slot_of(worker.uid, UNNAMED_EPOCH))
+            slot = affinity.slot_of(worker.uid, UNNAMED_EPOCH)
+            if worker.epoch:
+                slot = affinity.cleared(slot)
             self._pool.workers.set_epoch(worker, UNNAMED_EPOCH, slot, time.monotonic())
 
     def cleared(self) -> None:
