@@ -1,5 +1,6 @@
-"""A worker that speaks the engine's HTTP and computes nothing, for tests of what stands in front of it."""
+"""Workers that speak the engine's HTTP and compute nothing, for tests of what stands in front of them."""
 
 from m3_mock.engine import MockEngine, Received
+from m3_mock.speaker import Speaker
 
-__all__ = ["MockEngine", "Received"]
+__all__ = ["MockEngine", "Received", "Speaker"]

@@ -3,7 +3,7 @@
 import asyncio
 import io
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,6 +11,7 @@ import httpx
 
 from m3_mock.engine import MockEngine
 from m3_router.config import RouterConfig
+from m3_router.pools import Pool
 from m3_router.router import Router
 
 
@@ -31,6 +32,10 @@ class Running:
     admin: httpx.AsyncClient
     log: LogStream
     writers: list[asyncio.StreamWriter] = field(default_factory=list)
+
+    def pool(self, name: str = "mock") -> Pool:
+        """One of its pools."""
+        return next(pool for pool in self.router._pools if pool.name == name)
 
     @property
     def port(self) -> int:
@@ -62,7 +67,7 @@ async def eventually_answers(ask: Callable[[], Awaitable[httpx.Response]], statu
 StartRouter = Callable[..., Awaitable[Running]]
 
 
-def config_for(engines: list[MockEngine] | list[str], **settings: Any) -> RouterConfig:
+def config_for(engines: Sequence[MockEngine | str], **settings: Any) -> RouterConfig:
     """A configuration with one pool of these workers; `pool` and all else is merged into it."""
     urls = [engine if isinstance(engine, str) else engine.url for engine in engines]
     pool = {"name": "mock", "models": ["mock"], "workers": urls, **settings.pop("pool", {})}
@@ -76,3 +81,25 @@ async def eventually(condition: Callable[[], bool], what: str) -> None:
         while not condition():  # noqa: ASYNC110 - whatever is waited for has no event to set
             await asyncio.sleep(0.005)
     assert condition(), what
+
+
+def post(body: bytes | dict[str, Any], *headers: str, path: str = "/v1/chat/completions") -> bytes:
+    """The bytes of a request."""
+    data = body if isinstance(body, bytes) else json.dumps(body).encode()
+    lines = [f"POST {path} HTTP/1.1", "host: r", f"content-length: {len(data)}", *headers]
+    return ("\r\n".join(lines) + "\r\n\r\n").encode() + data
+
+
+async def read_stream(reader: asyncio.StreamReader) -> tuple[bytes, bytes, bool]:
+    """Head and body of a chunked answer, and whether it came to its end."""
+    head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 10)
+    body = b""
+    async with asyncio.timeout(20):
+        while True:
+            try:
+                size = int(await reader.readuntil(b"\r\n"), 16)
+                body += (await reader.readexactly(size + 2))[:-2]
+            except asyncio.IncompleteReadError:
+                return head, body, False
+            if size == 0:
+                return head, body, True
