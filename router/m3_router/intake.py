@@ -15,7 +15,7 @@ from m3_router.caller import Caller
 from m3_router.config import ServiceTier
 from m3_router.dialects import Dialect
 from m3_router.errors import Refusal, no_worker
-from m3_router.estimates import Interval, exact
+from m3_router.estimates import Interval, bounds, exact
 from m3_router.moderation import Moderator
 from m3_router.outbound import body_for
 from m3_router.pools import Pool
@@ -139,9 +139,24 @@ class Intake:
         services, view, pool, ceilings = self._services, self.view, self.pool, self._caller.ceilings
         assert view is not None and pool is not None  # noqa: S101, PT018 - _understand has set both
         self.interval = interval
+        quote = self.quote = self._quote(view, pool, interval)
+        is_open = interval.low != interval.high and not self._is_counted
+        if is_open and ceilings is not None and not quote.needs_exact:
+            widest = bounds(view.text_bytes, view.media_items)
+            needs_exact = ceilings.wants_exact(self._quote(view, pool, widest))
+        else:
+            needs_exact = quote.needs_exact
+        if is_open and needs_exact:
+            self._is_counted = True
+            ready = pool.workers.ready
+            services.counts.count(self._dialect, view, ready[services.request_ids.given % len(ready)], self._counted)
+        else:
+            self._allow(quote, view)
+
+    def _quote(self, view: RequestView, pool: Pool, interval: Interval) -> Quote:
         limit = pool.max_context_tokens
         output_tokens = limit if view.max_tokens is None or view.max_tokens > limit else view.max_tokens
-        quote = self.quote = services.prices.quote(
+        return self._services.prices.quote(
             self.model,
             self.tier,
             interval.low,
@@ -150,13 +165,6 @@ class Intake:
             output_tokens * view.choices,
             self._bill.time,
         )
-        is_open = interval.low != interval.high and not self._is_counted
-        if is_open and (quote.needs_exact or (ceilings is not None and ceilings.wants_exact(quote))):
-            self._is_counted = True
-            ready = pool.workers.ready
-            services.counts.count(self._dialect, view, ready[services.request_ids.given % len(ready)], self._counted)
-        else:
-            self._allow(quote, view)
 
     def _counted(self, tokens: int | None) -> None:
         """A worker has counted the input tokens, or could not: then the upper bound holds."""
