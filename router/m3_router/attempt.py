@@ -35,6 +35,7 @@ class Attempt:
         "_connections",
         "_deadline",
         "_dial",
+        "_has_body",
         "_has_first_byte",
         "_head",
         "_is_ended",
@@ -68,7 +69,7 @@ class Attempt:
         self._dial: asyncio.Task[None] | None = None
         self._deadline = _NEVER
         self._head = self._body = b""
-        self._is_ended = self._has_first_byte = self.has_head = False
+        self._is_ended = self._has_first_byte = self._has_body = self.has_head = False
         self.tries = 0
         pool.workers.charge(worker, charge)
 
@@ -113,7 +114,7 @@ class Attempt:
         """What the worker has not done in time; None while it still has time."""
         if now < self._deadline:
             return None
-        if self.has_head:
+        if self._has_body:
             return f"Worker {self.worker.name} sent nothing more for {self._limits.idle_seconds:g} s."
         return f"Worker {self.worker.name} sent nothing within {self._limits.first_byte_seconds:g} s."
 
@@ -127,7 +128,9 @@ class Attempt:
             self._head = self._body = b""  # not needed once more
         if is_complete:
             self._connection = None
-        else:
+            self._deadline = _NEVER
+        elif body:  # many engines send the head of a stream before the prefill: that alone is no first byte
+            self._has_body = True
             self._deadline = now + self._limits.idle_seconds
         owner = self._owner
         if owner is not None:

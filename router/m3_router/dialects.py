@@ -14,7 +14,8 @@ class Dialect:
 
     is_free: not priced, and in no lane. has_stream_options: a stream tells its usage only if the request asks for it.
     has_named_events: events have an `event:` line. keep_alive: an event that means nothing, for a client that waits.
-    end: what the last event of a complete stream contains. has_output: it is answered with tokens that a model makes.
+    end: what the last event of a complete stream contains, and others may.
+    has_output: it is answered with tokens that a model makes.
     counted: what the bytes of an event that carries output contain once, and those of no other event.
     limit: the field that bounds the answer. count_path: where a worker counts the tokens of such a body, or b"".
     can_continue: an answer that broke off can be gone on with.
@@ -88,7 +89,7 @@ RESPONSES: Final = Dialect(
     "responses",
     b"/v1/responses",
     has_named_events=True,
-    end=b"response.completed",  # or .incomplete, which has a usage
+    end=b"complete",  # response.completed or response.incomplete
     counted=b".delta\n",
     limit="max_output_tokens",
 )

@@ -137,7 +137,7 @@ class Exchange:
                 self._intake.model,
                 self._services.loop,
                 allowed=self._end_stream if view.is_stream else self._answer_whole,
-                stopped=self._break_off,
+                stopped=self._stop_unmoderated,
             )
         try:
             is_admitted = self._queue(view, pool)
@@ -201,14 +201,14 @@ class Exchange:
     def preempted(self) -> None:
         """A priority request has taken the place; this one waits again where it waited before.
 
-        Nothing, where it has the place again by now, and the answer has begun meanwhile.
+        Told in the next round of the loop, by when the place may be its own again, or the worker may have spoken.
         """
-        ticket, attempt = self._ticket, self._attempt
-        if not self._is_finished and attempt is not None and ticket is not None and not ticket.has_first_byte:
-            attempt.end()
+        ticket = self._ticket
+        if not self._is_finished and self._attempt is not None and ticket is not None and ticket.state == "waiting":
+            self._bill.preemptions += 1
+            self._attempt.end()
             self._attempt = None
             self._forget_answer()
-            self._bill.preemptions += 1
 
     def _has_lost_place(self) -> bool:
         """Whether this was put back and is not told yet, so that what comes of the worker comes too late."""
@@ -230,7 +230,7 @@ class Exchange:
         now = services.clock()
         choice = pool.placement.choose(pool.workers.ready, self._want(now), now)
         if choice is None:
-            self._refuse(no_worker(view.model))
+            self._break_off(no_worker(view.model), "rejected")
             return
         worker = choice.worker
         bill.worker, bill.reason = worker.name, choice.reason
@@ -290,11 +290,15 @@ class Exchange:
         reply, attempt = self._reply, self._attempt
         assert reply is not None and attempt is not None  # noqa: S101, PT018 - the attempt tells of itself
         if self._has_lost_place():
-            self.preempted()
+            self.preempted()  # the lanes have put it back, and it is only now told: the answer comes too late
             return
         if answer is not None:
             if answer.status in _PASSED_OVER and self._can_try_another(reply):
                 self._try_another(f"it answered {answer.status}")
+                return
+            if reply.has_content and not reply.can_go_on_with(answer):
+                name, status = attempt.worker.name, answer.status
+                self._go_on_elsewhere(worker_failed(f"Worker {name} could not go on with the answer: {status}."))
                 return
             self._take_head(reply, attempt, answer, now)
         if reply.is_streaming:
@@ -314,7 +318,10 @@ class Exchange:
         guard = self._guard
         data = reply.scan(body, is_complete)
         if data and not reply.has_content:
-            self._first_byte(attempt, now)
+            if reply.pass_sign_of_life(data):
+                data = b""
+            else:
+                self._first_byte(attempt, now)
         if guard is not None:
             data = guard.feed(data, is_at_end=reply.is_at_end)
         if is_complete and guard is None and reply.is_whole:
@@ -325,7 +332,7 @@ class Exchange:
         if not is_complete:
             return
         if not reply.is_whole:
-            self._go_on_elsewhere(worker_failed(f"Worker {attempt.worker.name} gave up during its answer."))
+            self.attempt_failed(reply.why_not_whole)
         elif guard is not None:
             guard.finish_stream()
 
@@ -357,6 +364,8 @@ class Exchange:
         reply.take_head(answer, self._limit_headers())
         if reply.is_streaming and not pool.can_continue:
             self._client.release_body()
+        if self._client.is_write_paused:  # since an attempt before this one
+            attempt.pause()
 
     def _limit_headers(self) -> bytes:
         """What the client's limits have left."""
@@ -380,7 +389,7 @@ class Exchange:
     # ---- 5. when a worker fails
 
     def attempt_failed(self, reason: str) -> None:
-        """The worker's connection failed, or there was none."""
+        """The worker's connection failed, or there was none; or it has ended its answer too soon."""
         attempt, reply = self._attempt, self._reply
         assert attempt is not None and reply is not None  # noqa: S101, PT018 - the attempt tells of itself
         _, pool = self._understood()
@@ -449,14 +458,18 @@ class Exchange:
         reply.go_on(resumption)
         self._dispatch(resumption.body)
 
-    def _break_off(self, refusal: Refusal) -> None:
-        """The answer cannot be completed."""
+    def _stop_unmoderated(self, refusal: Refusal) -> None:
+        """The moderation has something against the answer."""
+        self._break_off(refusal, "rejected")
+
+    def _break_off(self, refusal: Refusal, outcome: Outcome = "worker_error") -> None:
+        """The answer cannot be begun, or not be completed."""
         self._bill.error = refusal.message
         reply = self._reply
         if reply is None or not reply.has_content:
-            self._refuse(refusal, outcome="worker_error")
+            self._refuse(refusal, outcome)
             return
-        self._finish("worker_error", self._estimate())
+        self._finish(outcome, self._estimate())
         reply.refuse(refusal, b"")
 
     # ---- what may happen at any time
@@ -495,7 +508,9 @@ class Exchange:
                 return
         if now >= self._comment_at and reply is not None and self._bill.stream and not reply.has_content:
             self._comment_at = now + self._services.limits.comment_seconds
-            if attempt is not None and (reply.is_streaming or not attempt.has_head):
+            # Not while it waits for a place, or for an answer of which the status is known: it could be a plain error.
+            is_prefilling = attempt is not None and (not attempt.has_head or reply.is_streaming)
+            if is_prefilling or reply.is_head_out:
                 reply.comment()
 
     def _late(self, attempt: Attempt, overdue: str, now: float) -> None:

@@ -23,6 +23,7 @@ from m3_router.usage import BodyTail, EventStream, with_cost
 MAX_HELD_BYTES: Final = 8 * 2**20  # of an answer whose cost goes into its head; a longer one goes without
 MAX_TRANSCRIPT_BYTES: Final = 4 * 2**20  # of a stream that somebody else could go on with
 _EVENT_STREAM: Final = b"text/event-stream"
+_SIGNS_OF_LIFE: Final = (b":", b"event: ping\n")
 _TIERS: Final = {
     (context, service): f"x-m3-context-tier: {context}\r\nx-m3-service-tier: {service}\r\n".encode()
     for context in ("standard", "long")
@@ -36,9 +37,10 @@ class _Error(msgspec.Struct):
 
 
 class _Failure(msgspec.Struct):
-    """The error of a worker, in any dialect."""
+    """The error of a worker, in any dialect; in an event of OpenAI's responses, the message stands by itself."""
 
-    error: _Error
+    error: _Error | None = None
+    message: str = ""
 
 
 _decode_failure: Final = msgspec.json.Decoder(_Failure).decode
@@ -47,8 +49,8 @@ _decode_failure: Final = msgspec.json.Decoder(_Failure).decode
 class Reply:
     """The answer to one request, while it is written.
 
-    is_streaming: what comes is passed on. has_content: the client has got a first byte of the answer itself, so that
-    nobody else can begin it anew.
+    is_streaming: what comes is passed on. is_head_out: the client has got a status, so that all else can only be told
+    as an event. has_content: it has got a first byte of the answer itself, so that nobody else can begin it anew.
     """
 
     __slots__ = (
@@ -59,13 +61,13 @@ class Reply:
         "_held",
         "_held_bytes",
         "_input_tokens",
-        "_is_head_out",
         "_limit_headers",
         "_prices",
         "_scanner",
         "_transcript",
         "_view",
         "has_content",
+        "is_head_out",
         "is_streaming",
     )
 
@@ -86,7 +88,7 @@ class Reply:
         self._held_bytes = 0
         self._input_tokens: int | None = None  # of the first prompt, as its worker counted them
         self._events_before = 0  # of workers that broke off
-        self._is_head_out = self.is_streaming = self.has_content = False
+        self.is_head_out = self.is_streaming = self.has_content = False
 
     @property
     def usage(self) -> Usage | None:
@@ -110,8 +112,21 @@ class Reply:
 
     @property
     def is_whole(self) -> bool:
-        """Whether a stream that has ended is all of the answer: the worker has not given up in the middle."""
-        return not (isinstance(self._scanner, EventStream) and self._scanner.failure)
+        """Whether a stream that has ended is all of the answer: its end has come, and no word of giving up."""
+        scanner = self._scanner
+        return not isinstance(scanner, EventStream) or (scanner.is_complete and not scanner.failure)
+
+    @property
+    def why_not_whole(self) -> str:
+        """What the worker has done wrong, of a stream that is not."""
+        scanner = self._scanner
+        if isinstance(scanner, EventStream) and scanner.failure:
+            return f"it gave up during its answer: {_message_of(scanner.failure.rpartition(b'data:')[2])}"
+        return "it stopped before its answer was complete"
+
+    def can_go_on_with(self, answer: Answer) -> bool:
+        """Whether an answer can be the rest of a stream of which the client has a part."""
+        return answer.status == 200 and _is_event_stream(answer)
 
     def take_head(self, answer: Answer, limit_headers: bytes) -> None:
         """The worker's answer begins. limit_headers: lines that tell the client what its limits have left."""
@@ -119,9 +134,9 @@ class Reply:
         self._limit_headers = limit_headers
         self._held, self._held_bytes = [], 0
         self.is_streaming = False
-        if answer.status == 200 and answer.head.known.get(b"content-type", b"").startswith(_EVENT_STREAM):
+        if answer.status == 200 and _is_event_stream(answer):
             self.is_streaming = True
-            if self._scanner is None:
+            if not self.has_content:  # else its scanner knows how the two parts are joined
                 self._scanner = self._new_scanner()
                 counted = answer.head.known.get(b"x-m3-input-tokens", b"")
                 self._input_tokens = int(counted) if counted.isdigit() and len(counted) < 12 else None
@@ -134,20 +149,29 @@ class Reply:
         assert scanner is not None  # noqa: S101 - it is streaming
         data = scanner.feed(body) if body else b""
         if is_complete and isinstance(scanner, EventStream) and not scanner.failure:
-            data += scanner.finish()
+            rest = scanner.finish()
+            if scanner.is_complete:
+                data += rest
         return data
+
+    def pass_sign_of_life(self, data: bytes) -> bool:
+        """Whether this is nothing but comments and pings of a worker that has not begun; if so, it is passed on."""
+        events = data.replace(b"\r\n", b"\n").split(b"\n\n")
+        if not all(event.startswith(_SIGNS_OF_LIFE) for event in events if event):
+            return False
+        self._pass(data)
+        return True
 
     def write(self, data: bytes) -> None:
         """Pass on a part that `scan` has returned."""
-        self._note(data)
-        if self._is_head_out:
-            self._client.write(data)
-        else:
-            self._start(data)
+        self.has_content = True
+        if self._transcript is not None:
+            self._transcript.note(data)
+        self._pass(data)
 
     def end(self, data: bytes) -> None:
         """Pass on the last part."""
-        if not self._is_head_out:
+        if not self.is_head_out:
             self._start(data)
             data = b""
         self.has_content = True
@@ -156,10 +180,12 @@ class Reply:
     def comment(self) -> None:
         """Tell a client that waits for its stream that somebody is there, so that nothing on the way gives up on it."""
         comment = self._view.dialect.keep_alive
-        if self._is_head_out:
+        if self.is_head_out:
             self._client.write(comment)
+        elif self.is_streaming:
+            self._start(comment)
         else:
-            self._is_head_out = True
+            self.is_head_out = True
             self._client.start_response(self._head(200, _EVENT_STREAM, b""), comment)
 
     # ---- whole
@@ -168,7 +194,7 @@ class Reply:
         """Wait for the rest of the answer, whose usage goes into its head, unless it grows too long for that."""
         self._held.append(body)
         self._held_bytes += len(body)
-        if self._held_bytes > MAX_HELD_BYTES and not self._is_head_out:
+        if self._held_bytes > MAX_HELD_BYTES and not self.is_head_out:
             tail = self._scanner = BodyTail(self._view.dialect)
             self.is_streaming = True
             held, self._held = b"".join(self._held), []
@@ -183,7 +209,7 @@ class Reply:
         answer, bill = self._answer, self._bill
         assert answer is not None  # noqa: S101 - there is an answer to give
         self.has_content = True
-        if self._is_head_out:  # as an event stream, with comments: what comes instead can only be a failure
+        if self.is_head_out:  # as an event stream, with comments: what comes instead can only be a failure
             self._cut(_refusal_of(answer.status, body))
             return
         head = self._head(
@@ -200,7 +226,7 @@ class Reply:
     def refuse(self, refusal: Refusal, limit_headers: bytes) -> None:
         """Say no, or that it cannot be completed: as a whole answer, or in the stream, and never `[DONE]`."""
         refusal.is_anthropic = self._view.dialect.is_anthropic
-        if self._is_head_out:
+        if self.is_head_out:
             self._cut(refusal)
         else:
             self._client.refuse(refusal, _request_id(self._bill) + limit_headers + retry_headers(refusal))
@@ -244,15 +270,16 @@ class Reply:
         bill = self._bill
         return self._prices.cost(bill.model, bill.service_tier or "standard", usage, bill.time)[1]
 
-    def _note(self, data: bytes) -> None:
-        self.has_content = True
-        if self._transcript is not None:
-            self._transcript.note(data)
+    def _pass(self, data: bytes) -> None:
+        if self.is_head_out:
+            self._client.write(data)
+        else:
+            self._start(data)
 
     def _start(self, data: bytes) -> None:
         answer = self._answer
         assert answer is not None  # noqa: S101 - there is a head to relay
-        self._is_head_out = True
+        self.is_head_out = True
         content_type = answer.head.known.get(b"content-type", b"application/json")
         self._client.start_response(self._head(answer.status, content_type, answer.head.forward), data)
 
@@ -281,11 +308,21 @@ def _request_id(bill: Bill) -> bytes:
     return b"x-request-id: " + bill.request_id.encode() + b"\r\n"
 
 
+def _is_event_stream(answer: Answer) -> bool:
+    return answer.head.known.get(b"content-type", b"").startswith(_EVENT_STREAM)
+
+
 def _refusal_of(status: int, body: bytes) -> Refusal:
     """A worker's error, for a client whose stream has begun."""
-    try:
-        message: str = _decode_failure(body).error.message
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        message = f"The worker answered {status}."
     kind = "invalid_request_error" if status < 500 else "server_error"
-    return Refusal(status, message, kind=kind, code="worker_error")
+    return Refusal(status, _message_of(body) or f"The worker answered {status}.", kind=kind, code="worker_error")
+
+
+def _message_of(failure: bytes) -> str:
+    """What a worker's error says, in any dialect; nothing if it cannot be read."""
+    try:
+        told = _decode_failure(failure)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return ""
+    message: str = told.message if told.error is None else told.error.message
+    return message

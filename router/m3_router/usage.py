@@ -186,6 +186,7 @@ class EventStream:
             and data.endswith(b"}\n\n")
             and b'"error"' not in data
             and (b'"usage"' not in data or data.count(b'"usage":null') == data.count(b'"usage"'))
+            and not (self._dialect.has_named_events and self._dialect.end in data)
         ):
             self.events += data.count(self._counted)
             return data
@@ -206,6 +207,8 @@ class EventStream:
 
     def finish(self) -> bytes:
         """The worker's stream has ended; returns what was held: an event that never ended, the worker's own error."""
+        if self._pending.strip() == b"data: [DONE]":  # without the empty line that ends an event
+            self.is_complete = not self.failure
         rest, self._pending = self.failure + self._pending, b""
         return rest
 
@@ -254,7 +257,8 @@ class EventStream:
     def _read(self, event: bytes) -> bytes:
         if event.startswith(b":"):  # a comment
             return b"" if self.failure else event
-        if not (b'"usage"' in event or b'"error"' in event or self._dialect.end in event):
+        is_late = self.failure and b"[DONE]" in event
+        if not (b'"usage"' in event or b'"error"' in event or self._dialect.end in event or is_late):
             self.events += event.count(self._counted) if self._dialect.has_named_events else 1
             return self._release() + event
         data = _data_of(event)
