@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from m3_router.affinity import Affinity
 from m3_router.config import Engine, ExternalUpstream, ModelRoute, PoolSettings, RouterConfig
 from m3_router.errors import Refusal
+from m3_router.key_file import read_key
 from m3_router.lanes import LaneBounds, Lanes
 from m3_router.placement import Placement
 from m3_router.workers import Workers
@@ -53,7 +54,7 @@ class Pool:
 
     def use_key(self, key: str) -> None:
         """Show this key to the external upstream from now on, in the way of either dialect."""
-        value = key.strip().encode()
+        value = key.encode()
         self.credentials = b"authorization: Bearer %b\r\nx-api-key: %b\r\n" % (value, value)
 
 
@@ -105,7 +106,7 @@ class Pools:
 
     @classmethod
     def from_config(cls, config: RouterConfig, now: float) -> "Pools":
-        """The pools of a configuration, without workers yet. Raises OSError if a key file cannot be read."""
+        """The pools of a configuration, without workers yet. Raises ConfigError if a key file cannot be read."""
         pools = []
         for settings in config.pools:
             bounds = LaneBounds.from_settings(settings, config.lanes)
@@ -118,7 +119,7 @@ class Pools:
                 affinity=Affinity(config.affinity) if config.affinity.enabled else None,
             )
             if isinstance(settings.workers, ExternalUpstream):
-                pool.use_key(settings.workers.api_key_file.read_text())
+                pool.use_key(read_key(settings.workers.api_key_file))
             pools.append(pool)
         return cls(pools, config.routes, config.aliases)
 

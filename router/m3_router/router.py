@@ -51,6 +51,7 @@ from m3_router.http.client_end import ClientConnection
 from m3_router.http.connections import Connections
 from m3_router.http.worker_end import WorkerConnections
 from m3_router.journal import Journal, open_journal
+from m3_router.key_file import KeyFile
 from m3_router.ledger import Ledger
 from m3_router.metrics import Metrics, MetricsCollector
 from m3_router.models import ModelList
@@ -352,6 +353,7 @@ class Router:
             watch.start()
         elif isinstance(source, ExternalUpstream):
             pool.workers.replace([WorkerAddress.from_url(source.url)])
+            self._run(KeyFile(source.api_key_file, pool.use_key).run())
         else:
             pool.workers.replace(WorkerAddress.from_url(url) for url in source)
 
