@@ -553,8 +553,10 @@ class Exchange:
             attempt.end()
         bill.duration_ms = int((now - self._arrived_at) * 1e6) / 1e3
         is_free = self._dialect.is_free
+        estimate: Usage | None = None
         if outcome == "client_gone" and usage is None and attempt is not None and not is_free:
-            services.ledger.settle_later(bill, outcome, self._estimate() if bill.status == 200 else None)
+            estimate = self._estimate() if bill.status == 200 else None
+            services.ledger.settle_later(bill, outcome, estimate)
         else:
             if usage is None and outcome == "ok" and not is_free:
                 usage = self._estimate()
@@ -565,15 +567,17 @@ class Exchange:
         if attempt is not None and usage is not None and outcome == "ok":
             workers = self._understood()[1].workers
             workers.note_cached(attempt.worker, bill.predicted_cached_tokens, usage.cached_tokens)
-        self._give_back(now)
+        self._give_back(now, estimate)
 
-    def _give_back(self, now: float) -> None:
-        """The part of the quota, and the place in the lane."""
+    def _give_back(self, now: float, estimate: Usage | None) -> None:
+        """The part of the quota, and the place in the lane. estimate: of a bill that is settled later."""
         services, bill = self._services, self._bill
         reservation, self._reservation = self._reservation, None
         if reservation is not None:
             quota = self._caller.tenant.quota
-            if bill.attempts:
+            if estimate is not None:
+                quota.settle(reservation, estimate.input_tokens + estimate.output_tokens, self._cost(estimate))
+            elif bill.attempts:
                 quota.settle(reservation, bill.input_tokens + bill.output_tokens, bill.cost_nanousd)
             else:
                 quota.release(reservation)
