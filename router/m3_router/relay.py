@@ -576,7 +576,8 @@ class Exchange:
         if reservation is not None:
             quota = self._caller.tenant.quota
             if estimate is not None:
-                quota.settle(reservation, estimate.input_tokens + estimate.output_tokens, self._cost(estimate))
+                _, cost_nanousd = services.prices.cost(bill.model, self._intake.tier, estimate, bill.time)
+                quota.settle(reservation, estimate.input_tokens + estimate.output_tokens, cost_nanousd)
             elif bill.attempts:
                 quota.settle(reservation, bill.input_tokens + bill.output_tokens, bill.cost_nanousd)
             else:

@@ -62,6 +62,7 @@ class MockEngine:
     die_at: int | None = None  # close before this event; 0: before the head
     ignore_first: int = 0  # close this many connections unanswered
     extra_headers: tuple[str, ...] = ()
+    prefix: str = ""  # of its paths, as they come over the wire
     raw_answer: bytes | None = None
     received: list[Received] = field(default_factory=list)
     records: UsageRecords = field(default_factory=UsageRecords)
@@ -111,6 +112,7 @@ class MockEngine:
         self._tasks.add(task)
         try:
             while (request := await _read(reader)) is not None:
+                request.path = request.path.removeprefix(self.prefix)
                 if request.path == "/health":
                     _write_json(writer, self.health_status, {"status": "mock"})
                     continue

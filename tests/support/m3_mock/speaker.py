@@ -35,7 +35,6 @@ class Speaker(MockEngine):
     end_at: int | None = None
     refuses_continuation: bool = False
     count_gate: asyncio.Event | None = None
-    raw_head: bytes | None = None  # sent before the events in place of its own head
 
     @property
     def asked(self) -> list[Received]:
@@ -48,20 +47,14 @@ class Speaker(MockEngine):
         body = request.json
         path = request.path.partition("?")[0]
         if path in ("/tokenize", "/v1/messages/count_tokens"):
-            if self.count_gate is not None:
-                await self.count_gate.wait()
-            name = "count" if path == "/tokenize" else "input_tokens"
-            _write(writer, self.status, {name: count_input(body)} if self.status == 200 else _error(path, "no count"))
-            await writer.drain()
+            await self._count(path, body, writer)
             return True
         if not await self._pass(0, reader):
             return False
-        if self.status != 200:
-            _write(writer, self.status, _error(path, f"mock {self.status}"), "retry-after: 7")
-            return True
         begun = _begun(path, body)
-        if begun and self.refuses_continuation:
-            _write(writer, 400, _error(path, "continue_final_message: there is no such field"))
+        status = 400 if begun and self.refuses_continuation else self.status
+        if status != 200:
+            _write(writer, status, _error(path, f"mock {status}"), "retry-after: 7")
             return True
         said = 0
         while said < len(self.words) and "".join(self.words[: said + 1]) in begun:
@@ -75,8 +68,15 @@ class Speaker(MockEngine):
             await writer.drain()
             return True
         lines = ("HTTP/1.1 200 OK", "content-type: text/event-stream", "transfer-encoding: chunked", *headers)
-        writer.write(self.raw_head or ("\r\n".join(lines) + "\r\n\r\n").encode())
+        writer.write(("\r\n".join(lines) + "\r\n\r\n").encode())
         return await self._speak(_Stream(path, identity, usage, body), said, reader, writer)
+
+    async def _count(self, path: str, body: Json, writer: asyncio.StreamWriter) -> None:
+        if self.count_gate is not None:
+            await self.count_gate.wait()
+        name = "count" if path == "/tokenize" else "input_tokens"
+        _write(writer, self.status, {name: count_input(body)} if self.status == 200 else _error(path, "no count"))
+        await writer.drain()
 
     async def _speak(
         self, stream: "_Stream", said: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
