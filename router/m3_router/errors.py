@@ -30,7 +30,7 @@ class Refusal(Exception):  # noqa: N818 - an answer, and not always anybody's er
     """An answer of the router's own, in place of a worker's.
 
     retry_after_seconds: sent as Retry-After. closes: the connection cannot be used after it (HTTP requires that).
-    allow: the method that the path takes, for a 405. is_anthropic: set by whoever knows the client's dialect, before it is
+    allow: the method that the path takes, for a 405. is_anthropic: set by whoever knows the dialect, before it is
     answered.
     """
 
