@@ -109,6 +109,10 @@ class MockEngine:
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
         assert task is not None
+        assert self._server is not None
+        if not self._server.is_serving():  # accepted just before it was killed
+            writer.transport.abort()
+            return
         self._tasks.add(task)
         try:
             while (request := await _read(reader)) is not None:
