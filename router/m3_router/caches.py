@@ -93,13 +93,15 @@ class Caches:
         self._by_uid: dict[str, Cache] = {}
 
     def returned(self, pool: Pool, worker: Worker) -> None:
-        """A worker is there, and was not before: follow it, if that is not done already."""
+        """A worker is there, and was not before: follow it from now on, without the pause that its absence has made."""
         if pool.affinity is None:
             return
         cache = self._by_uid.get(worker.uid)
         if cache is None:
             cache = self._by_uid[worker.uid] = Cache(pool, pool.affinity, worker, self._note_gone)
-            cache.task = asyncio.get_running_loop().create_task(cache.follow(self._connections))
+        elif cache.task is not None:
+            cache.task.cancel()
+        cache.task = asyncio.get_running_loop().create_task(cache.follow(self._connections))
         cache.returned()
 
     def left(self, pool: Pool, worker: Worker) -> None:
