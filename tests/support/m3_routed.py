@@ -32,7 +32,7 @@ def routed(urls: list[str], model: str, *, context_tokens: int, **settings: Any)
 
 
 @contextmanager
-def routed_workers(**settings: Any) -> Iterator[FakeWorker]:
+def routed_workers(*, router: dict[str, Any] | None = None, **settings: Any) -> Iterator[FakeWorker]:
     """Two fake workers behind a router, to be used as if they were one. `settings`: those of `running_worker`.
 
     Its engine is the first worker's, which does not see all that is sent.
@@ -44,7 +44,7 @@ def routed_workers(**settings: Any) -> Iterator[FakeWorker]:
                 [worker.url for worker in workers],
                 "fake",
                 context_tokens=CONTEXT_TOKENS,
-                limits={"bodyBytes": MAX_BODY_BYTES},
+                **(router or {"limits": {"bodyBytes": MAX_BODY_BYTES}}),
             )
         )
         first = workers[0]

@@ -111,12 +111,14 @@ def fake_model(
 
 
 @contextmanager
-def running_worker(*, is_loaded: bool = True, max_concurrent: int = 8, max_waiting: int = 8) -> Iterator[FakeWorker]:
-    """Serve until the block is left. If it is not loaded yet, its health check says so."""
+def running_worker(
+    *, is_loaded: bool = True, max_concurrent: int = 8, max_waiting: int = 8, port: int = 0
+) -> Iterator[FakeWorker]:
+    """Serve until the block is left. If it is not loaded yet, its health check says so. `port` 0: any free one."""
     model, runner = fake_model(max_concurrent=max_concurrent, max_waiting=max_waiting)
     state = WorkerState(MAX_BODY_BYTES, model if is_loaded else None)
-    with serving(state, model.engine) as port:
-        worker = FakeWorker(state, model, runner, port)
+    with serving(state, model.engine, port) as bound_port:
+        worker = FakeWorker(state, model, runner, bound_port)
         try:
             yield worker
         finally:
@@ -132,12 +134,12 @@ def running_simulation(settings: WorkerSettings) -> Iterator[tuple[ServedModel, 
 
 
 @contextmanager
-def serving(state: WorkerState, engine: Engine) -> Iterator[int]:
+def serving(state: WorkerState, engine: Engine, port: int = 0) -> Iterator[int]:
     """The real server on a thread of its own, until the block is left: gives its port."""
     started: Future[tuple[asyncio.AbstractEventLoop, EmbeddedServer, int]] = Future()
 
     async def serve() -> None:
-        listener = listen("127.0.0.1", 0)
+        listener = listen("127.0.0.1", port)
         loop = asyncio.get_running_loop()
         engine.start(loop)
         server = EmbeddedServer(build_app(state))
@@ -148,9 +150,9 @@ def serving(state: WorkerState, engine: Engine) -> Iterator[int]:
 
     thread = threading.Thread(target=asyncio.run, args=(serve(),), name="fake-worker")
     thread.start()
-    loop, server, port = started.result(10)
+    loop, server, bound_port = started.result(10)
     try:
-        yield port
+        yield bound_port
     finally:
         loop.call_soon_threadsafe(server.request_exit)
         thread.join(15)
