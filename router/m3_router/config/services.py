@@ -37,7 +37,6 @@ class AffinitySettings(Settings):
     warmup_seconds: Seconds = 60
     warmup_share: Share = 0.1  # of the requests without a cached prefix, for a worker that is new
     replay_seconds: Seconds = 1800  # of the stream, by a new replica
-    session_header: str = Field(default="x-session-id", pattern=r"^[a-z0-9-]{1,64}$")
     session_seconds: Seconds = 3600
 
 
