@@ -8,6 +8,10 @@ from dataclasses import dataclass
 import pytest
 
 from m3_mock import MockEngine
+from m3_router.attempt import Attempt
+from m3_router.intake import Intake
+from m3_router.relay import Exchange
+from m3_router.reply import Reply
 from m3_mock.running import StartRouter, eventually, eventually_answers
 
 GOOD = {"model": "mock", "messages": [{"role": "user", "content": "hi"}]}
@@ -460,7 +464,7 @@ async def test_exchanges_leave_nothing_for_the_collector(start_router: StartRout
             assert (await router.chat(stream=stream)).status_code == 200
         assert (await router.chat(model="nobody")).status_code == 404
         await asyncio.sleep(0.05)
-        left = [one for one in gc.get_objects() if type(one).__name__ in ("Exchange", "Intake", "Reply", "Attempt")]
+        left = [one for one in gc.get_objects() if isinstance(one, Exchange | Intake | Reply | Attempt)]
     finally:
         gc.enable()
     assert left == []
