@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from m3_mock import Speaker
-from m3_mock.running import StartRouter, post, read_stream
+from m3_mock.running import StartRouter, post
 from m3_mock.speaker import ANSWER, texts_of
 
 CHAT, COMPLETIONS, RESPONSES, MESSAGES = "/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages"
@@ -105,10 +105,13 @@ async def test_a_flagged_stream_ends_with_an_error_event_and_never_as_a_good_one
     start_router: StartRouter, speaker: Speaker, service: Service, path: str
 ) -> None:
     speaker.words = ("an ", "evil ", "word")
+    speaker.gate, speaker.gate_at = asyncio.Event(), 2
     router = await start_router([speaker], moderation=moderation(service))
     reader, _ = await router.raw(post({**body_of(path, "hi"), "stream": True}, path=path))
-    _, stream, is_ended = await read_stream(reader)
-    assert not is_ended
+    await asyncio.wait_for(reader.readuntil(b"an "), 10)
+    speaker.gate.set()
+    stream = await asyncio.wait_for(reader.read(), 10)
+    assert not stream.endswith(b"0\r\n\r\n")
     assert b"The response was stopped by content moderation" in stream
     assert not any(end in stream for end in (b"[DONE]", b"message_stop", b"response.completed"))
     (bill,) = await router.ledger()
@@ -135,10 +138,12 @@ async def test_a_stream_passes_while_it_is_asked_about_and_its_end_waits(
     start_router: StartRouter, speaker: Speaker, service: Service
 ) -> None:
     service.gate = asyncio.Event()
+    speaker.gate, speaker.gate_at = asyncio.Event(), 2
     router = await start_router([speaker], moderation=moderation(service, stages=["response"], timeoutSeconds=20))
     reader, _ = await router.raw(post({**body_of(CHAT, "hi"), "stream": True}))
     head = await asyncio.wait_for(reader.readuntil(b"one "), 10)
     assert head.startswith(b"HTTP/1.1 200")
+    speaker.gate.set()
     await asyncio.wait_for(service.arrived.wait(), 10)
     with pytest.raises(TimeoutError):
         await asyncio.wait_for(reader.readuntil(b"[DONE]"), 0.3)

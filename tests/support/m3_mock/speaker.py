@@ -253,8 +253,10 @@ def _whole(path: str, identity: str, text: str, usage: _Usage) -> Json:
         case "/v1/embeddings":
             told = {"prompt_tokens": usage.input_tokens, "total_tokens": usage.input_tokens}
             return {"object": "list", "data": [{"index": 0, "embedding": [0.5]}], "usage": told}
-    message = {"role": "assistant", "content": text}
-    choice = {"index": 0, "message": message, "text": text, "finish_reason": "stop"}
+    said: Json = {"text": text}
+    if path == "/v1/chat/completions":
+        said = {"message": {"role": "assistant", "content": text}}
+    choice = {"index": 0, **said, "finish_reason": "stop"}
     return {"id": identity, "created": CREATED, "choices": [choice], "usage": usage.openai()}
 
 
