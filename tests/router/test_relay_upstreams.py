@@ -380,13 +380,13 @@ async def test_a_body_over_the_limit_and_bodies_over_the_budget_are_refused_and_
     speaker.gate = asyncio.Event()
     large = json.dumps({**GOOD, "x": "y" * 900_000}).encode()
     running = asyncio.create_task(router.http.post(CHAT, content=large))
-    await eventually(lambda: len(speaker.received) == 1, "one is held")
+    await eventually(lambda: len(speaker.asked) == 1, "one is held")  # after its tokens were counted
     too_much = await router.http.post(MESSAGES, content=large)
     assert too_much.status_code == 503
     assert too_much.json()["error"]["type"] == "overloaded_error"
     assert (await router.http.post(CHAT, content=b"x" * (2**20 + 1))).status_code == 413
     speaker.gate.set()
     assert (await running).status_code == 200
-    assert speaker.received[0].body == large
+    assert speaker.asked[0].body == large
     assert (await router.http.post(CHAT, content=large)).status_code == 200
     assert router.router._connections.buffered_bytes == 0
