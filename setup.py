@@ -47,6 +47,7 @@ ROUTER_HOT_PATH = [
         "meters",
         "metrics",
         "outbound",
+        "place",
         "placement",
         "pools",
         "preemption",

@@ -16,14 +16,17 @@ from m3_router.config import ServiceTier
 from m3_router.dialects import Dialect
 from m3_router.errors import Refusal, no_worker
 from m3_router.estimates import Interval, bounds, exact
+from m3_router.http.messages import Request
 from m3_router.moderation import Moderator
 from m3_router.outbound import body_for
+from m3_router.placement import Want
 from m3_router.pools import Pool
 from m3_router.prefix import chain
 from m3_router.prices import Quote
 from m3_router.request import RequestView, parse
-from m3_router.services import Services
+from m3_router.services import Services, is_request_id
 from m3_router.texts import request_text
+from m3_router.workers import Worker
 
 
 class IntakeOwner(Protocol):
@@ -104,6 +107,25 @@ class Intake:
         view = self.view
         session = self._caller.session or ((view.session or "") if view is not None else "")
         return f"{self._caller.tenant.name} {session}" if session else ""
+
+    def want(self, tried: tuple[Worker, ...], now: float, *, is_long: bool) -> Want:
+        """What placement has to know of it. tried: workers that have failed it."""
+        chain, interval, pool = self.chain, self.interval, self.pool
+        affinity = None if pool is None else pool.affinity
+        if interval is None:
+            return Want(0, tried=tried, tie=self._services.request_ids.given)
+        if affinity is None or not chain:
+            return Want(interval.likely, is_long=is_long, tried=tried, tie=self._services.request_ids.given)
+        session = self.session()
+        return Want(
+            interval.likely,
+            block_tokens=interval.likely / len(chain),
+            matches=affinity.match(chain),
+            is_long=is_long,
+            tried=tried,
+            pinned_slot=affinity.pinned(session, now) if session else -1,
+            tie=chain[0],
+        )
 
     def _understand(self) -> None:
         services, caller, bill = self._services, self._caller, self._bill
@@ -210,3 +232,20 @@ class Intake:
         owner = self._owner
         if owner is not None:
             owner.not_taken_in(refusal)
+
+
+def open_bill(services: Services, request: Request | None) -> Bill:
+    """A bill with what the head of a request says."""
+    if request is None:
+        return Bill(services.wall_clock(), services.request_ids.next(), "")
+    given = request.head.known.get(b"x-request-id")
+    caller = request.context
+    bill = Bill(
+        services.wall_clock(),
+        given.decode() if given is not None and is_request_id(given) else services.request_ids.next(),
+        request.path_text,
+    )
+    if isinstance(caller, Caller):
+        bill.tenant = caller.tenant.name
+        bill.dialect = "" if caller.dialect is None else caller.dialect.name
+    return bill

@@ -1,9 +1,9 @@
 """The way of one request, from its last byte to the last byte of its answer, in the order in which it happens.
 
-Owns an exchange while it lasts, and what it holds: a part of a quota, a ticket of a lane, an attempt at a worker, a
-bill. It decides nothing itself; whom to let in, where to send and what it costs is asked of tenants, prices, lanes,
-placement. What a request is and may cost is found out by `intake`, one try at a worker is an `attempt`, the form of
-what the client gets is the `reply`'s.
+Owns an exchange while it lasts, and the order of things. It decides nothing itself; whom to let in, where to send and
+what it costs is asked of tenants, prices, lanes, placement. What a request is and may cost is found out by `intake`,
+what it holds of a quota and of the lanes is its `place`, one try at a worker is an `attempt`, the form of what the
+client gets is the `reply`'s.
 
     intake -> queue -> dispatch -> attempt ... reply -> settle
                 ^         ^          |
@@ -17,46 +17,24 @@ Plain callbacks rather than a coroutine: a task and its wake-ups would cost a th
 from typing import Final
 
 from m3_router.attempt import Attempt
-from m3_router.bill import Bill, Outcome, Usage
+from m3_router.bill import Outcome, Usage
 from m3_router.caller import Caller
 from m3_router.dialects import Dialect
 from m3_router.errors import Refusal, at_capacity, no_worker, timed_out, worker_failed
 from m3_router.guard import AnswerGuard
 from m3_router.http.messages import Answer, Client, Request
-from m3_router.intake import Intake
-from m3_router.lanes import QueueFullError
+from m3_router.intake import Intake, open_bill
 from m3_router.outbound import head_for
-from m3_router.placement import Want
+from m3_router.place import Place
 from m3_router.pools import Pool
-from m3_router.quotas import Reservation, reserved_tokens
 from m3_router.reply import Reply
 from m3_router.request import RequestView
-from m3_router.services import Services, is_request_id
-from m3_router.tickets import Order, Ticket
+from m3_router.services import Services
 from m3_router.usage import usage_of_body
-from m3_router.workers import Charge, Worker
+from m3_router.workers import Worker
 
-# Held in the lane for the answer of a request that does not say how long it may be, or says more than answers are.
-MAX_OUTPUT_CHARGE_TOKENS: Final = 4096
 # What a worker says that has begun nothing: it loads, drains or has no room. Another one may take the request.
 _PASSED_OVER: Final = frozenset({429, 503, 529})
-
-
-def open_bill(services: Services, request: Request | None) -> Bill:
-    """A bill with what the head of a request says."""
-    if request is None:
-        return Bill(services.wall_clock(), services.request_ids.next(), "")
-    given = request.head.known.get(b"x-request-id")
-    caller = request.context
-    bill = Bill(
-        services.wall_clock(),
-        given.decode() if given is not None and is_request_id(given) else services.request_ids.next(),
-        request.path_text,
-    )
-    if isinstance(caller, Caller):
-        bill.tenant = caller.tenant.name
-        bill.dialect = "" if caller.dialect is None else caller.dialect.name
-    return bill
 
 
 class Exchange:
@@ -67,18 +45,16 @@ class Exchange:
         "_attempt",
         "_bill",
         "_caller",
-        "_charge",
         "_client",
         "_comment_at",
         "_dialect",
         "_guard",
         "_intake",
         "_is_finished",
+        "_place",
         "_reply",
         "_request",
-        "_reservation",
         "_services",
-        "_ticket",
         "_trace_line",
         "_tried",
     )
@@ -96,13 +72,11 @@ class Exchange:
         self._intake = Intake(self, services, request.body, caller, bill=bill, dialect=dialect)
         self._is_finished = False
         # held, and given back by _finish
-        self._reservation: Reservation | None = None
-        self._ticket: Ticket | None = None
+        self._place = Place(services, caller.tenant, bill)
         self._attempt: Attempt | None = None
         # set on the way
         self._reply: Reply | None = None
         self._guard: AnswerGuard | None = None  # where answers are moderated
-        self._charge = Charge(0, 0)
         self._tried: tuple[Worker, ...] = ()
 
     # ---- 1. understand and price it
@@ -140,7 +114,7 @@ class Exchange:
                 stopped=self._stop_unmoderated,
             )
         try:
-            is_admitted = self._queue(view, pool)
+            is_admitted = self._place.take(self._intake, view, pool, self._deadline(), self)
         except Refusal as refusal:
             self._refuse(refusal)
         else:
@@ -154,47 +128,14 @@ class Exchange:
 
     # ---- 2. wait for a place
 
-    def _queue(self, view: RequestView, pool: Pool) -> bool:
-        """Take a part of the quota and ask for a place; returns whether there is one at once. Raises Refusal."""
-        services, caller, bill = self._services, self._caller, self._bill
-        quote, interval, tier = self._intake.quote, self._intake.interval, self._intake.tier
-        assert quote is not None and interval is not None  # noqa: S101, PT018 - what is not free was priced
-        now = services.clock()
-        tokens = reserved_tokens(interval.high, view.max_tokens, view.choices)
-        self._reservation = caller.tenant.quota.reserve(tokens, quote.cost_high_nanousd, bill.time, now)
-        output_tokens = MAX_OUTPUT_CHARGE_TOKENS
-        if view.max_tokens is not None and view.max_tokens < output_tokens:
-            output_tokens = view.max_tokens
-        output_tokens *= view.choices
-        context_tier = quote.context_tier_high
-        self._charge = Charge(interval.likely, output_tokens, context_tier == "long")
-        held_tokens = interval.high + output_tokens
-        held_tokens = min(held_tokens, pool.max_context_tokens)
-        seconds = caller.first_byte_seconds
-        deadline = None if seconds is None else self._arrived_at + seconds
-        tenant = caller.tenant
-        order = Order(
-            tier,
-            context_tier,
-            tenant=tenant.name,
-            weight=tenant.weight,
-            tokens=held_tokens,
-            weighted_tokens=quote.weighted_tokens,
-            deadline=deadline,
-            holder=self,
-        )
-        try:
-            ticket = self._ticket = pool.lanes.offer(order, now)
-        except QueueFullError as full:
-            raise at_capacity(str(full), full.retry_after_seconds) from full
-        finally:
-            services.follow(pool)
-        return ticket.state == "admitted"
+    def _deadline(self) -> float | None:
+        """When the client wants its first byte; None if it has not said so."""
+        seconds = self._caller.first_byte_seconds
+        return None if seconds is None else self._arrived_at + seconds
 
     def admitted(self) -> None:
         """The wait in the lane is over."""
-        ticket = self._ticket
-        if not self._is_finished and ticket is not None and ticket.state == "admitted" and self._attempt is None:
+        if not self._is_finished and self._place.is_admitted and self._attempt is None:
             self._bill.queue_ms = self._elapsed_ms()
             self._dispatch(self._understood()[0].body)
 
@@ -203,17 +144,11 @@ class Exchange:
 
         Told in the next round of the loop, by when the place may be its own again, or the worker may have spoken.
         """
-        ticket = self._ticket
-        if not self._is_finished and self._attempt is not None and ticket is not None and ticket.state == "waiting":
+        if not self._is_finished and self._attempt is not None and self._place.is_waiting:
             self._bill.preemptions += 1
             self._attempt.end()
             self._attempt = None
             self._forget_answer()
-
-    def _has_lost_place(self) -> bool:
-        """Whether this was put back and is not told yet, so that what comes of the worker comes too late."""
-        ticket = self._ticket
-        return ticket is not None and ticket.state != "admitted"
 
     def expired(self, retry_after_seconds: int) -> None:
         """The wait in the lane was too long."""
@@ -228,7 +163,9 @@ class Exchange:
         services, bill, intake = self._services, self._bill, self._intake
         view, pool = self._understood()
         now = services.clock()
-        choice = pool.placement.choose(pool.workers.ready, self._want(now), now)
+        choice = pool.placement.choose(
+            pool.workers.ready, intake.want(self._tried, now, is_long=self._place.charge.is_long), now
+        )
         if choice is None:
             self._break_off(no_worker(view.model), "rejected")
             return
@@ -246,7 +183,7 @@ class Exchange:
             self,
             pool,
             worker,
-            self._charge,
+            self._place.charge,
             connections=services.workers,
             limits=services.limits,
             clock=services.clock,
@@ -264,32 +201,13 @@ class Exchange:
         attempt.start(head, body)
         services.placed(pool, worker, intake.chain, intake.session(), bill.request_id)
 
-    def _want(self, now: float) -> Want:
-        intake = self._intake
-        chain, interval, affinity = intake.chain, intake.interval, self._understood()[1].affinity
-        if interval is None:
-            return Want(0, tried=self._tried, tie=self._services.request_ids.given)
-        is_long = self._charge.is_long
-        if affinity is None or not chain:
-            return Want(interval.likely, is_long=is_long, tried=self._tried, tie=self._services.request_ids.given)
-        session = intake.session()
-        return Want(
-            interval.likely,
-            block_tokens=interval.likely / len(chain),
-            matches=affinity.match(chain),
-            is_long=is_long,
-            tried=self._tried,
-            pinned_slot=affinity.pinned(session, now) if session else -1,
-            tie=chain[0],
-        )
-
     # ---- 4. bring the answer back
 
     def answered(self, answer: Answer | None, body: bytes, is_complete: bool, now: float) -> None:
         """One read from the worker, at most one write to the client."""
         reply, attempt = self._reply, self._attempt
         assert reply is not None and attempt is not None  # noqa: S101, PT018 - the attempt tells of itself
-        if self._has_lost_place():
+        if self._place.is_lost:
             self.preempted()  # the lanes have put it back, and it is only now told: the answer comes too late
             return
         if answer is not None:
@@ -374,10 +292,7 @@ class Exchange:
     def _first_byte(self, attempt: Attempt, now: float) -> None:
         """The prefill is over: nobody may put this request back any more."""
         attempt.first_byte()
-        ticket, pool = self._ticket, self._intake.pool
-        if ticket is not None and pool is not None:
-            pool.lanes.first_byte(ticket, now)
-            self._services.follow(pool)
+        self._place.first_byte(now)
 
     def _answer_whole(self, body: bytes) -> None:
         dialect, reply = self._dialect, self._reply
@@ -394,7 +309,7 @@ class Exchange:
         assert attempt is not None and reply is not None  # noqa: S101, PT018 - the attempt tells of itself
         _, pool = self._understood()
         pool.workers.failed(attempt.worker, self._services.clock(), reason)
-        if self._has_lost_place():
+        if self._place.is_lost:
             self.preempted()
         elif reply.has_content:
             self._go_on_elsewhere(worker_failed(f"Worker {attempt.worker.name} failed during its answer: {reason}."))
@@ -453,7 +368,7 @@ class Exchange:
             self._break_off(refusal)
             return
         # What the client has got until now; the next worker's part is added to it (bill.continued).
-        self._note_delivered(reply)
+        reply.note_delivered()
         bill.continuations += 1
         reply.go_on(resumption)
         self._dispatch(resumption.body)
@@ -469,7 +384,7 @@ class Exchange:
         if reply is None or not reply.has_content:
             self._refuse(refusal, outcome)
             return
-        self._finish(outcome, self._estimate())
+        self._finish(outcome, reply.estimate())
         reply.refuse(refusal, b"")
 
     # ---- what may happen at any time
@@ -542,7 +457,7 @@ class Exchange:
     def _finish(self, outcome: Outcome, usage: Usage | None) -> None:
         """The only way out: give back all that is held, settle the bill once."""
         self._is_finished = True
-        services, bill = self._services, self._bill
+        services, bill, reply = self._services, self._bill, self._reply
         now = services.clock()
         self._intake.cancel()
         if self._guard is not None:
@@ -555,11 +470,11 @@ class Exchange:
         is_free = self._dialect.is_free
         estimate: Usage | None = None
         if outcome == "client_gone" and usage is None and attempt is not None and not is_free:
-            estimate = self._estimate() if bill.status == 200 else None
+            estimate = reply.estimate() if reply is not None and bill.status == 200 else None
             services.ledger.settle_later(bill, outcome, estimate)
         else:
-            if usage is None and outcome == "ok" and not is_free:
-                usage = self._estimate()
+            if usage is None and outcome == "ok" and not is_free and reply is not None:
+                usage = reply.estimate()
             services.ledger.settle(bill, outcome, usage)
         if attempt is not None and self._intake.chain:
             counted = usage.input_tokens if usage is not None and not bill.estimated else None
@@ -567,51 +482,7 @@ class Exchange:
         if attempt is not None and usage is not None and outcome == "ok":
             workers = self._understood()[1].workers
             workers.note_cached(attempt.worker, bill.predicted_cached_tokens, usage.cached_tokens)
-        self._give_back(now, estimate)
-
-    def _give_back(self, now: float, estimate: Usage | None) -> None:
-        """The part of the quota, and the place in the lane. estimate: of a bill that is settled later."""
-        services, bill = self._services, self._bill
-        reservation, self._reservation = self._reservation, None
-        if reservation is not None:
-            quota = self._caller.tenant.quota
-            if estimate is not None:
-                _, cost_nanousd = services.prices.cost(bill.model, self._intake.tier, estimate, bill.time)
-                quota.settle(reservation, estimate.input_tokens + estimate.output_tokens, cost_nanousd)
-            elif bill.attempts:
-                quota.settle(reservation, bill.input_tokens + bill.output_tokens, bill.cost_nanousd)
-            else:
-                quota.release(reservation)
-        ticket, pool = self._ticket, self._intake.pool
-        if ticket is None or pool is None:
-            return
-        ticket.holder = ticket.order.holder = None
-        if ticket.state == "admitted":
-            pool.lanes.release(ticket, now, self._weighted_tokens())
-        elif ticket.state == "waiting":
-            pool.lanes.cancel(ticket, now)
-        services.follow(pool)
-
-    def _note_delivered(self, reply: Reply) -> None:
-        bill, begun = self._bill, reply.begun
-        if begun is not None and not bill.continuations:
-            bill.cached_tokens, bill.cache_write_tokens = begun.cached_tokens, begun.cache_write_tokens
-        bill.output_tokens = reply.events
-
-    def _estimate(self) -> Usage:
-        """What is known of an answer whose usage did not come: its input, and an output token for each event."""
-        bill, reply = self._bill, self._reply
-        bill.estimated = True
-        events = 0 if reply is None else reply.events
-        return Usage(bill.input_tokens, bill.cached_tokens, bill.cache_write_tokens, events)
-
-    def _weighted_tokens(self) -> int | None:
-        """What the request has cost, as the lanes count it; None where it is not known, and the estimate stands."""
-        bill = self._bill
-        if not bill.cost_nanousd:
-            return None
-        usage = Usage(bill.input_tokens, bill.cached_tokens, bill.cache_write_tokens, bill.output_tokens)
-        return self._services.prices.weighted_tokens(bill.model, usage, bill.cost_nanousd, bill.time)
+        self._place.give_back(now, estimate)
 
     def _outcome_of_status(self) -> Outcome:
         status = self._bill.status

@@ -251,6 +251,19 @@ class Reply:
             return None
         return resume(transcript, self._view, engine, self._input_tokens, scanner.begun)
 
+    def note_delivered(self) -> None:
+        """Into the bill: what the client has got until now, to which the next worker's part is added."""
+        bill, begun = self._bill, self.begun
+        if begun is not None and not bill.continuations:
+            bill.cached_tokens, bill.cache_write_tokens = begun.cached_tokens, begun.cache_write_tokens
+        bill.output_tokens = self.events
+
+    def estimate(self) -> Usage:
+        """What is known of an answer whose usage did not come: its input, and an output token for each event."""
+        bill = self._bill
+        bill.estimated = True
+        return Usage(bill.input_tokens, bill.cached_tokens, bill.cache_write_tokens, self.events)
+
     def go_on(self, resumption: Resumption) -> None:
         """From now on what comes is the rest of the answer, from another worker."""
         self._events_before = self.events

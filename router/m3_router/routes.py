@@ -10,8 +10,9 @@ from m3_router.caller import Caller
 from m3_router.dialects import BY_PATH
 from m3_router.errors import Refusal, bad_request, no_worker
 from m3_router.http.messages import Client, Request, Start
+from m3_router.intake import open_bill
 from m3_router.models import ModelList
-from m3_router.relay import Exchange, open_bill
+from m3_router.relay import Exchange
 from m3_router.services import Services, is_request_id
 from m3_router.tenants import Tenants
 from m3_router.usage_report import UsageReport

@@ -182,7 +182,7 @@ async def test_a_first_byte_that_comes_with_the_preemption_is_not_given_to_the_c
     # Both happen in one round of the loop: the lanes put it back, and before it is told, its worker's answer is read.
     lanes = router.pool().lanes
     now = asyncio.get_running_loop().time()
-    lanes._put_back(exchange._ticket, now)
+    lanes._put_back(exchange._place._ticket, now)
     router.router._services.follow(router.pool())
     exchange._attempt.worker_answered(None, b'data: {"choices":[{"text":"wrong"}]}\n\n', False)
     speaker.gate.set()

@@ -250,7 +250,7 @@ def test_after_the_splice_the_body_means_the_same_but_for_include_usage(
         (b'"m"', None, "not an object"),
         (b"{}", "model", "required"),
         (b'{"model":"m","max_tokens":"a"}', "max_tokens", "Expected `int | null`, got `str`"),
-        (b'{"model":"m","max_completion_tokens":-3}', "max_tokens", "-3 is below 0"),
+        (b'{"model":"m","max_completion_tokens":-3}', "max_completion_tokens", "-3 is below 0"),
         (b'{"model":"m","n":0}', "n", "0 is not between 1 and 128"),
         (b'{"model":"m","messages":"hi"}', "messages", "Expected `array | null`, got `str`"),
         (b'{"model":"m","stream":true,"stream_options":[]}', "stream_options", "Expected `object | null`"),
