@@ -1,10 +1,11 @@
 /* A closed-loop HTTP/1.1 client for chat completions, one epoll thread.
  *
- *   load_driver -p PORT -c CONNECTIONS -d SECONDS [-b PROMPT_BYTES] [-S -m TOKENS]
+ *   load_driver -p PORT -c CONNECTIONS -d SECONDS [-k KEY] [-b PROMPT_BYTES] [-S -m TOKENS]
  *
- * Each connection sends its next request when the answer to the last one is complete. -S streams. Prints one JSON line:
- * requests, errors, requests and events per second, and percentiles in microseconds of latency and time to the first
- * event. An answer whose status is not 200 is an error. Loopback alone. */
+ * Each connection sends its next request when the answer to the last one is complete; no two prompts of a run begin
+ * alike. -S streams. Prints one JSON line: requests, errors, requests and events per second, events that came and that
+ * should have come, and percentiles in microseconds of latency and time to the first event. An error is an answer whose
+ * status is not 200, a stream with fewer events than tokens, or a connection that is lost. Loopback alone. */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
 #include <errno.h>
@@ -36,8 +37,10 @@ typedef struct {
 
 static int port, is_stream, epoll_fd;
 static char *request;
-static size_t request_length;
-static uint64_t finished, errors, events;
+static size_t request_length, number_at;
+static int tokens = 16;
+static uint64_t finished, errors, events, expected_events, number;
+static char first_error[160];
 static samples latency_us, first_event_us;
 
 static uint64_t now_us(void) {
@@ -66,18 +69,29 @@ static void print(const char *name, samples *s) {
     printf(",\"%s\":{\"p50\":%u,\"p99\":%u}", name, p50, p99);
 }
 
-static void make_request(size_t prompt_bytes, int tokens) {
+static void note_error(const char *what, const char *detail, size_t length) {
+    errors++;
+    if (*first_error) return;
+    snprintf(first_error, sizeof first_error, "%s: %.*s", what, (int)(length > 100 ? 100 : length), detail);
+    for (char *at = first_error; *at; at++)
+        if (*at < ' ' || *at == '"' || *at == '\\' || *at & 0x80) *at = ' ';
+}
+
+static void make_request(size_t prompt_bytes, const char *key) {
     static const char words[] = "lorem ipsum dolor sit amet consectetur adipiscing elit sed do eiusmod tempor ";
     char *body = malloc(prompt_bytes + 512);
     size_t n = (size_t)sprintf(body, "{\"model\":\"mock\",\"max_tokens\":%d,%s\"messages\":[{\"role\":\"user\",\"content\":\"", tokens,
                                is_stream ? "\"stream\":true,\"stream_options\":{\"include_usage\":true}," : "");
+    size_t number_in_body = n;
+    n += (size_t)sprintf(body + n, "%010d ", 0);
     for (size_t i = 0; i < prompt_bytes; i++) body[n++] = words[i % (sizeof words - 1)];
     n += (size_t)sprintf(body + n, "\"}]}");
-    request = malloc(n + 512);
+    request = malloc(n + 1024);
     request_length = (size_t)sprintf(request,
                                      "POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1:%d\r\nContent-Type: application/json\r\n"
-                                     "Content-Length: %zu\r\n\r\n",
-                                     port, n);
+                                     "%s%.256s%sContent-Length: %zu\r\n\r\n",
+                                     port, *key ? "Authorization: Bearer " : "", key, *key ? "\r\n" : "", n);
+    number_at = request_length + number_in_body;
     memcpy(request + request_length, body, n);
     request_length += n;
     free(body);
@@ -99,7 +113,7 @@ static int dial(connection *c) {
 }
 
 static void fail(connection *c) {
-    errors++;
+    note_error(c->has_head ? "lost in the answer" : "lost before the answer", "", 0);
     c->is_busy = 0;
     dial(c);
 }
@@ -122,6 +136,10 @@ static void fire(connection *c) {
     c->is_busy = 1;
     c->has_head = c->is_chunked = c->events = 0;
     c->need = c->in_length = c->out_offset = 0;
+    /* Written into what all connections send: one that is in the middle of sending has passed this place already. */
+    char digits[11];
+    snprintf(digits, sizeof digits, "%010lu", ++number);
+    memcpy(request + number_at, digits, 10);
     c->sent_us = now_us();
     push(c);
 }
@@ -186,11 +204,14 @@ static void receive(connection *c) {
         if (!c->has_head) continue;
         if (is_stream) count_events(c);
         if (is_complete(c)) {
-            if (c->status == 200) {
+            if (is_stream) expected_events += (uint64_t)tokens;
+            if (c->status != 200) {
+                note_error("status", c->in + 9, c->in_length - 9);
+            } else if (is_stream && c->events < tokens) {
+                note_error("a stream ended early", "", 0);
+            } else {
                 finished++;
                 add(&latency_us, now_us() - c->sent_us);
-            } else {
-                errors++;
             }
             c->is_busy = 0;
             return;
@@ -199,13 +220,15 @@ static void receive(connection *c) {
 }
 
 int main(int argc, char **argv) {
-    int count = 1, tokens = 16;
+    int count = 1;
+    const char *key = "";
     double seconds = 5;
     size_t prompt_bytes = 256;
-    for (int option; (option = getopt(argc, argv, "p:c:d:b:m:S")) != -1;) {
+    for (int option; (option = getopt(argc, argv, "p:c:d:k:b:m:S")) != -1;) {
         if (option == 'p') port = atoi(optarg);
         else if (option == 'c') count = atoi(optarg);
         else if (option == 'd') seconds = atof(optarg);
+        else if (option == 'k') key = optarg;
         else if (option == 'b') prompt_bytes = strtoul(optarg, 0, 10);
         else if (option == 'm') tokens = atoi(optarg);
         else if (option == 'S') is_stream = 1;
@@ -213,7 +236,7 @@ int main(int argc, char **argv) {
     }
     signal(SIGPIPE, SIG_IGN);
     epoll_fd = epoll_create1(0);
-    make_request(prompt_bytes, tokens);
+    make_request(prompt_bytes, key);
     connection *all = calloc((size_t)count, sizeof *all);
     for (int i = 0; i < count; i++) {
         all[i].fd = -1;
@@ -233,7 +256,8 @@ int main(int argc, char **argv) {
         }
         if (now >= stop && !busy) break;
         if (now >= give_up) {
-            errors += (uint64_t)busy;
+            for (int i = 0; i < count; i++)
+                if (all[i].is_busy) note_error("no end within the grace time", "", 0);
             break;
         }
         int n = epoll_wait(epoll_fd, ready, EVENTS, 200);
@@ -244,8 +268,9 @@ int main(int argc, char **argv) {
         }
     }
     double elapsed = (double)(now_us() - begin) / 1e6;
-    printf("{\"requests\":%lu,\"errors\":%lu,\"seconds\":%.3f,\"requests_per_second\":%.1f,\"events_per_second\":%.1f", finished, errors, elapsed,
-           (double)finished / elapsed, (double)events / elapsed);
+    printf("{\"requests\":%lu,\"errors\":%lu,\"first_error\":\"%s\",\"seconds\":%.3f,\"requests_per_second\":%.1f,\"events_per_second\":%.1f,"
+           "\"events\":%lu,\"expected_events\":%lu",
+           finished, errors, first_error, elapsed, (double)finished / elapsed, (double)events / elapsed, events, expected_events);
     print("latency_us", &latency_us);
     print("first_event_us", &first_event_us);
     printf("}\n");

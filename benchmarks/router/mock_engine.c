@@ -2,10 +2,12 @@
  *
  * One epoll thread, so that it is faster and steadier than anything put in front of it.
  *
- *   mock_engine -p PORT [-t FIRST_TOKEN_US] [-i NEXT_TOKEN_US]
+ *   mock_engine -p PORT [-t FIRST_TOKEN_US] [-i NEXT_TOKEN_US] [-b BYTES_PER_TOKEN]
  *
- * POST anything: 16 tokens as JSON, or with "stream":true as server-sent events, one HTTP chunk per token.
- * `max_tokens` sets their number. GET anything: 200 and {}. Listens on loopback alone. */
+ * POST of completions: 16 tokens as JSON, or with "stream":true as server-sent events, one HTTP chunk per token.
+ * `max_tokens` sets their number; the prompt has a token for each so many bytes of the body (5). POST /tokenize: ids for
+ * as many tokens; other POSTs are not found. GET: what routers ask engines about themselves, else {}. Listens on
+ * loopback alone. */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
 #include <errno.h>
@@ -30,12 +32,14 @@ typedef struct {
 
 typedef struct {
     int fd, is_busy, is_stream, tokens, sent, heap_index, waits_to_write;
+    size_t input_tokens;
     uint64_t due_us;
     buffer in, out;
     size_t out_offset;
 } connection;
 
 static uint64_t first_token_us, next_token_us;
+static size_t bytes_per_token = 5;
 static int epoll_fd;
 
 static uint64_t now_us(void) {
@@ -116,9 +120,9 @@ static void put_event(connection *c, const char *event) {
     put_text(c, "\r\n");
 }
 
-static void put_json(connection *c, const char *json) {
+static void put_json(connection *c, const char *status, const char *json) {
     char head[128];
-    snprintf(head, sizeof head, "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %zu\r\n\r\n", strlen(json));
+    snprintf(head, sizeof head, "HTTP/1.1 %s\r\ncontent-type: application/json\r\ncontent-length: %zu\r\n\r\n", status, strlen(json));
     put_text(c, head);
     put_text(c, json);
 }
@@ -159,10 +163,10 @@ static int answer(connection *c) { /* the answer, or the next token of it; retur
         snprintf(text, sizeof text,
                  "{\"id\":\"chatcmpl-mock\",\"object\":\"chat.completion\",\"created\":1700000000,\"model\":\"mock\",\"choices\":[{\"index\":0,"
                  "\"message\":{\"role\":\"assistant\",\"content\":\"The quick brown fox jumps over the lazy dog and then rests.\"},"
-                 "\"finish_reason\":\"stop\"}],\"usage\":{\"prompt_tokens\":32,\"completion_tokens\":%d,\"total_tokens\":%d}}",
-                 c->tokens, 32 + c->tokens);
+                 "\"finish_reason\":\"stop\"}],\"usage\":{\"prompt_tokens\":%zu,\"completion_tokens\":%d,\"total_tokens\":%zu}}",
+                 c->input_tokens, c->tokens, c->input_tokens + (size_t)c->tokens);
         c->is_busy = 0;
-        put_json(c, text);
+        put_json(c, "200 OK", text);
         return flush(c);
     }
     if (!c->sent) put_text(c, "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n");
@@ -180,8 +184,8 @@ static int answer(connection *c) { /* the answer, or the next token of it; retur
     }
     snprintf(text, sizeof text,
              "data: {\"id\":\"chatcmpl-mock\",\"object\":\"chat.completion.chunk\",\"model\":\"mock\",\"choices\":[],\"usage\":"
-             "{\"prompt_tokens\":32,\"completion_tokens\":%d,\"total_tokens\":%d}}\n\n",
-             c->sent, 32 + c->sent);
+             "{\"prompt_tokens\":%zu,\"completion_tokens\":%d,\"total_tokens\":%zu}}\n\n",
+             c->input_tokens, c->sent, c->input_tokens + (size_t)c->sent);
     put_event(c, text);
     put_event(c, "data: [DONE]\n\n");
     put_text(c, "0\r\n\r\n");
@@ -195,6 +199,27 @@ static size_t content_length(const char *head, const char *end) {
     return 0;
 }
 
+static void tokenize(connection *c, const char *body, size_t length) {
+    size_t count = length / bytes_per_token;
+    char *json = malloc(count * 6 + 96), *at = json + sprintf(json, "{\"count\":%zu,\"max_model_len\":1048576,\"tokens\":[", count);
+    for (size_t i = 0; i < count; i++)
+        at += sprintf(at, "%s%d", i ? "," : "", (unsigned char)body[i * bytes_per_token] * 257 % 50000);
+    strcpy(at, "]}");
+    put_json(c, "200 OK", json);
+    free(json);
+}
+
+static const char *about(const char *request) { /* what routers ask before they send anything */
+    if (!strncmp(request, "GET /v1/models", 14))
+        return "{\"object\":\"list\",\"data\":[{\"id\":\"mock\",\"object\":\"model\",\"created\":1700000000,\"owned_by\":\"mock\","
+               "\"root\":\"mock\",\"parent\":null,\"max_model_len\":1048576}]}";
+    if (!strncmp(request, "GET /get_", 9) || !strncmp(request, "GET /server_info", 16) || !strncmp(request, "GET /model_info", 15) ||
+        !strncmp(request, "GET /version", 12))
+        return "{\"version\":\"0.0\",\"model_path\":\"mock\",\"model_id\":\"mock\",\"served_model_name\":\"mock\",\"tokenizer_path\":\"\","
+               "\"is_generation\":true,\"dp_size\":1,\"tp_size\":1,\"max_total_tokens\":1048576}";
+    return "{}";
+}
+
 static int take_request(connection *c) { /* returns 1 if a whole request was taken from the input */
     if (c->is_busy || c->in.length < 4) return 0;
     char *end = memmem(c->in.bytes, c->in.length, "\r\n\r\n", 4);
@@ -202,16 +227,21 @@ static int take_request(connection *c) { /* returns 1 if a whole request was tak
     char *body = end + 4;
     size_t length = content_length(c->in.bytes, end), used = (size_t)(body - c->in.bytes) + length;
     if (c->in.length < used) return 0;
-    if (!strncmp(c->in.bytes, "POST", 4)) {
+    if (!strncmp(c->in.bytes, "POST /tokenize", 14)) {
+        tokenize(c, body, length);
+    } else if (!strncmp(c->in.bytes, "POST", 4) && !memmem(c->in.bytes, (size_t)(end - c->in.bytes), "completions HTTP", 16)) {
+        put_json(c, "404 Not Found", "{\"error\":{\"message\":\"not here\"}}");
+    } else if (!strncmp(c->in.bytes, "POST", 4)) {
         char *found = memmem(body, length, "\"stream\":true", 13);
         c->is_busy = 1;
         c->sent = 0;
         c->is_stream = found != 0;
         found = memmem(body, length, "\"max_tokens\":", 13);
         c->tokens = found && atoi(found + 13) > 0 ? atoi(found + 13) : DEFAULT_TOKENS;
+        c->input_tokens = length / bytes_per_token;
         c->due_us = now_us() + first_token_us;
     } else {
-        put_json(c, "{}");
+        put_json(c, "200 OK", about(c->in.bytes));
     }
     memmove(c->in.bytes, c->in.bytes + used, c->in.length - used);
     c->in.length -= used;
@@ -256,10 +286,11 @@ static void accept_all(int listener) {
 
 int main(int argc, char **argv) {
     int port = 0, one = 1;
-    for (int option; (option = getopt(argc, argv, "p:t:i:")) != -1;) {
+    for (int option; (option = getopt(argc, argv, "p:t:i:b:")) != -1;) {
         if (option == 'p') port = atoi(optarg);
         else if (option == 't') first_token_us = strtoull(optarg, 0, 10);
         else if (option == 'i') next_token_us = strtoull(optarg, 0, 10);
+        else if (option == 'b') bytes_per_token = strtoull(optarg, 0, 10);
         else return 2;
     }
     signal(SIGPIPE, SIG_IGN);
