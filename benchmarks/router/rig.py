@@ -34,11 +34,12 @@ class UnavailableError(Exception):
 
 @dataclass(frozen=True)
 class Command:
-    """How a process is started. `ready_path` answers below 500 once it serves."""
+    """How a process is started. `ready_path`, at a port of its own if need be, answers below 500 once it serves."""
 
     arguments: Sequence[str]
     environment: Mapping[str, str] = field(default_factory=dict)
     ready_path: str = "/health"
+    ready_port: int | None = None
     settle_seconds: float = 0.0  # after that, until it knows its workers
     drain_signal: signal.Signals = signal.SIGTERM
 
@@ -106,21 +107,24 @@ def end(process: subprocess.Popen[bytes]) -> None:
         os.killpg(process.pid, signal.SIGKILL)
 
 
-def wait_until_up(port: int, process: subprocess.Popen[bytes], log: Path, path: str = "/health") -> None:
-    """Wait for an answer below 500. Raises UnavailableError with the end of the log if none comes."""
+def wait_until_up(command: Command, port: int, process: subprocess.Popen[bytes], log: Path) -> None:
+    """Wait until what was started to listen at `port` serves. Raises UnavailableError with the end of its log."""
+    url = f"http://127.0.0.1:{command.ready_port or port}{command.ready_path}"
     give_up = time.monotonic() + UP_SECONDS
     while time.monotonic() < give_up and process.poll() is None:
         try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=1):
-                return
+            with urllib.request.urlopen(url, timeout=1):
+                break
         except urllib.error.HTTPError as error:
             if error.code < 500:
-                return
+                break
         except OSError:
             pass
         time.sleep(0.05)
-    lines = log.read_text(errors="replace").strip().splitlines()[-5:]
-    raise UnavailableError(f"nothing answers on port {port}; its last words: {' / '.join(lines) or 'none'}")
+    else:
+        words = log.read_text(errors="replace").strip().splitlines()[-5:]
+        raise UnavailableError(f"nothing answers on port {port}; its last words: {' / '.join(words) or 'none'}")
+    time.sleep(command.settle_seconds)
 
 
 def cpu_seconds(pid: int) -> float:

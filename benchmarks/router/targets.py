@@ -11,7 +11,7 @@ import shlex
 import signal
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from rig import Command, UnavailableError, find, free_port
@@ -30,6 +30,7 @@ class Place:
     peers: Path | UnavailableError = UnavailableError("peers were not asked for")
     redis_url: str = ""
     patience_seconds: int = 600  # with an engine that says nothing
+    admin_port: int = field(default_factory=free_port)
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,7 @@ def m3_router(place: Place, *, is_compiled: bool = True) -> Command:
     config.write_text(
         M3_ROUTER.format(
             port=place.port,
-            admin=free_port(),
+            admin=place.admin_port,
             digest=hashlib.sha256(KEY.encode()).hexdigest(),
             directory=place.directory,
             redis=f"redis: {{url: '{place.redis_url}'}}" if place.redis_url else "",
@@ -113,7 +114,7 @@ def m3_router(place: Place, *, is_compiled: bool = True) -> Command:
     )
     environment = {"PYTHONPATH": place.compiled} if is_compiled else {}
     arguments = [sys.executable, "-m", "m3_router.server", "--log-level", "warning", "--config", str(config)]
-    return Command(arguments, environment, ready_path="/health")
+    return Command(arguments, environment, ready_path="/readyz", ready_port=place.admin_port)
 
 
 def vllm_router(place: Place, policy: str) -> Command:
@@ -132,7 +133,7 @@ def _peer(place: Place, program: str, arguments: str) -> Command:
     urls = " ".join(f"http://127.0.0.1:{port}" for port in place.engines)
     line = (
         f"{place.peers}/bin/{program} --host 127.0.0.1 --port {place.port} --prometheus-host 127.0.0.1 "
-        f"--prometheus-port {free_port()} --log-level error --request-timeout-secs {place.patience_seconds} "
+        f"--prometheus-port {place.admin_port} --log-level error --request-timeout-secs {place.patience_seconds} "
         f"{arguments} --worker-urls {urls}"
     )
     return Command(shlex.split(line), settle_seconds=4)

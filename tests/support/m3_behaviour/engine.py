@@ -79,7 +79,7 @@ class Engine:
 class _Connection(asyncio.Protocol):
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self._buffer = b""
+        self._buffer = bytearray()
         self._answering: asyncio.Task[None] | None = None
         self._can_write = asyncio.Event()
         self._can_write.set()
@@ -117,7 +117,7 @@ class _Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         self._buffer += data
         while (taken := _take(self._buffer)) is not None:
-            method, path, body, self._buffer = taken
+            method, path, body = taken
             if method == "POST" and path.endswith("/completions"):
                 self._engine.bodies.append(body)
                 self._engine.has_arrived.set()
@@ -185,26 +185,32 @@ def _chunk(text: str) -> bytes:
     return f"{len(text):x}\r\n{text}\r\n".encode()
 
 
-def _take(buffer: bytes) -> tuple[str, str, bytes, bytes] | None:
-    """Method, path and body of the first request, and what follows it; None if it is not all there."""
-    head, separator, rest = buffer.partition(b"\r\n\r\n")
-    if not separator:
+def _take(buffer: bytearray) -> tuple[str, str, bytes] | None:
+    """Method, path and body of the first request, which is taken out; None if it is not all there."""
+    at = buffer.find(b"\r\n\r\n") + 4
+    if at < 4:
         return None
-    first, *lines = head.decode("latin-1").split("\r\n")
+    first, *lines = buffer[: at - 4].decode("latin-1").split("\r\n")
     method, path, _ = first.split(" ")
     fields = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+    body = bytearray()
     if fields.get("transfer-encoding") == "chunked":
-        body = b""
-        while True:
-            size, separator, after = rest.partition(b"\r\n")
-            length = int(size, 16) if separator else 0
-            if not separator or len(after) < length + 2:
+        length = -1
+        while length:
+            line_end = buffer.find(b"\r\n", at)
+            length = int(buffer[at:line_end], 16) if line_end > 0 else 0
+            if line_end < 0 or len(buffer) < line_end + 2 + length + 2:
                 return None
-            body, rest = body + after[:length], after[length + 2 :]
-            if not length:
-                return method, path, body, rest
-    length = int(fields.get("content-length", "0"))
-    return None if len(rest) < length else (method, path, rest[:length], rest[length:])
+            body += buffer[line_end + 2 : line_end + 2 + length]
+            at = line_end + 2 + length + 2
+    else:
+        length = int(fields.get("content-length", "0"))
+        if len(buffer) < at + length:
+            return None
+        body += buffer[at : at + length]
+        at += length
+    del buffer[:at]
+    return method, path, bytes(body)
 
 
 async def until(event: asyncio.Event, seconds: float) -> bool:
