@@ -120,7 +120,9 @@ def measure(kit: Kit, row: Row, up: Up, seconds: float, outcome: Outcome) -> Non
     outcome.results.setdefault((row.name, up.target), []).append(run)
 
 
-def run_rows(kit: Kit, rows: Sequence[Row], chosen: Sequence[Target], options: argparse.Namespace, out: Outcome) -> None:
+def run_rows(
+    kit: Kit, rows: Sequence[Row], chosen: Sequence[Target], options: argparse.Namespace, out: Outcome
+) -> None:
     """All rows of one pace against all targets, which stay up meanwhile."""
     with contextlib.ExitStack() as stack:
         behind = stack.enter_context(engines(kit, is_paced=rows[0].is_paced))

@@ -385,14 +385,24 @@ PROBES: Final = (
         "3: 5xx and a JSON error, and a good engine is used again; 2: 5xx; 1: another status, or no recovery; 0: none",
         _nonsense,
     ),
-    Probe("nonsense-in-stream", "engine sends what is no chunk after 5 tokens: the client sees", _BROKEN, _nonsense_in_stream),
+    Probe(
+        "nonsense-in-stream",
+        "engine sends what is no chunk after 5 tokens: the client sees",
+        _BROKEN,
+        _nonsense_in_stream,
+    ),
     Probe(
         "stalled",
         f"engines say nothing (patience {PATIENCE_SECONDS} s): the client sees",
         f"3: a JSON error within {4 * PATIENCE_SECONDS} s; 2: a status; 0: neither",
         _stalled,
     ),
-    Probe("stalled-in-stream", "engine falls silent after 5 tokens (same patience): the client sees", _BROKEN, _stalled_in_stream),
+    Probe(
+        "stalled-in-stream",
+        "engine falls silent after 5 tokens (same patience): the client sees",
+        _BROKEN,
+        _stalled_in_stream,
+    ),
     Probe(
         "fidelity",
         "the body that reaches the engine",
