@@ -1,6 +1,6 @@
 # Everything a contributor types. `make help` lists the targets; CI runs `make test` and nothing cleverer.
 .DEFAULT_GOAL := help
-.PHONY: help demo setup test test-fast test-cluster check check-kernels format lock crds cluster cluster-bin bench-router bench-engine bench-kernels npm-sdk soak tiny-model clean
+.PHONY: help demo setup test test-fast test-cluster check check-kernels format lock crds cluster cluster-bin bench-router fuzz-router bench-engine bench-kernels npm-sdk soak tiny-model clean
 
 BIN := .venv/bin
 PYTEST := $(BIN)/python -m pytest
@@ -54,8 +54,12 @@ cluster-bin: setup ## build Kubernetes for the tests (17 minutes once, then cach
 cluster: cluster-bin ## a real two-node cluster until Ctrl-C; prints the kubeconfig to use (needs root)
 	@PYTHONPATH=tests/support $(BIN)/python -m m3_testcluster up
 
-bench-router: setup ## the router against nginx in front of the same mock engine, in one run
-	$(BIN)/python benchmarks/router/bench.py
+bench-router: setup ## the router against nginx, vLLM Router and SMG in front of the same mock engines; ARGS=--quick: whether it runs
+	PYTHONPATH=tests/support $(BIN)/python benchmarks/router/bench.py $(ARGS)
+
+fuzz-router: setup ## ten minutes of hostile clients and workers against the compiled router, and bytes cut anywhere; prints its seed
+	M3_FUZZ_EXAMPLES=3000 $(PYTEST) -q tests/router/fuzz/test_splits.py
+	PYTHONPATH=tests/support $(BIN)/python -m m3_fuzz --compiled "$$(scripts/compile-router)" --seconds 600 $(ARGS)
 
 bench-engine: setup ## the engine against transformers and mlx-lm on the same tiny weights, in one run
 	$(BIN)/python benchmarks/engine/bench.py

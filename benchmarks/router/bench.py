@@ -1,11 +1,11 @@
 """What the router costs: the same load straight at mock engines, through nginx, through peers, and through m3-router.
 
-    python benchmarks/router/bench.py [--quick] [--seconds 2] [--repetitions 5] [--targets NAME,..] [--rows NAME,..]
+    PYTHONPATH=tests/support python benchmarks/router/bench.py [--quick] [--targets NAME,..] [--rows NAME,..]
 
 The target alone runs on one CPU; two mock engines, Redis and the load driver share the other. All targets stay up and
-take turns within each repetition, so that a busy neighbour hurts them alike. CPU time and memory are read from /proc for
-the target's whole process tree. Everything listens on loopback, on ports that the system chooses, and is stopped at the
-end. Needs cc, nginx and redis-server; peers are installed from `peers.txt`, and left out where that cannot be done.
+take turns within each repetition, so that a busy neighbour hurts them alike. CPU time and memory are read from /proc
+for the target's whole process tree. Everything listens on loopback, on ports that the system chooses, and is stopped at
+the end. Needs cc, nginx and redis-server; peers are installed from `peers.txt`, or left out where that cannot be done.
 
     rig.py processes   targets.py who is compared   rows.py loads and goals   failover.py two replicas   report.py table
 """
@@ -14,23 +14,17 @@ import argparse
 import asyncio
 import contextlib
 import os
-import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parents[1] / "tests" / "support"))
-
 import failover
 import peers
 import report
 from launching import launcher
-from m3_behaviour.engine import Script
-from m3_behaviour.probes import leave_seconds
-from m3_redis import running_redis
 from rig import (
+    HERE,
     LOAD_CPU,
     TARGET_CPU,
     Command,
@@ -47,6 +41,10 @@ from rig import (
 )
 from rows import DIRECT, ROWS, Results, Row
 from targets import KEY, TARGETS, Place, Target
+
+from m3_behaviour.engine import Script
+from m3_behaviour.probes import leave_seconds
+from m3_redis import running_redis
 
 TOKEN_MICROSECONDS = 10_000
 ABORTS = 7
@@ -121,7 +119,7 @@ def measure(kit: Kit, row: Row, up: Up, seconds: float, outcome: Outcome) -> Non
 
 
 def run_rows(
-    kit: Kit, rows: Sequence[Row], chosen: Sequence[Target], options: argparse.Namespace, out: Outcome
+    kit: Kit, rows: Sequence[Row], chosen: Sequence[Target], options: argparse.Namespace, outcome: Outcome
 ) -> None:
     """All rows of one pace against all targets, which stay up meanwhile."""
     with contextlib.ExitStack() as stack:
@@ -131,7 +129,7 @@ def run_rows(
             try:
                 all_up.append(stack.enter_context(one_up(kit, target, behind)))
             except UnavailableError as error:
-                out.absent[target.name] = str(error)
+                outcome.absent[target.name] = str(error)
                 say(f"{target.name} is left out: {error}")
         for up in all_up:
             drive(kit.driver, up.port, WARM_UP_SECONDS, KEY, WARM_UP)
@@ -139,10 +137,10 @@ def run_rows(
             say(f"repetition {repetition + 1} of {options.repetitions}")
             for row in rows:
                 for up in all_up[repetition % len(all_up) :] + all_up[: repetition % len(all_up)]:
-                    measure(kit, row, up, options.seconds, out)
+                    measure(kit, row, up, options.seconds, outcome)
         for up in all_up[1:]:
             assert up.pid is not None  # noqa: S101 - only `direct` has none
-            out.memory[up.target] = max(out.memory.get(up.target, 0), memory_bytes(up.pid))
+            outcome.memory[up.target] = max(outcome.memory.get(up.target, 0), memory_bytes(up.pid))
 
 
 def run(options: argparse.Namespace) -> Outcome:

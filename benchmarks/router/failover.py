@@ -12,9 +12,10 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from m3_redis import running_redis
 from rig import LOAD_CPU, TARGET_CPU, Command, free_port, running, wait_until_up
 from targets import KEY, Place, m3_router
+
+from m3_redis import running_redis
 
 CONNECTIONS = 16
 

@@ -8,9 +8,10 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from m3_behaviour import Door, Launch
 from rig import TARGET_CPU, UnavailableError, end, free_port, running, wait_until_up
 from targets import KEY, Place, Target
+
+from m3_behaviour import Door, Launch
 
 
 @dataclass

@@ -30,8 +30,8 @@ def table(outcome: "Outcome", options: argparse.Namespace, load: float) -> str:
         "# What a request costs in m3-router",
         "",
         "Question: what does a request cost in the router with everything on (keys, plans with quotas, prices, lanes,",
-        "affinity, journal on disk, Redis, metrics, a line of log each), against nginx, which only relays it, and against",
-        "two routers of the field? Same client, same mock engines, one core each, in one run.",
+        "affinity, journal on disk, Redis, metrics, a line of log each), against nginx, which only relays it, and",
+        "against two routers of the field? Same client, same mock engines, one core each, in one run.",
         "",
         "| goal | wanted | measured | |",
         "| --- | --- | --- | --- |",
@@ -116,20 +116,22 @@ def _leave_line(outcome: "Outcome", shown: list[str]) -> list[str]:
 
 def _notes(outcome: "Outcome", options: argparse.Namespace, load: float) -> list[str]:
     libraries = ", ".join(f"{name} {version(name)}" for name in ("uvloop", "httptools", "msgspec", "redis"))
-    lines = [
+    machine = f"{os.cpu_count()} CPUs ({cpu_model()}), Linux {platform.release()}"
+    return [
         f"- Date: {datetime.datetime.now(tz=datetime.UTC).date()}. Command: `{_command(options)}`; "
         f"{options.repetitions} repetitions of {options.seconds:g} s.",
-        f"- Machine: {os.cpu_count()} CPUs ({cpu_model()}), Linux {platform.release()}; load average {load:.1f} before it.",
-        f"- Versions: {_nginx_version()}, {', '.join(peers.versions())}; Python {platform.python_version()}, {libraries}.",
-        f"- The target on CPU {TARGET_CPU}; two mock engines, Redis and the load driver on CPU {LOAD_CPU}. Of each figure",
-        "  the median of all repetitions; ratios (the goals) are taken within a repetition, then their median. No two",
-        "  prompts begin alike. CPU is user and system time of the target's processes, Redis not among them.",
+        f"- Machine: {machine}; load average {load:.1f} before the run.",
+        f"- Versions: {_nginx_version()}, {', '.join(peers.versions())};",
+        f"  Python {platform.python_version()}, {libraries}.",
+        f"- The target on CPU {TARGET_CPU}; two mock engines, Redis and the load driver on CPU {LOAD_CPU}. Of each",
+        "  figure the median of all repetitions; ratios (the goals) are taken within a repetition, then their median.",
+        "  No two prompts begin alike. CPU is user and system time of the target's processes, Redis not among them.",
         "- m3-router is the form that its image has: the same source, its hot path compiled by mypyc (setup.py).",
         *(f"- {TITLES[name]} was left out: {why}" for name, why in outcome.absent.items()),
         *(f"- What bounds it, {row.title}: {row.bound_by}" for row in ROWS if row.bound_by),
-        "- What it does not show: real engines, TLS, many tenants, other machines. Ratios carry over better than times.",
+        "- What it does not show: real engines, TLS, many tenants, other machines. Ratios carry over better than",
+        "  times.",
     ]
-    return lines
 
 
 def _command(options: argparse.Namespace) -> str:

@@ -1,7 +1,7 @@
 """Processes of a benchmark: compiled, pinned to a CPU, waited for, watched through /proc, and stopped.
 
-Owns nothing of what is compared (`targets`) nor what is measured (`rows`). Everything listens on loopback, on ports that
-the system chooses.
+Owns nothing of what is compared (`targets`) nor what is measured (`rows`). Everything listens on loopback, on ports
+that the system chooses.
 """
 
 import contextlib

@@ -55,7 +55,7 @@ P50 = Figure(_p50, lambda value: f"p50 {value:,.0f} us")
 
 @dataclass(frozen=True)
 class Goal:
-    """A bound on a figure of ours: itself, or its ratio to another target's (both less the direct figure if `added`)."""
+    """A bound on a figure of ours, or on its ratio to another target's; `is_added`: both less the direct figure."""
 
     title: str
     figure: Figure

@@ -27,7 +27,7 @@ class Place:
     engines: tuple[int, ...]
     directory: Path
     compiled: str = ""
-    peers: Path | UnavailableError = UnavailableError("peers were not asked for")
+    peers: Path | UnavailableError | None = None
     redis_url: str = ""
     patience_seconds: int = 600  # with an engine that says nothing
     admin_port: int = field(default_factory=free_port)
@@ -128,8 +128,8 @@ def smg(place: Place, policy: str) -> Command:
 
 
 def _peer(place: Place, program: str, arguments: str) -> Command:
-    if isinstance(place.peers, UnavailableError):
-        raise place.peers
+    if not isinstance(place.peers, Path):
+        raise place.peers or UnavailableError("it is not installed")
     urls = " ".join(f"http://127.0.0.1:{port}" for port in place.engines)
     line = (
         f"{place.peers}/bin/{program} --host 127.0.0.1 --port {place.port} --prometheus-host 127.0.0.1 "

@@ -129,7 +129,11 @@ class _Connection(asyncio.Protocol):
 
     async def _answer(self, body: bytes) -> None:
         script = self._engine.script
-        asked = json.loads(body)
+        try:
+            asked = json.loads(body)
+        except ValueError:
+            self._json("400 Bad Request", {"error": {"message": "not JSON"}})
+            return
         await asyncio.sleep(script.prefill_seconds)
         if script.raw is not None:
             self._transport.write(script.raw)
@@ -137,7 +141,8 @@ class _Connection(asyncio.Protocol):
         elif await self._is_over(script, 0):
             return
         elif asked.get("stream"):
-            await self._stream(script, int(asked.get("max_tokens") or script.tokens))
+            tokens = asked.get("max_tokens")
+            await self._stream(script, tokens if isinstance(tokens, int) else script.tokens)
         else:
             message = {"role": "assistant", "content": "Hello."}
             choice = {"index": 0, "message": message, "finish_reason": "stop"}

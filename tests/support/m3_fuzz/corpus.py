@@ -10,8 +10,8 @@ _LONG: Final = 300_000
 
 def post(body: bytes, *, path: str = "/v1/chat/completions", headers: str = "", key: str = KEY) -> bytes:
     """A request with this body and its true length."""
-    head = f"POST {path} HTTP/1.1\r\nHost: r\r\nAuthorization: Bearer {key}\r\n{headers}Content-Length: {len(body)}\r\n\r\n"
-    return head.encode("latin-1") + body
+    head = f"POST {path} HTTP/1.1\r\nHost: r\r\nAuthorization: Bearer {key}\r\n{headers}"
+    return head.encode("latin-1") + b"Content-Length: %d\r\n\r\n" % len(body) + body
 
 
 def chunked(*chunks: bytes, headers: str = "", trailer: bytes = b"", end: bytes = b"0\r\n") -> bytes:
@@ -144,7 +144,7 @@ REQUESTS: Final[tuple[bytes, ...]] = (
     b"SSH-2.0-x\r\n",
     bytes(range(256)) * 4,
     b"\x00" * 4096,
-    b"POST /v1/chat/completions HTTP/1.1\r\nHost: r\r\nAuthorization: Bearer fuzz-key\r\nContent-Length: 1000000000\r\n\r\n",
+    post(b"").replace(b"Content-Length: 0", b"Content-Length: 1000000000") + b"{" * 1000,
     # pipelines
     post(chat()) * 3,
     b"GET /v1/models HTTP/1.1\r\nHost: r\r\nAuthorization: Bearer fuzz-key\r\n\r\n" * 500,

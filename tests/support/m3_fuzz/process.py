@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 import json
+import os
 import sys
 import tempfile
 from asyncio.subprocess import DEVNULL, PIPE
@@ -10,6 +11,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+
+import httpx
 
 from m3_fuzz.corpus import GOOD, HOSTILE, KEY
 from m3_redis import running_redis
@@ -63,9 +66,9 @@ class RouterProcess:
         return [line for line in self.log if "Traceback" in line or '"level": "error"' in line or "Unhandled" in line]
 
     def memory_bytes(self) -> int:
-        """What is resident now."""
+        """What it has resident of its own, without the pages of files."""
         for line in Path(f"/proc/{self.process.pid}/status").read_text().splitlines():
-            if line.startswith("VmRSS:"):
+            if line.startswith("RssAnon:"):
                 return int(line.split()[1]) * 1024
         raise RuntimeError("the router has no memory: it has ended")
 
@@ -90,7 +93,7 @@ async def running_router(good_port: int, hostile_port: int, search_path: str = "
             )
         )
         command = [sys.executable, "-m", "m3_router.server", "--config", str(file)]
-        environment = {**_environment(), **({"PYTHONPATH": search_path} if search_path else {})}
+        environment = {**os.environ, **({"PYTHONPATH": search_path} if search_path else {})}
         process = await asyncio.create_subprocess_exec(*command, stdout=DEVNULL, stderr=PIPE, env=environment)
         assert process.stderr is not None
         reading = None
@@ -99,12 +102,10 @@ async def running_router(good_port: int, hostile_port: int, search_path: str = "
                 first = await process.stderr.readline()
                 if not first:
                     raise RuntimeError("the router ended before it listened")
-                port = int(json.loads(first)["message"].split()[2].rstrip(",").rpartition(":")[2])
-                ready = 0
-                while ready < 2:
-                    ready += b"is ready" in await process.stderr.readline()
-            router = RouterProcess(port, process)
-            reading = asyncio.create_task(_keep_log(process.stderr, router.log))
+                port, admin_port = _ports(json.loads(first)["message"])
+                router = RouterProcess(port, process)
+                reading = asyncio.create_task(_keep_log(process.stderr, router.log))
+                await _until_ready(admin_port)
             yield router
         finally:
             if process.returncode is None:
@@ -114,10 +115,18 @@ async def running_router(good_port: int, hostile_port: int, search_path: str = "
                 await reading
 
 
-def _environment() -> dict[str, str]:
-    import os
+def _ports(listening: str) -> tuple[int, int]:
+    """Of `listening on HOST:PORT, admin on HOST:PORT, ...`."""
+    words = [word.rstrip(",") for word in listening.split()]
+    data, admin = (words[number].rpartition(":")[2] for number in (2, 5))
+    return int(data), int(admin)
 
-    return dict(os.environ)
+
+async def _until_ready(admin_port: int) -> None:
+    """Its workers are found, and it has its share of every quota."""
+    async with httpx.AsyncClient(trust_env=False) as client:
+        while (await client.get(f"http://127.0.0.1:{admin_port}/readyz")).status_code != 200:
+            await asyncio.sleep(0.05)
 
 
 async def _keep_log(stream: asyncio.StreamReader, lines: list[str]) -> None:
