@@ -1,4 +1,4 @@
-"""What routers do when clients leave and workers die, stall or talk nonsense: the probes of `m3_behaviour`, asked of all.
+"""What routers do when clients leave and workers die, stall or talk nonsense: the probes of `m3_behaviour`.
 
     PYTHONPATH=tests/support python benchmarks/router/behaviour.py [--targets NAME,..] [--probes NAME,..]
 
@@ -28,11 +28,11 @@ def table(findings: Findings, absent: dict[str, str]) -> str:
     lines = [
         "# What routers do when something goes wrong",
         "",
-        "Question: what does a client see, and what does an engine see, when a client leaves, an engine dies, falls silent",
-        "or talks nonsense, a client does not read, or the router is asked to end? In front of each router stand two",
-        f"engines that do just that. In brackets the grade, from 0 to {BEST}; what it takes is said below. m3-router runs",
-        "with its hot path compiled and everything on that does not need a second machine; the others with their defaults,",
-        "and with the patience of two seconds where a probe is about a silent engine.",
+        "Question: what does a client see, and what does an engine, when a client leaves, an engine dies, falls silent",
+        "or talks nonsense, a client does not read, or the router is asked to end? Behind each router stand two engines",
+        f"that do just that. In brackets the grade, from 0 to {BEST}; what it takes is said below. m3-router runs with",
+        "keys, plans, journal and affinity, its hot path compiled; the others with their defaults; all with two seconds",
+        "of patience where a probe is about a silent engine.",
         "",
         f"| probe | {' | '.join(target.title for target in shown)} |",
         f"| --- |{' --- |' * len(shown)}",
@@ -46,7 +46,7 @@ def table(findings: Findings, absent: dict[str, str]) -> str:
     lines += [
         f"Date: {datetime.datetime.now(tz=datetime.UTC).date()}. Command: `benchmarks/router/behaviour.py`. "
         f"Versions: {', '.join(peers.versions())}.",
-        f"Machine: {os.cpu_count()} CPUs, the router on one of them. Milliseconds are of a machine that does other things.",
+        f"Machine: {os.cpu_count()} CPUs, the router on one of them; milliseconds hold for it alone.",
         *(f"{name} was left out: {why}." for name, why in absent.items()),
     ]
     return "\n".join(lines) + "\n"

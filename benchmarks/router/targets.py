@@ -97,7 +97,7 @@ def nginx(place: Place) -> Command:
     return Command(arguments, drain_signal=signal.SIGQUIT)
 
 
-def m3_router(place: Place, *, is_compiled: bool = True) -> Command:
+def m3_router(place: Place) -> Command:
     """Ours."""
     (place.directory / "ledger").mkdir(exist_ok=True)
     config = place.directory / "m3-router.yaml"
@@ -112,9 +112,8 @@ def m3_router(place: Place, *, is_compiled: bool = True) -> Command:
             workers=", ".join(f"http://127.0.0.1:{port}" for port in place.engines),
         )
     )
-    environment = {"PYTHONPATH": place.compiled} if is_compiled else {}
     arguments = [sys.executable, "-m", "m3_router.server", "--log-level", "warning", "--config", str(config)]
-    return Command(arguments, environment, ready_path="/readyz", ready_port=place.admin_port)
+    return Command(arguments, {"PYTHONPATH": place.compiled}, ready_path="/readyz", ready_port=place.admin_port)
 
 
 def vllm_router(place: Place, policy: str) -> Command:

@@ -1,4 +1,4 @@
-"""Twenty seconds of hostile clients and a hostile worker against a router process; `make fuzz-router` takes ten minutes.
+"""Twenty seconds of hostile clients and a hostile worker against a router; `make fuzz-router` takes ten minutes.
 
 The seed is fixed, so every run sends the same cases; what comes back when is the machine's business.
 """

@@ -125,7 +125,7 @@ def _ports(listening: str) -> tuple[int, int]:
 async def _until_ready(admin_port: int) -> None:
     """Its workers are found, and it has its share of every quota."""
     async with httpx.AsyncClient(trust_env=False) as client:
-        while (await client.get(f"http://127.0.0.1:{admin_port}/readyz")).status_code != 200:
+        while (await client.get(f"http://127.0.0.1:{admin_port}/readyz")).status_code != 200:  # noqa: ASYNC110
             await asyncio.sleep(0.05)
 
 
