@@ -46,7 +46,7 @@ NGINX = """
 daemon off; worker_processes 1; pid {directory}/nginx.pid; error_log stderr error;
 events {{ worker_connections 8192; }}
 http {{
-  access_log off; client_max_body_size 0; client_body_buffer_size 4m; tcp_nodelay on; keepalive_requests 1000000000;
+  access_log off; client_max_body_size 0; client_body_buffer_size 64m; tcp_nodelay on; keepalive_requests 1000000000;
   client_body_temp_path {directory}/body; proxy_temp_path {directory}/proxy; fastcgi_temp_path {directory}/fastcgi;
   uwsgi_temp_path {directory}/uwsgi; scgi_temp_path {directory}/scgi;
   upstream engines {{ least_conn; {servers} keepalive 1024; keepalive_requests 1000000000; }}

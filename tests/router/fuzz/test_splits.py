@@ -232,9 +232,10 @@ def relay(make: Callable[[], EventStream], pieces: list[bytes]) -> tuple[object,
     return relayed, stream.usage, events, stream.is_complete, stream.failure
 
 
-@given(
-    st.sampled_from(DIALECTS), st.booleans(), st.booleans(), cut(st.lists(changed(EVENTS), max_size=6).map(b"".join))
-)
+EVENTS_IN_PIECES = cut(st.lists(changed(EVENTS), max_size=6).map(b"".join))
+
+
+@given(st.sampled_from(DIALECTS), st.booleans(), st.booleans(), EVENTS_IN_PIECES)
 @FUZZED
 def test_events_may_be_cut_anywhere(
     dialect: Dialect, is_usage_added: bool, include_cost: bool, pieces: list[bytes]
