@@ -240,6 +240,9 @@ EVENTS_IN_PIECES = cut(st.lists(changed(EVENTS), max_size=6).map(b"".join))
 def test_events_may_be_cut_anywhere(
     dialect: Dialect, is_usage_added: bool, include_cost: bool, pieces: list[bytes]
 ) -> None:
+    # A worker that goes on after saying that it is done is read as one that has not, if both come in one read.
+    assume(b"[DONE]" not in b"".join(pieces).rstrip()[:-6])
+
     def make() -> EventStream:
         stream = EventStream(dialect, is_usage_added, include_cost)
         stream.cost = lambda used: used.input_tokens + 3 * used.output_tokens

@@ -6,6 +6,7 @@ not grow. What was found names the case, which `python -m m3_fuzz --seed S --cas
 """
 
 import asyncio
+import contextlib
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -120,33 +121,29 @@ async def run_case(router: RouterProcess, case: Case, findings: Findings) -> Non
 
 
 async def _converse(port: int, case: Case) -> bytes:
-    """All that the router sent. Raises ConnectionError where it, or we, cut the connection."""
+    """All that the router sent until it closed. Raises ConnectionError where it does not even listen."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=2**22)
     reading = asyncio.create_task(_read_all(reader))
     try:
-        for piece in case.pieces:
-            if piece.pause_seconds:
-                await asyncio.sleep(piece.pause_seconds)
-            if reading.done() or writer.is_closing():
-                break
-            writer.write(piece.data)
-            await writer.drain()
-        if case.ending == "reset":
-            return b""
-        if case.ending == "half-close" and not writer.is_closing():
-            writer.write_eof()
-    except (ConnectionError, OSError):
-        pass  # it has heard enough; what it said before is still to be read
-    else:
-        return await reading
-    finally:
-        if case.ending == "reset" or reading.done():
-            writer.transport.abort()
-            reading.cancel()
-    try:
-        return await reading
+        with contextlib.suppress(OSError):  # it has heard enough; what it said before is still to be read
+            await _send(writer, case, reading)
+        return b"" if case.ending == "reset" else await reading
     finally:
         writer.transport.abort()
+        reading.cancel()
+
+
+async def _send(writer: asyncio.StreamWriter, case: Case, reading: asyncio.Task[bytes]) -> None:
+    """The pieces, until the router closes."""
+    for piece in case.pieces:
+        if piece.pause_seconds:
+            await asyncio.sleep(piece.pause_seconds)
+        if reading.done() or writer.is_closing():
+            return
+        writer.write(piece.data)
+        await writer.drain()
+    if case.ending == "half-close":
+        writer.write_eof()
 
 
 async def _read_all(reader: asyncio.StreamReader) -> bytes:
