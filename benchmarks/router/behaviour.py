@@ -48,6 +48,7 @@ def table(findings: Findings, absent: dict[str, str]) -> str:
         f"Versions: {', '.join(peers.versions())}.",
         f"Machine: {os.cpu_count()} CPUs, the router on one of them; milliseconds hold for it alone.",
         *(f"{name} was left out: {why}." for name, why in absent.items()),
+        "A dash was not measured.",
     ]
     return "\n".join(lines) + "\n"
 
