@@ -67,7 +67,7 @@ class HostileWorker:
         writer.write(data[40 * size :])
         await writer.drain()
         if self._random.random() < 0.1:
-            await asyncio.sleep(3)  # longer than the router's patience
+            await asyncio.sleep(6)  # longer than the router's patience
         return self._random.random() < 0.5
 
 

@@ -17,7 +17,7 @@ import httpx
 from m3_fuzz.corpus import GOOD, HOSTILE, KEY
 from m3_redis import running_redis
 
-HEAD_BYTES, HEAD_SECONDS = 2**14, 1
+HEAD_BYTES, HEAD_SECONDS = 2**14, 2
 CONFIG = """
 listen: 127.0.0.1:0
 admin: 127.0.0.1:0
@@ -32,11 +32,11 @@ limits:
   bufferedBytes: 4194304
   connections: 512
   headSeconds: {head_seconds}
-  bodyStallSeconds: 1
-  keepAliveSeconds: 1
+  bodyStallSeconds: 2
+  keepAliveSeconds: 3
   connectSeconds: 1
-  firstByteSeconds: 2
-  idleSeconds: 1
+  firstByteSeconds: 5
+  idleSeconds: 5
 lanes: {{maxWaitSeconds: 2, batchMaxWaitSeconds: 2}}
 affinity: {{indexBlocks: 1000}}
 ledger: {{directory: "{directory}/ledger", segmentBytes: 1048576, retainSegments: 2}}
