@@ -181,7 +181,7 @@ def resume(
             body = _with_beginning(transcript, view, fields, engine)
             exact_input_tokens = input_tokens if engine == "native" else None
             body = None if body is None else _with_limit(body, transcript, view, fields, exact_input_tokens)
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
         return None
     return None if body is None else Resumption(transcript, body, input_tokens, begun)
 

@@ -59,6 +59,7 @@ _BREAKER_STATES: Final = {"closed": 0, "half_open": 1, "open": 2}
 _Row = tuple[Any, ...]  # the fields of a bill: to read columns of rows costs a third of what attributes would
 _FIELDS: Final[tuple[str, ...]] = Bill.__struct_fields__
 _MODEL: Final[int] = _FIELDS.index("model")
+_POOL: Final[int] = _FIELDS.index("pool")
 _SERVICE_TIER: Final[int] = _FIELDS.index("service_tier")
 _CONTEXT_TIER: Final[int] = _FIELDS.index("context_tier")
 _OUTCOME: Final[int] = _FIELDS.index("outcome")
@@ -119,7 +120,9 @@ class Metrics:
         alike: dict[_Key, list[_Row]] = {}
         for bill in bills:
             row: _Row = astuple(bill)
-            key: _Key = (row[_MODEL], row[_SERVICE_TIER], row[_CONTEXT_TIER], row[_OUTCOME], row[_STATUS])
+            # A model that nobody serves is a client's word: any number of them would be kept for ever.
+            model = row[_MODEL] if row[_POOL] else ""
+            key: _Key = (model, row[_SERVICE_TIER], row[_CONTEXT_TIER], row[_OUTCOME], row[_STATUS])
             group = alike.get(key)
             if group is None:
                 alike[key] = [row]

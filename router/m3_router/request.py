@@ -122,7 +122,7 @@ def with_usage(body: bytes, stream_options: msgspec.Raw) -> bytes:
         if options is not None and options.include_usage:
             return body
         members = msgspec.json.decode(stream_options, type=dict[str, msgspec.Raw] | None) or {}
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
         raise bad_request(f"stream_options: {error}", param="stream_options") from error
     members["include_usage"] = msgspec.Raw(b"true")
     return with_member(body, "stream_options", msgspec.json.encode(members), stream_options)
@@ -199,7 +199,7 @@ def _prompts(prompt: msgspec.Raw) -> int:
         return text.count(b"[") - 1
     try:
         return len(msgspec.json.decode(text, type=list[msgspec.Raw]))
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
         return 1  # the worker explains it
 
 
@@ -208,7 +208,7 @@ def _count_items(view: RequestView, items: msgspec.Raw) -> None:
         return
     try:
         decoded = decode_items(items)
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
         return  # the worker explains it
     for item in decoded:
         if item.content is not ABSENT:
@@ -223,7 +223,7 @@ def _count_media(view: RequestView, content: msgspec.Raw, depth: int) -> None:
         return
     try:
         parts = decode_parts(content)
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
         return  # the worker explains it
     for part in parts:
         kind: str | None = part.type
@@ -255,7 +255,7 @@ def _session(dialect: Dialect, fields: RequestBody) -> str | None:
             if isinstance(conversation, Conversation):
                 conversation = conversation.id
             return conversation or None
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
         pass
     return None
 
@@ -263,7 +263,7 @@ def _session(dialect: Dialect, fields: RequestBody) -> str | None:
 def _wants_cost(usage: msgspec.Raw) -> bool:
     try:
         options = decode_usage_options(usage)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
         raise bad_request(f"usage: {error}", param="usage") from error
     return options is not None and bool(options.include)
 

@@ -53,5 +53,5 @@ def _after_white_space(body: bytes, at: int) -> int:
 def _member(body: bytes, name: str) -> bytes | None:
     try:
         return bytes(memoryview(decode_members(body)[name]))
-    except (msgspec.DecodeError, KeyError):
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError, KeyError):
         return None

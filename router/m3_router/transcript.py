@@ -190,7 +190,7 @@ def _events(data: bytes, *, has_names: bool) -> list[_Event]:
         # As nearly every server writes them: one array of all is read three times as fast as each by itself.
         try:
             return _decode_all(b"[%b]" % data[6:-2].replace(b"\n\ndata: ", b","))
-        except msgspec.DecodeError:
+        except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
             pass  # there is something else among them
     lines = data.replace(b"\r\n", b"\n").split(b"\n")
     values = [line[5:].strip() for line in lines if line.startswith(b"data:")]

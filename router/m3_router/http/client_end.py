@@ -39,6 +39,7 @@ class ClientConnection(asyncio.Protocol):
         self._is_closing = False  # nothing more is read from the client
         self._is_write_paused = False
         self._is_read_paused = False
+        self._is_in_head = False  # the deadline is that of a head, which has begun
         # the request being answered, and those that came before it was
         self.exchange: Exchange | None = None
         self._answering: Request | None = None
@@ -61,7 +62,7 @@ class ClientConnection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._is_lost = self._is_closing = True
         self._connections.discard(self)
-        self._reader.drop()
+        self._reader.close()
         for request in self._ahead:
             self._connections.release(request)
         self._ahead.clear()
@@ -271,7 +272,10 @@ class ClientConnection(asyncio.Protocol):
         elif self._reader.is_in_body:
             seconds = limits.body_stall_seconds
         else:
+            if self._is_in_head:
+                return  # a whole head has its time, however it drips
             seconds = limits.head_seconds
+        self._is_in_head = not self._reader.is_idle and not self._reader.is_in_body
         self._deadline = self._connections.clock() + seconds
 
     def _stop_reading(self, refusal: Refusal) -> None:

@@ -5,7 +5,7 @@ start was accepted once needs no parser the next time (`alike`). Knows nothing o
 reads gets `Refusal` raised where the bytes cannot be read on, and asks for nothing more after that.
 """
 
-from typing import Final, Protocol
+from typing import Final, Protocol, cast
 
 import httptools
 
@@ -52,8 +52,8 @@ class RequestReader:
 
     @property
     def is_idle(self) -> bool:
-        """Whether nothing of a request has come."""
-        return self._request is None and not self._head_bytes
+        """Whether nothing of a request has come, but for empty lines."""
+        return self._request is None and not self._is_parsing
 
     @property
     def is_in_body(self) -> bool:
@@ -91,6 +91,12 @@ class RequestReader:
         if request is not None:
             self._connections.release(request)
         return request
+
+    def close(self) -> None:
+        """The connection is lost: `drop`, and let go of what refers back, which only the collector would find."""
+        self.drop()
+        self._parser = cast(httptools.HttpRequestParser, None)
+        self._sink = cast(RequestSink, None)
 
     # ---- parser
 
@@ -201,7 +207,7 @@ class RequestReader:
         try:
             request.context = start.context = self._application.accept(start)
         except Refusal as refusal:
-            request.refusal = refusal
+            request.refusal = refusal.with_traceback(None)  # whose frames refer back to the request
         else:
             # To keep alive without a word in `Connection` is HTTP/1.1; only then do equal headers mean an equal start.
             if start.keep_alive and not known.keys() & {b"connection", b"expect"} and start.target == target:
