@@ -114,6 +114,7 @@ async def test_a_prefix_is_followed_to_a_worker_that_rendezvous_hashing_would_no
 ) -> None:
     one, other = await start_replica(), await start_replica()
     named = await worker_of(one, prompt_of(1))
+    await until_alike(other, blocks=blocks_of(one))  # or it would hear of it after it was told to forget
     for replica in (one, other):
         assert (await replica.admin.post("/api/acts/reset-affinity", json={})).status_code == 200
     assert (await one.admin.post("/api/acts/drain", json={"pool": "mock", "worker": named})).status_code == 200
