@@ -19,6 +19,7 @@ from m3_router.shared.replicas import Replicas
 from m3_router.shared.revocations import Revocations
 from m3_router.tenants import Tenants
 
+UNSEEN_SECONDS: Final = 30.0  # that a worker which others told of has, until the list of workers names it
 FLUSH_SECONDS: Final = 1.0  # that the last bills have to get to Redis
 
 _log = logging.getLogger(__name__)
@@ -72,6 +73,7 @@ class Sharing:
         runs = [self.link.run(), self.replicas.run(), self._join(), self.revocations.run()]
         if self.affinity_log is not None:
             runs.append(self.affinity_log.run())
+            runs.append(self._forget_unseen(self.affinity_log))
         if self.ledger_stream is not None:
             runs.append(self.ledger_stream.run())
         if self.fleet_spend is not None:
@@ -96,6 +98,15 @@ class Sharing:
         self.has_agreed = await self.leases.join()
         self._has_joined = True
         await self.leases.run()
+
+    async def _forget_unseen(self, log: AffinityLog) -> None:
+        """Let go of workers that others told of and that this replica does not have: they have left meanwhile."""
+        while True:
+            await asyncio.sleep(UNSEEN_SECONDS)
+            if log.is_caught_up:
+                for pool in self._pools:
+                    if pool.affinity is not None:
+                        pool.affinity.retire_unseen({worker.uid for worker in pool.workers})
 
     def _own_tokens(self) -> dict[str, int]:
         return {
