@@ -104,7 +104,8 @@ class WorkerConnection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.is_lost = True
-        self._parser = cast(httptools.HttpResponseParser, None)  # it refers back; the collector would be long in finding that
+        # It refers back, and the collector would be long in finding that.
+        self._parser = cast(httptools.HttpResponseParser, None)
         self._connections.forget(self)
         sink, self._sink = self._sink, None
         if sink is None:
