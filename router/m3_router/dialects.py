@@ -92,6 +92,7 @@ RESPONSES: Final = Dialect(
     end=b"complete",  # response.completed or response.incomplete
     counted=b".delta\n",
     limit="max_output_tokens",
+    count_path=b"/v1/responses/input_tokens",
 )
 EMBEDDINGS: Final = Dialect("embeddings", b"/v1/embeddings", has_output=False)
 MESSAGES: Final = Dialect(
@@ -108,8 +109,10 @@ MESSAGES: Final = Dialect(
 COUNT_TOKENS: Final = Dialect(
     "count_tokens", b"/v1/messages/count_tokens", is_anthropic=True, is_free=True, has_output=False
 )
+INPUT_TOKENS: Final = Dialect("input_tokens", b"/v1/responses/input_tokens", is_free=True, has_output=False)
 TOKENIZE: Final = Dialect("tokenize", b"/tokenize", is_free=True, has_output=False)
 
 BY_PATH: Final[dict[bytes, Dialect]] = {
-    dialect.path: dialect for dialect in (CHAT, COMPLETIONS, RESPONSES, EMBEDDINGS, MESSAGES, COUNT_TOKENS, TOKENIZE)
+    dialect.path: dialect
+    for dialect in (CHAT, COMPLETIONS, RESPONSES, EMBEDDINGS, MESSAGES, COUNT_TOKENS, INPUT_TOKENS, TOKENIZE)
 }

@@ -10,10 +10,16 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 SAME_TESTS = (
+    "affinity",
     "alike",
     "client_end",
+    "fair_queue",
     "lanes",
     "ledger",
+    "placement",
+    "prefix",
+    "prices",
+    "quotas",
     "relay",
     "relay_failures",
     "request",
@@ -36,7 +42,7 @@ def compiled() -> Path:
 def test_the_compiled_hot_path_passes_the_same_tests(compiled: Path) -> None:
     # The packages of an editable install are found through a finder that PYTHONPATH outranks.
     environment = {**os.environ, "PYTHONPATH": str(compiled)}
-    which = "from m3_router import relay, server; print(relay.__file__, server.HOT_PATH)"
+    which = "from m3_router import relay, router; print(relay.__file__, router.HOT_PATH)"
     found = subprocess.run([sys.executable, "-c", which], env=environment, capture_output=True, text=True, check=True)
     assert found.stdout == f"{next((compiled / 'm3_router').glob('relay.*.so'))} compiled\n"
     files = [f"tests/router/test_{name}.py" for name in SAME_TESTS]

@@ -13,7 +13,7 @@ import pytest
 from m3_fakes.worker import FakeWorker, running_worker
 from m3_mock import MockEngine
 from m3_router.counting import ExactCounts
-from m3_router.dialects import CHAT, COMPLETIONS, EMBEDDINGS, MESSAGES, RESPONSES, Dialect
+from m3_router.dialects import CHAT, COMPLETIONS, EMBEDDINGS, MESSAGES, Dialect
 from m3_router.http.worker_end import WorkerConnections
 from m3_router.request import RequestView, parse
 from m3_router.workers import WorkerAddress
@@ -125,7 +125,6 @@ async def test_the_same_body_asked_twice_at_once_is_one_question(world: World, e
 @pytest.mark.parametrize(
     ("dialect", "body"),
     [
-        (RESPONSES, b'{"model": "mock", "input": "hello"}'),
         (EMBEDDINGS, b'{"model": "mock", "input": "hello"}'),
     ],
 )

@@ -14,7 +14,11 @@ from m3_router.errors import Refusal, at_capacity, worker_failed
 
 def test_each_path_has_its_dialect_and_the_free_ones_have_no_output() -> None:
     assert all(BY_PATH[path].path == path for path in BY_PATH)
-    assert {dialect.name for dialect in BY_PATH.values() if dialect.is_free} == {"tokenize", "count_tokens"}
+    assert {dialect.name for dialect in BY_PATH.values() if dialect.is_free} == {
+        "tokenize",
+        "count_tokens",
+        "input_tokens",
+    }
     assert not any(dialect.has_output for dialect in BY_PATH.values() if dialect.is_free)
     assert {dialect.name for dialect in BY_PATH.values() if dialect.is_anthropic} == {"messages", "count_tokens"}
     assert BY_PATH[b"/tokenize"] is TOKENIZE
