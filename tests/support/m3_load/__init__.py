@@ -1,5 +1,6 @@
 """Requests that keep coming while a test does something to the system, and what became of each."""
 
+import itertools
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -45,13 +46,17 @@ class Load:
 
 @contextmanager
 def steady_load(client: openai.OpenAI, model: str, *, streams: int, max_tokens: int) -> Iterator[Load]:
-    """`streams` clients that each send one streamed chat after another until the block is left."""
+    """`streams` clients that each send one streamed chat after another until the block is left.
+
+    No two prompts are alike, since equal ones are sent to the worker that has them cached.
+    """
     load = Load()
+    numbers = itertools.count()
 
     def ask() -> None:
         while not load.stopping.is_set():
             try:
-                load.outcomes.append(_one_chat(client, model, max_tokens))
+                load.outcomes.append(_one_chat(client, model, max_tokens, next(numbers)))
             except BaseException as crash:  # noqa: BLE001 - a thread's exception would be lost
                 load.crashes.append(crash)
                 return
@@ -69,12 +74,12 @@ def steady_load(client: openai.OpenAI, model: str, *, streams: int, max_tokens: 
     assert not any(thread.is_alive() for thread in threads), "a request hangs"
 
 
-def _one_chat(client: openai.OpenAI, model: str, max_tokens: int) -> Outcome:
+def _one_chat(client: openai.OpenAI, model: str, max_tokens: int, number: int) -> Outcome:
     started, worker = time.monotonic(), None
     try:
         with client.chat.completions.with_streaming_response.create(
             model=model,
-            messages=[{"role": "user", "content": "Tell me something."}],
+            messages=[{"role": "user", "content": f"{number}: tell me something."}],
             max_tokens=max_tokens,
             stream=True,
             extra_body={"ignore_eos": True},
