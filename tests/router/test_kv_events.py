@@ -7,6 +7,7 @@ from collections.abc import AsyncGenerator
 
 import pytest
 
+from m3_fakes.cache_sink import HeldBlocks
 from m3_router.kv_events.alignment import Alignment, Anchors
 from m3_router.kv_events.lines import Alive, Batch, Cleared, EventsError, LineReader, Removed, Snapshot, Start, Stored
 from m3_router.kv_events.view import MAX_SENT_BLOCKS, CacheView
@@ -15,24 +16,6 @@ from m3_worker.scheduling.host_pages import HostPages
 from m3_worker.scheduling.kv_events import EventLog
 from m3_worker.scheduling.pages import Pages
 from m3_worker.scheduling.request import Request, SamplingParameters, Sequence
-
-
-class Index:
-    """What was said, as a set."""
-
-    def __init__(self) -> None:
-        self.epochs: list[str] = []
-        self.held: set[int] = set()
-
-    def began(self, epoch: str) -> None:
-        self.epochs.append(epoch)
-        self.held.clear()
-
-    def stored(self, digests: list[int]) -> None:
-        self.held.update(digests)
-
-    def removed(self, digests: list[int]) -> None:
-        self.held.difference_update(digests)
 
 
 def page(number: int) -> str:
@@ -52,7 +35,7 @@ class Followed:
     """A view that is told batch after batch; pages have four tokens."""
 
     def __init__(self) -> None:
-        self.index = Index()
+        self.index = HeldBlocks()
         self.view = CacheView(self.index)
         self.view.take(Start("e", 4, 0))
         self.view.take(Snapshot(0, [stored(99)], more=False))
@@ -315,7 +298,7 @@ class Engine:
     def __init__(self, device_pages: int, host_pages: int) -> None:
         self.pages = Pages(device_pages, PAGE_TOKENS, HostPages(host_pages))
         self.log = EventLog("e", PAGE_TOKENS)
-        self.index = Index()
+        self.index = HeldBlocks()
         self.view = CacheView(self.index)
         self._reader = LineReader()
 

@@ -9,6 +9,7 @@ import httpx
 import msgspec
 import pytest
 
+from m3_fakes.cache_sink import HeldBlocks
 from m3_fakes.worker import FakeWorker, running_worker
 from m3_router.http.worker_end import WorkerConnections
 from m3_router.kv_events import native
@@ -23,24 +24,6 @@ WITHIN_SECONDS = 20.0
 BLOCK_TOKENS = 8
 
 
-class Index:
-    """What was said, as a set."""
-
-    def __init__(self) -> None:
-        self.epochs: list[str] = []
-        self.held: set[int] = set()
-
-    def began(self, epoch: str) -> None:
-        self.epochs.append(epoch)
-        self.held.clear()
-
-    def stored(self, digests: list[int]) -> None:
-        self.held.update(digests)
-
-    def removed(self, digests: list[int]) -> None:
-        self.held.difference_update(digests)
-
-
 async def eventually(holds: Callable[[], bool]) -> None:
     async with asyncio.timeout(WITHIN_SECONDS):
         while True:
@@ -53,7 +36,7 @@ class Following:
     """A follower that runs, with what it was told."""
 
     def __init__(self, address: WorkerAddress) -> None:
-        self.index = Index()
+        self.index = HeldBlocks()
         self.view = CacheView(self.index)
         self.connections = WorkerConnections(asyncio.get_running_loop())
         self.follower = Follower(self.connections, address, self.view)
