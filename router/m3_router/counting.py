@@ -1,9 +1,9 @@
 """The exact number of input tokens, asked of a worker for the few requests whose estimate leaves their price open.
 
 Owns the questions on their way and the answers of late. A worker is asked with the client's own body, at its dialect's
-`count_path`: `/tokenize` takes chat bodies and prompts, `/v1/messages/count_tokens` those of messages. Not countable,
-and answered with None at once: dialects without such a path (responses, embeddings), and external upstreams, which
-charge for calls and refuse fields that they do not know. Everything else is tried: an engine that refuses the body
+`count_path`: `/tokenize` takes chat bodies and prompts, messages and responses have paths of their own. Not countable,
+and answered with None at once: dialects without such a path (embeddings), and external upstreams, which charge for
+calls and refuse fields that they do not know. Everything else is tried: an engine that refuses the body
 (several prompts in one, say) or lacks the path gives None as well. None is counted and logged, and then the upper
 bound of the estimate holds.
 

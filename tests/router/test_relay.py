@@ -464,7 +464,7 @@ async def test_exchanges_leave_nothing_for_the_collector(start_router: StartRout
             assert (await router.chat(stream=stream)).status_code == 200
         assert (await router.chat(model="nobody")).status_code == 404
         await asyncio.sleep(0.05)
-        left = [one for one in gc.get_objects() if isinstance(one, Exchange | Intake | Reply | Attempt)]
+        left = [one for one in gc.get_objects() if type(one) in (Exchange, Intake, Reply, Attempt)]
     finally:
         gc.enable()
     assert left == []

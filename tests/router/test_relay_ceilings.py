@@ -9,7 +9,7 @@ import pytest
 from m3_mock import Speaker
 from m3_mock.running import StartRouter
 
-CHAT, MESSAGES, RESPONSES = "/v1/chat/completions", "/v1/messages", "/v1/responses"
+CHAT, MESSAGES, EMBEDDINGS = "/v1/chat/completions", "/v1/messages", "/v1/embeddings"
 # The estimate's prior for 4,000 bytes: 333 to 3,178 tokens. The mock counts each byte of a message as one.
 TIERS = {"contextTier": {"thresholdTokens": 1000, "inclusive": True}}
 
@@ -110,7 +110,7 @@ async def test_what_no_worker_can_count_is_held_to_its_upper_bound_at_once(
 ) -> None:
     router = await start_router([speaker], **TIERS)
     body = {"model": "mock", "input": "x" * 4000}
-    answer = await router.http.post(RESPONSES, json=body, headers={"x-m3-max-context-tier": "standard"})
+    answer = await router.http.post(EMBEDDINGS, json=body, headers={"x-m3-max-context-tier": "standard"})
     assert answer.json()["error"]["code"] == "context_tier_above_ceiling"
     assert speaker.received == []
 

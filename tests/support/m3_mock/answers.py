@@ -10,6 +10,8 @@ from typing import Any
 
 Json = dict[str, Any]
 
+COUNT_PATHS = ("/tokenize", "/v1/messages/count_tokens", "/v1/responses/input_tokens")  # nothing is generated there
+
 
 @dataclass(frozen=True)
 class Counts:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from m3_mock import answers
-from m3_mock.answers import Counts, count_input
+from m3_mock.answers import COUNT_PATHS, Counts, count_input
 from m3_mock.records import PATH as USAGE_PATH
 from m3_mock.records import UsageRecord, UsageRecords
 
@@ -152,7 +152,7 @@ class MockEngine:
             return False
         body, path = request.json, request.path
         counts = self._counts(body)
-        if path.startswith("/v1/") and not path.endswith("/count_tokens"):
+        if path.startswith("/v1/") and path not in COUNT_PATHS:
             names = request.headers.get("x-request-id", ""), request.headers.get("x-m3-attempt", "")
             record = self.records.begin(*names, path, counts.input_tokens)
         else:
@@ -179,7 +179,7 @@ class MockEngine:
         if self.status != 200:
             _write_json(writer, self.status, {"error": {"message": f"mock {self.status}"}}, ("retry-after: 7",))
             return True
-        if path in ("/tokenize", "/v1/messages/count_tokens"):
+        if path in COUNT_PATHS:
             count = {"count": counts.input_tokens, "input_tokens": counts.input_tokens}
             _write_json(writer, 200, {**count, "max_model_len": 8192, "tokens": []})
             return True

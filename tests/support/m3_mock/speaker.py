@@ -10,7 +10,8 @@ import json
 from dataclasses import dataclass
 from typing import Any, Final
 
-from m3_mock.engine import MockEngine, Received, count_input
+from m3_mock.answers import COUNT_PATHS, count_input
+from m3_mock.engine import MockEngine, Received
 
 WORDS: Final = ("one ", "two ", "three ", "four ", "five ")
 ANSWER: Final = "".join(WORDS)
@@ -39,14 +40,14 @@ class Speaker(MockEngine):
     @property
     def asked(self) -> list[Received]:
         """What it was asked, without questions for a number of tokens."""
-        return [one for one in self.received if one.path not in ("/tokenize", "/v1/messages/count_tokens")]
+        return [one for one in self.received if one.path not in COUNT_PATHS]
 
     async def _answer(self, request: Received, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
         if self.raw_answer is not None:
             return await super()._answer(request, reader, writer)
         body = request.json
         path = request.path.partition("?")[0]
-        if path in ("/tokenize", "/v1/messages/count_tokens"):
+        if path in COUNT_PATHS:
             await self._count(path, body, writer)
             return True
         if not await self._pass(0, reader):
