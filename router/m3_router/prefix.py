@@ -54,6 +54,7 @@ MARKS: Final = {
 # A string is searched so far for \u escapes. Searching costs more than hashing, and a client that escapes writes the
 # first one early; where it does not, another client's prompt counts as a different one from there on.
 ESCAPE_SEARCH_BYTES: Final = 2048
+GATHER_BYTES: Final = 2**16  # pieces are put together before they are cut into blocks
 
 
 def seed(model: str, tenant_salt: str, adapter: str = "") -> int:
@@ -86,40 +87,41 @@ def chain(dialect_name: str, fields: RequestBody, seed: int, block_bytes: int) -
 class Blocks:
     """Bytes in pieces of any length, to digests of blocks of one length."""
 
-    __slots__ = ("_block_bytes", "_digest", "_digests", "_pending")
+    __slots__ = ("_block_bytes", "_digest", "_digests", "_gathered", "_size")
 
     def __init__(self, seed: int, block_bytes: int) -> None:
         self._digest = seed
         self._digests: list[int] = []
-        self._pending = bytearray()  # less than one block
+        self._gathered: list[bytes | memoryview] = []
+        self._size = 0  # of what is gathered
         self._block_bytes = block_bytes
 
     def add(self, data: bytes | memoryview) -> None:
         """The next bytes."""
-        pending, block_bytes = self._pending, self._block_bytes
-        room = block_bytes - len(pending)
-        if len(data) < room:
-            pending += data
-            return
-        digest, digests = self._digest, self._digests
-        if pending:
-            pending += data[:room]
-            data = data[room:]
-            digest = xxh3_64_intdigest(bytes(pending), digest)
-            digests.append(digest)
-        whole = len(data) // block_bytes * block_bytes
-        if whole:
-            for (block,) in struct.iter_unpack(f"{block_bytes}s", data[:whole]):
-                digest = xxh3_64_intdigest(block, digest)
-                digests.append(digest)
-        self._digest = digest
-        self._pending = bytearray(data[whole:])
+        self._gathered.append(data)
+        self._size += len(data)
+        if self._size >= GATHER_BYTES:
+            self._take_blocks()
 
     def finish(self) -> list[int]:
         """The chain."""
-        if not self._digests and self._pending:
-            self._digests.append(xxh3_64_intdigest(bytes(self._pending), self._digest))
+        self._take_blocks()
+        if not self._digests and self._size:
+            self._digests.append(xxh3_64_intdigest(self._gathered[0], self._digest))
         return self._digests
+
+    def _take_blocks(self) -> None:
+        """Leave less than one block."""
+        data = b"".join(self._gathered)
+        digest, digests = self._digest, self._digests
+        end = len(data) // self._block_bytes * self._block_bytes
+        if end:
+            for (block,) in struct.iter_unpack(f"{self._block_bytes}s", memoryview(data)[:end]):
+                digest = xxh3_64_intdigest(block, digest)
+                digests.append(digest)
+            self._digest = digest
+        self._gathered = [data[end:]]
+        self._size = len(data) - end
 
 
 class Conversation:
@@ -139,11 +141,9 @@ class Conversation:
 
     def text(self, role: str, raw: msgspec.Raw) -> None:
         """A JSON string (or null) of a role; an empty one leaves no trace."""
-        if raw is not ABSENT:
-            self._string(role, memoryview(raw))
-
-    def _string(self, role: str, view: memoryview) -> None:
-        text = _inside(view)
+        if raw is ABSENT:
+            return
+        text = _inside(raw)
         if text:
             self.begin(role)
             self._blocks.add(text)
@@ -152,7 +152,7 @@ class Conversation:
         """The text of thinking, before what it led to."""
         if raw is ABSENT:
             return
-        text = _inside(memoryview(raw))
+        text = _inside(raw)
         if text:
             self.begin("assistant")
             self._blocks.add(THINKING)
@@ -188,12 +188,13 @@ class Conversation:
         """A message's content: a string, or a list of parts."""
         if raw is ABSENT:
             return
-        view = memoryview(raw)
-        if view[0] != BRACKET:
-            self._string(role, view)
-            return
-        for part in decode_parts(raw):
-            self._part(role, part)
+        text = _inside(raw)
+        if text:
+            self.begin(role)
+            self._blocks.add(text)
+        elif _first(raw) == BRACKET:
+            for part in decode_parts(raw):
+                self._part(role, part)
 
     def _part(self, role: str, part: Part) -> None:
         kind = part.type
@@ -279,7 +280,7 @@ def _add_items(conversation: Conversation, fields: RequestBody) -> None:
     """The input of responses: a string, or a list of items."""
     raw = fields.input
     turns: list[Turn] = []
-    if raw is not ABSENT and memoryview(raw)[0] == BRACKET:
+    if raw is not ABSENT and _first(raw) == BRACKET:
         turns = decode_turns(raw)
     first = 0
     while first < len(turns) and turns[first].role in SYSTEM_ROLES:
@@ -298,26 +299,31 @@ def _add_prompt(blocks: Blocks, raw: msgspec.Raw) -> None:
     if raw is ABSENT:
         return
     blocks.add(PROMPT)
-    view = memoryview(raw)
-    blocks.add(_inside(view) if view[0] == QUOTE else view[1:])
+    blocks.add(_inside(raw) if _first(raw) == QUOTE else memoryview(raw)[1:])
 
 
-def _inside(view: memoryview) -> bytes | memoryview:
+def _first(raw: msgspec.Raw) -> int:
+    """The first byte of a JSON value, which tells its kind."""
+    first: int = memoryview(raw)[0]
+    return first
+
+
+def _inside(raw: msgspec.Raw) -> bytes | memoryview:
     """The inside of a JSON string, escaped only where JSON demands it; nothing of any other value."""
-    if view[0] != QUOTE:
+    is_short = len(raw) <= ESCAPE_SEARCH_BYTES
+    text = bytes(raw if is_short else memoryview(raw)[:ESCAPE_SEARCH_BYTES])
+    if text[0] != QUOTE:
         return b""
-    is_short = len(view) <= ESCAPE_SEARCH_BYTES
-    text = bytes(view if is_short else view[:ESCAPE_SEARCH_BYTES])
     escape = text.find(b"\\")  # one byte is found ten times as fast as two
     if escape >= 0 and text.find(b"\\u", escape) >= 0:
-        encoded: bytes = encode_value(decode_text(view))
+        encoded: bytes = encode_value(decode_text(raw))
         return encoded[1:-1]
-    return text[1:-1] if is_short else view[1:-1]
+    return text[1:-1] if is_short else memoryview(raw)[1:-1]
 
 
 def _short(raw: msgspec.Raw) -> bytes:
     """The inside of a short JSON string; nothing for what is absent or null."""
-    return b"" if raw is ABSENT else bytes(_inside(memoryview(raw)))
+    return b"" if raw is ABSENT else bytes(_inside(raw))
 
 
 def _canonical(raw: msgspec.Raw) -> bytes:
@@ -327,7 +333,7 @@ def _canonical(raw: msgspec.Raw) -> bytes:
 
 def _arguments(raw: msgspec.Raw) -> bytes:
     """The arguments of a call, as an object or as a string that holds one."""
-    if raw is ABSENT or memoryview(raw)[0] != QUOTE:
+    if raw is ABSENT or _first(raw) != QUOTE:
         return _canonical(raw)
     text = decode_text(raw)
     try:
