@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from m3_testcluster.cluster import Cluster
 from m3_testcluster.control_plane import control_plane as run_control_plane
@@ -19,6 +20,10 @@ from m3_testcluster.preflight import preflight
 from m3_testcluster.progress import to_stderr
 from m3_testcluster.real import RealCluster
 from m3_testcluster.real import real_cluster as run_real_cluster
+
+# The same examples in every run, however slow the machine.
+settings.register_profile("repeatable", derandomize=True, deadline=None)
+settings.load_profile("repeatable")
 
 CLUSTER_FIXTURES = {"control_plane": "cluster", "real_cluster": "real_cluster"}
 

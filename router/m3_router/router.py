@@ -236,6 +236,7 @@ class Router:
         self.address, self.admin_address = name_of(data_socket), name_of(admin_socket)
         self._admin = AdminServer(admin)
         self._run(self._admin.serve([admin_socket]))
+        admin_socket.listen()  # before it is said
         self._run(self._tick())
         self._run(self._access_file.run())
         for pool in self._pools:

@@ -84,6 +84,18 @@ def blocks_of(replica: Running) -> int:
     return sum(len(pool.affinity) for pool in replica.router._pools if pool.affinity is not None)
 
 
+def digests_of(replica: Running) -> set[int]:
+    """The blocks that the index of a replica holds."""
+    indexes = [pool.affinity for pool in replica.router._pools if pool.affinity is not None]
+    return {digest for index in indexes for generation in (index._young, index._old) for digest in generation}
+
+
+async def until_held(replica: Running, digests: set[int]) -> None:
+    async with asyncio.timeout(WITHIN_SECONDS):
+        while not digests <= digests_of(replica):  # noqa: ASYNC110 - nothing tells of it
+            await asyncio.sleep(0.05)
+
+
 async def until_alike(*replicas: Running, blocks: int) -> None:
     async with asyncio.timeout(WITHIN_SECONDS):
         while not all(blocks_of(replica) >= blocks for replica in replicas):  # noqa: ASYNC110 - nothing tells of it
@@ -160,8 +172,7 @@ async def test_no_request_is_lost_with_redis_and_replicas_agree_again_after_it(
     assert set(statuses) == {200}
     for replica, count in zip(replicas, (settled[0] + 1, settled[1]), strict=True):  # one was `alone`
         await until_billed(replica, count)
-    await until_alike(replicas[1], blocks=blocks_of(replicas[0]))
-    await until_alike(replicas[0], blocks=blocks_of(replicas[1]))
+    await until_held(replicas[1], digests_of(replicas[0]))
     assert await worker_of(replicas[1], prompt_of(-1, turns=2), **{"x-request-id": "after"}) == alone
     assert (await newest_decision(replicas[1], "after"))["reason"] == "prefix"
 

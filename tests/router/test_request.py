@@ -4,7 +4,7 @@ import json
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from m3_router.dialects import CHAT, COMPLETIONS, COUNT_TOKENS, EMBEDDINGS, MESSAGES, RESPONSES, TOKENIZE, Dialect
@@ -235,7 +235,9 @@ def test_after_the_splice_the_body_means_the_same_but_for_include_usage(
     if options is not None:
         fields["stream_options"] = options
     before = dict(fields)
-    after = json.loads(parse(json.dumps(fields, ensure_ascii=False).encode()).body)
+    body = json.dumps(fields, ensure_ascii=False).encode()
+    assume(body.count(b'stream_options"') <= 4)  # with more of them, it is refused
+    after = json.loads(parse(body).body)
     assert after.pop("stream_options") == {**(before.pop("stream_options", None) or {}), "include_usage": True}
     assert after == before
 

@@ -69,6 +69,7 @@ class _Supervisor:
             await self._until_all_serve(keeping)
             if not self._is_ending.is_set():
                 serving = loop.create_task(server.serve([admin_socket]))
+                admin_socket.listen()  # before it is said
                 where = self._address, name_of(admin_socket)
                 _log.info("listening on %s, admin on %s, %d processes", *where, len(self._children))
             await asyncio.gather(*keeping)
