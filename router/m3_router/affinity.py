@@ -15,6 +15,7 @@ import heapq
 from collections.abc import Container, Sequence
 from typing import Final
 
+from mypy_extensions import mypyc_attr
 from xxhash import xxh3_64_intdigest
 
 from m3_router.config.services import AffinitySettings
@@ -25,6 +26,7 @@ MAX_RETIRED_SLOTS: Final = 64
 MAX_SESSIONS: Final = 100_000  # in each of two generations
 
 
+@mypyc_attr(free_list_len=1)
 class Matches:
     """How many leading blocks of one chain each slot holds."""
 

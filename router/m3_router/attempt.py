@@ -5,26 +5,38 @@ in `end`, which is the only way out. What the answer means, and whether there is
 """
 
 import asyncio
+from abc import abstractmethod
 from collections.abc import Callable
-from typing import Final, Protocol
+from typing import Final
+
+from mypy_extensions import mypyc_attr, trait
 
 from m3_router.config import LimitSettings
 from m3_router.http.messages import Answer
-from m3_router.http.worker_end import WorkerConnection, WorkerConnections
+from m3_router.http.worker_end import AnswerSink, WorkerConnection, WorkerConnections
 from m3_router.pools import Pool
 from m3_router.workers import Charge, Worker
 
 _NEVER: Final = float("inf")
 
 
-class AttemptOwner(Protocol):
+@trait
+class AttemptOwner:
     """Who made the attempt. Called while it lasts, and no more after its `end`."""
 
-    def answered(self, answer: Answer | None, body: bytes, is_complete: bool, now: float) -> None: ...
-    def attempt_failed(self, reason: str) -> None: ...
+    __slots__ = ()
+
+    @abstractmethod
+    def answered(self, answer: Answer | None, body: bytes, is_complete: bool, now: float) -> None:
+        """One read from the worker."""
+
+    @abstractmethod
+    def attempt_failed(self, reason: str) -> None:
+        """The worker's connection failed, or there was none; or it has ended its answer too soon."""
 
 
-class Attempt:
+@mypyc_attr(free_list_len=1)
+class Attempt(AnswerSink):
     """One try. has_head: the worker has begun to answer. tries: connections that it took."""
 
     __slots__ = (

@@ -23,7 +23,7 @@ from xxhash import xxh3_128_intdigest
 
 from m3_router.dialects import Dialect
 from m3_router.http.messages import Answer
-from m3_router.http.worker_end import WorkerConnection, WorkerConnections
+from m3_router.http.worker_end import AnswerSink, WorkerConnection, WorkerConnections
 from m3_router.request import RequestView
 from m3_router.workers import WorkerAddress
 
@@ -137,7 +137,7 @@ class ExactCounts:
             done(tokens)
 
 
-class _Question:
+class _Question(AnswerSink):
     """One body at one worker, for all who ask the same at the same time. It is a connection's sink meanwhile."""
 
     def __init__(self, counts: ExactCounts, key: _Key, worker: Counter, body: bytes, done: Done) -> None:

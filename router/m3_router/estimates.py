@@ -15,6 +15,8 @@ for about a thousand others. A request outside of its interval is billed rightly
 
 from typing import Final
 
+from mypy_extensions import mypyc_attr
+
 MIN_SAMPLES: Final = 16  # of one model and size, before they replace the prior
 MARGIN: Final = 0.1  # beyond what was seen, on both sides
 MAX_MODELS: Final = 256  # that are learnt; names come from the configuration, so more would be a fault of the caller
@@ -37,6 +39,7 @@ _NEWEST_SHARE: Final = 1 / 256  # of a sample in the mean, at least
 _SIZES: Final = 24  # bit lengths up to 2 x 24: more than a body can have bytes
 
 
+@mypyc_attr(free_list_len=1)
 class Interval:
     """Input tokens: at least low, at most high, and most likely. low <= likely <= high."""
 

@@ -8,7 +8,9 @@ take a while, during which the client can leave (`cancel`).
 """
 
 import asyncio
-from typing import Protocol
+from abc import abstractmethod
+
+from mypy_extensions import mypyc_attr, trait
 
 from m3_router.bill import Bill
 from m3_router.caller import Caller
@@ -29,16 +31,22 @@ from m3_router.texts import request_text
 from m3_router.workers import Worker
 
 
-class IntakeOwner(Protocol):
+@trait
+class IntakeOwner:
     """Whose request it is. One of the two is called, once, unless the intake is cancelled."""
 
+    __slots__ = ()
+
+    @abstractmethod
     def taken_in(self) -> None:
         """All is known, and nobody has anything against it."""
 
+    @abstractmethod
     def not_taken_in(self, refusal: Refusal) -> None:
         """Somebody has."""
 
 
+@mypyc_attr(free_list_len=1)
 class Intake:
     """One request on its way in. view, pool, tier and chain are there once it was understood; interval and quote once
     it was priced (not for what is free)."""

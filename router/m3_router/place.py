@@ -6,6 +6,8 @@ what a tenant may use is `quotas`'; this is the request's end of them.
 
 from typing import Final
 
+from mypy_extensions import mypyc_attr
+
 from m3_router.bill import Bill, Usage
 from m3_router.errors import at_capacity
 from m3_router.intake import Intake
@@ -22,6 +24,7 @@ from m3_router.workers import Charge
 MAX_OUTPUT_CHARGE_TOKENS: Final = 4096
 
 
+@mypyc_attr(free_list_len=1)
 class Place:
     """One request's. What is free holds nothing, and is never asked for a place."""
 

@@ -23,6 +23,7 @@ next-best owner first, and to an idle worker when its queue is longer than that 
 from collections.abc import Sequence
 from typing import Final
 
+from mypy_extensions import mypyc_attr
 from xxhash import xxh3_64_intdigest
 
 from m3_router.affinity import NO_MATCHES, Matches
@@ -37,6 +38,7 @@ BOUND_FLOOR_TOKENS: Final = 16_384  # a second or two of prefill
 HASH_RANGE: Final = 2.0**64
 
 
+@mypyc_attr(free_list_len=1)
 class Want:
     """What a request asks of the workers.
 
@@ -72,6 +74,7 @@ class Want:
         return min(int(blocks * self.block_tokens), self.input_tokens) if blocks else 0
 
 
+@mypyc_attr(free_list_len=1)
 class Choice:
     """The worker chosen, why, and who would have been next.
 
@@ -98,6 +101,7 @@ class Choice:
         self.reason = reason
 
 
+@mypyc_attr(free_list_len=1)
 class _Candidate:
     """One worker, weighed for one request."""
 

@@ -14,6 +14,7 @@ import struct
 from typing import Final
 
 import msgspec
+from mypy_extensions import mypyc_attr
 from xxhash import xxh3_64_intdigest
 
 from m3_router.bodies import ABSENT, Message, RequestBody
@@ -84,6 +85,7 @@ def chain(dialect_name: str, fields: RequestBody, seed: int, block_bytes: int) -
     return blocks.finish()
 
 
+@mypyc_attr(free_list_len=1)
 class Blocks:
     """Bytes in pieces of any length, to digests of blocks of one length."""
 
@@ -124,6 +126,7 @@ class Blocks:
         self._size = len(data) - end
 
 
+@mypyc_attr(free_list_len=1)
 class Conversation:
     """Writes the canonical sequence. Turns of one role in a row are one, because dialects split them variously."""
 

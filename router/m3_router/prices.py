@@ -11,6 +11,8 @@ newest; else the newest such entry for `*`; else `prices`.
 from bisect import bisect_right
 from typing import Final
 
+from mypy_extensions import mypyc_attr
+
 from m3_router.bill import Usage
 from m3_router.config import (
     EVERY_MODEL,
@@ -99,6 +101,7 @@ class Tariff:
         return max(nanousd // unit_nanousd if unit_nanousd else tokens, 1)
 
 
+@mypyc_attr(free_list_len=1)
 class Quote:
     """What a request of between low and high input tokens, and at most so many of output, may come to.
 

@@ -10,7 +10,7 @@ import logging
 from collections.abc import Callable
 
 from m3_router.http.messages import Answer
-from m3_router.http.worker_end import WorkerConnection, WorkerConnections
+from m3_router.http.worker_end import AnswerSink, WorkerConnection, WorkerConnections
 from m3_router.pools import Pool
 from m3_router.workers import Worker, WorkerAddress
 
@@ -20,7 +20,7 @@ TIMEOUT_SECONDS = 2.0
 _log = logging.getLogger(__name__)
 
 
-class _Probe:
+class _Probe(AnswerSink):
     """One probe on its way; `status` gets the answer's status or a ConnectionError."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:

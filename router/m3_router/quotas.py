@@ -8,6 +8,8 @@ most is reserved; an answer that used more all the same is counted in full, and 
 from collections.abc import Callable, Mapping
 from typing import Final
 
+from mypy_extensions import mypyc_attr
+
 from m3_router.config import NANOUSD_PER_USD, PlanSettings
 from m3_router.errors import Refusal
 from m3_router.meters import CLOCK_STEP_SECONDS, NANOUSD, REQUESTS, TOKENS, Meter, share_of
@@ -22,6 +24,7 @@ def reserved_tokens(input_tokens: int, max_output_tokens: int | None, choices: i
     return input_tokens + choices * (UNSTATED_OUTPUT_TOKENS if max_output_tokens is None else max_output_tokens)
 
 
+@mypyc_attr(free_list_len=1)
 class Reservation:
     """What one request has taken from its tenant's quota, until it is settled or released."""
 

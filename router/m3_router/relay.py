@@ -16,20 +16,23 @@ Plain callbacks rather than a coroutine: a task and its wake-ups would cost a th
 
 from typing import Final
 
-from m3_router.attempt import Attempt
+from mypy_extensions import mypyc_attr
+
+from m3_router.attempt import Attempt, AttemptOwner
 from m3_router.bill import Outcome, Usage
 from m3_router.caller import Caller
 from m3_router.dialects import Dialect
 from m3_router.errors import Refusal, at_capacity, no_worker, timed_out, worker_failed
 from m3_router.guard import AnswerGuard
+from m3_router.http import messages
 from m3_router.http.messages import Answer, Client, Request
-from m3_router.intake import Intake, open_bill
+from m3_router.intake import Intake, IntakeOwner, open_bill
 from m3_router.outbound import head_for
 from m3_router.place import Place
 from m3_router.pools import Pool
 from m3_router.reply import Reply
 from m3_router.request import RequestView
-from m3_router.services import Services
+from m3_router.services import Services, Waiting
 from m3_router.usage import usage_of_body
 from m3_router.workers import Worker
 
@@ -37,7 +40,8 @@ from m3_router.workers import Worker
 _PASSED_OVER: Final = frozenset({429, 503, 529})
 
 
-class Exchange:
+@mypyc_attr(free_list_len=1)
+class Exchange(messages.Exchange, IntakeOwner, AttemptOwner, Waiting):
     """One relayed request."""
 
     __slots__ = (

@@ -8,6 +8,7 @@ the worker said it used is in `usage`; whether the answer is good enough is the 
 from typing import Final
 
 import msgspec
+from mypy_extensions import mypyc_attr
 
 from m3_router.bill import Bill, Usage
 from m3_router.continuation import Resumption, resume
@@ -46,6 +47,7 @@ class _Failure(msgspec.Struct):
 _decode_failure: Final = msgspec.json.Decoder(_Failure).decode
 
 
+@mypyc_attr(free_list_len=1)
 class Reply:
     """The answer to one request, while it is written.
 

@@ -10,6 +10,7 @@ import re
 from typing import Final
 
 import msgspec
+from mypy_extensions import mypyc_attr
 
 from m3_router.bodies import (
     ABSENT,
@@ -35,6 +36,7 @@ _MEDIA: Final = frozenset({"image_url", "video_url", "input_image", "input_video
 _LIST: Final = 0x5B  # [
 
 
+@mypyc_attr(free_list_len=1)
 class RequestView:
     """The fields of a body that decide where it goes and what it may cost.
 

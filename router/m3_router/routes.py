@@ -9,7 +9,7 @@ from urllib.parse import unquote_to_bytes
 from m3_router.caller import Caller
 from m3_router.dialects import BY_PATH
 from m3_router.errors import Refusal, bad_request, no_worker
-from m3_router.http.messages import Client, Request, Start
+from m3_router.http.messages import Application, Client, Request, Start
 from m3_router.intake import open_bill
 from m3_router.models import ModelList
 from m3_router.relay import Exchange
@@ -23,7 +23,7 @@ _MODELS_PREFIX: Final = b"/v1/models/"
 _ANTHROPIC_PREFIX: Final = b"/v1/messages"
 
 
-class Routes:
+class Routes(Application):
     """The application behind the client's end."""
 
     def __init__(self, services: Services, tenants: Tenants, models: ModelList, usage: UsageReport) -> None:

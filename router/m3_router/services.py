@@ -1,9 +1,12 @@
 """What exchanges ask, put together once per process. Owns nothing but the ids of requests."""
 
 import asyncio
+from abc import abstractmethod
 from collections.abc import Callable
 from secrets import token_hex
-from typing import Final, Protocol, cast
+from typing import Final, cast
+
+from mypy_extensions import trait
 
 from m3_router.caches import Caches
 from m3_router.config import LimitSettings
@@ -47,12 +50,23 @@ def is_request_id(value: bytes) -> bool:
     )
 
 
-class Waiting(Protocol):
+@trait
+class Waiting:
     """Who holds a ticket, and is told what becomes of it."""
 
-    def admitted(self) -> None: ...
-    def preempted(self) -> None: ...
-    def expired(self, retry_after_seconds: int) -> None: ...
+    __slots__ = ()
+
+    @abstractmethod
+    def admitted(self) -> None:
+        """The wait is over."""
+
+    @abstractmethod
+    def preempted(self) -> None:
+        """Somebody else has taken the place; it waits again."""
+
+    @abstractmethod
+    def expired(self, retry_after_seconds: int) -> None:
+        """The wait was too long."""
 
 
 class Services:

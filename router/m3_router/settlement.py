@@ -17,7 +17,7 @@ import msgspec
 
 from m3_router.bill import Bill, Usage
 from m3_router.http.messages import Answer
-from m3_router.http.worker_end import WorkerConnection, WorkerConnections
+from m3_router.http.worker_end import AnswerSink, WorkerConnection, WorkerConnections
 from m3_router.pools import Pool
 from m3_router.workers import WorkerAddress
 
@@ -122,8 +122,8 @@ class Settlement:
                 following.begin()
 
 
-class _Inquiry:
-    """One question to one worker, an AnswerSink."""
+class _Inquiry(AnswerSink):
+    """One question to one worker."""
 
     def __init__(
         self, settlement: Settlement, address: WorkerAddress, request_id: str, attempt: str, done: Done

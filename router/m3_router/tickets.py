@@ -8,11 +8,14 @@ import math
 from collections.abc import Iterator
 from typing import Literal
 
+from mypy_extensions import mypyc_attr
+
 from m3_router.config import ContextTier, ServiceTier
 
 State = Literal["waiting", "admitted", "released", "expired", "cancelled"]
 
 
+@mypyc_attr(free_list_len=1)
 class Order:
     """What a request asks of the lanes.
 
@@ -45,6 +48,7 @@ class Order:
         self.holder = holder
 
 
+@mypyc_attr(free_list_len=1)
 class Ticket:
     """One request's place, from offer to end. `number` counts offers: the lower one came first."""
 

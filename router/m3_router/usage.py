@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Final
 
 import msgspec
+from mypy_extensions import mypyc_attr
 
 from m3_router.bill import Usage
 from m3_router.bodies import (
@@ -93,6 +94,7 @@ def read_usage(dialect: Dialect, usage: ReportedUsage | None, begun: ReportedUsa
     return Usage(tokens, cached, min(details.cache_write_tokens or 0, tokens - cached), answered or 0)
 
 
+@mypyc_attr(free_list_len=1)
 class BodyTail:
     """The last bytes of a body that passes by."""
 
@@ -113,6 +115,7 @@ class BodyTail:
         return usage_of_tail(self._dialect, self._tail)
 
 
+@mypyc_attr(free_list_len=1)
 class EventStream:
     """One stream of server-sent events on its way from worker to client.
 

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from typing import Final, Literal
 from urllib.parse import urlsplit
 
+from mypy_extensions import mypyc_attr
+
 from m3_router.breaker import Breaker
 from m3_router.config.pools import Engine
 
@@ -50,6 +52,7 @@ class WorkerAddress:
         return cls(parts.netloc + parts.path.rstrip("/"), parts.netloc, parts.hostname, port, is_tls, path)
 
 
+@mypyc_attr(free_list_len=1)
 class Charge:
     """What one request holds of a worker while it is there: used for one worker after the other, never for two.
 

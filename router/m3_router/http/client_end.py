@@ -15,14 +15,14 @@ from typing import Final, cast
 from m3_router.errors import Refusal
 from m3_router.http import wire
 from m3_router.http.connections import Connections
-from m3_router.http.messages import Application, Exchange, Request
-from m3_router.http.request_reader import RequestReader
+from m3_router.http.messages import Application, Client, Exchange, Request
+from m3_router.http.request_reader import RequestReader, RequestSink
 
 _JSON_OK: Final = wire.status_line(200) + b"content-type: application/json\r\n"
 LINGER_SECONDS: Final = 2.0  # how long a refused client may go on sending before the connection is closed under it
 
 
-class ClientConnection(asyncio.Protocol):
+class ClientConnection(asyncio.Protocol, Client, RequestSink):
     """One client's connection."""
 
     def __init__(self, application: Application, connections: Connections, loop: asyncio.AbstractEventLoop) -> None:

@@ -1,6 +1,8 @@
 """A client's request, a worker's answer, and what connection, application and exchange promise each other."""
 
-from typing import Protocol
+from abc import abstractmethod
+
+from mypy_extensions import mypyc_attr, trait
 
 from m3_router.errors import Refusal
 from m3_router.http.wire import Head, Headers
@@ -42,6 +44,7 @@ class Start:
         self.context: object = None  # what the application has made of it
 
 
+@mypyc_attr(free_list_len=1)
 class Request:
     """One request, complete once its body is."""
 
@@ -87,26 +90,35 @@ class Answer:
         self.head = head
 
 
-class Exchange(Protocol):
+@trait
+class Exchange:
     """One request being answered. After `client_lost` it must not touch the connection again."""
 
+    __slots__ = ()
+
+    @abstractmethod
     def client_lost(self) -> None:
         """The client is gone."""
 
+    @abstractmethod
     def client_paused(self) -> None:
         """The client reads more slowly than we write: write no more than what is on its way."""
 
+    @abstractmethod
     def client_resumed(self) -> None:
         """It has caught up."""
 
+    @abstractmethod
     def tick(self, now: float) -> None:
         """Time has passed."""
 
+    @abstractmethod
     def interrupt(self) -> None:
         """End now: the server stops."""
 
 
-class Client(Protocol):
+@trait
+class Client:
     """Who asked, as application and exchange see the connection. Each answer goes one of two ways:
 
     `respond` (or `refuse`, `respond_json`) at once, or `start_response`, any number of `write`, then `end` or `cut`.
@@ -115,30 +127,64 @@ class Client(Protocol):
     exchange: Exchange | None  # to be told what happens, set by the application
 
     @property
-    def is_write_paused(self) -> bool: ...
-    def respond(self, head: bytes, body: bytes) -> None: ...
-    def respond_json(self, body: bytes) -> None: ...
-    def refuse(self, refusal: Refusal, headers: bytes = b"") -> None: ...
-    def start_response(self, head: bytes, body: bytes = b"") -> None: ...
-    def write(self, data: bytes) -> None: ...
-    def end(self, data: bytes = b"") -> None: ...
-    def cut(self, data: bytes = b"") -> None: ...
-    def abort(self) -> None: ...
-    def release_body(self) -> None: ...
+    @abstractmethod
+    def is_write_paused(self) -> bool:
+        """Whether the client reads more slowly than we write."""
+
+    @abstractmethod
+    def respond(self, head: bytes, body: bytes) -> None:
+        """Write a whole answer: status and header lines (none of them about framing), and the body."""
+
+    @abstractmethod
+    def respond_json(self, body: bytes) -> None:
+        """Answer 200 with a JSON body of our own."""
+
+    @abstractmethod
+    def refuse(self, refusal: Refusal, headers: bytes = b"") -> None:
+        """Answer with a refusal. `headers` are whole lines."""
+
+    @abstractmethod
+    def start_response(self, head: bytes, body: bytes = b"") -> None:
+        """Write status and header lines, and the beginning of a body; `write` and `end` follow."""
+
+    @abstractmethod
+    def write(self, data: bytes) -> None:
+        """More of a body that was begun without its length."""
+
+    @abstractmethod
+    def end(self, data: bytes = b"") -> None:
+        """The last of such a body."""
+
+    @abstractmethod
+    def cut(self, data: bytes = b"") -> None:
+        """End such a body so that the client sees that it is incomplete: without a last chunk, and closed."""
+
+    @abstractmethod
+    def abort(self) -> None:
+        """Close at once; the exchange is told that its client is lost."""
+
+    @abstractmethod
+    def release_body(self) -> None:
+        """The request's body will not be needed again."""
 
 
-class Application(Protocol):
+@trait
+class Application:
     """What the bytes are for."""
 
+    __slots__ = ()
+
+    @abstractmethod
     def accept(self, start: Start) -> object:
         """Look at method, path and headers; returns the request's `context`, the same for an equal start.
 
         Raises Refusal: then the body is dropped, and that is the answer.
         """
 
+    @abstractmethod
     def serve(self, request: Request, connection: Client) -> None:
         """Answer a complete request, now or later."""
 
+    @abstractmethod
     def refused(self, request: Request | None, refusal: Refusal) -> bytes:
         """Told of an answer that is given without `serve`; returns header lines for it."""
-        ...

@@ -5,9 +5,11 @@ start was accepted once needs no parser the next time (`alike`). Knows nothing o
 reads gets `Refusal` raised where the bytes cannot be read on, and asks for nothing more after that.
 """
 
-from typing import Final, Protocol, cast
+from abc import abstractmethod
+from typing import Final
 
 import httptools
+from mypy_extensions import trait
 
 from m3_router.errors import Refusal, malformed
 from m3_router.http import wire
@@ -19,18 +21,25 @@ from m3_router.http.messages import Application, Request, Start
 DRAIN_FACTOR: Final = 4
 
 
-class RequestSink(Protocol):
+@trait
+class RequestSink:
     """Who takes the requests."""
 
+    __slots__ = ()
+
+    @abstractmethod
     def take(self, request: Request) -> None:
         """A whole request, or one that is refused without its body."""
 
+    @abstractmethod
     def expects_continue(self, request: Request) -> None:
         """The client waits for leave to send its body."""
 
 
 class RequestReader:
     """Reads one connection. is_idle: between two requests, with not a byte of the next."""
+
+    __deletable__ = ("_parser", "_sink")  # for the compiler
 
     def __init__(self, application: Application, connections: Connections, sink: RequestSink) -> None:
         # fixed
@@ -95,8 +104,7 @@ class RequestReader:
     def close(self) -> None:
         """The connection is lost: `drop`, and let go of what refers back, which only the collector would find."""
         self.drop()
-        self._parser = cast(httptools.HttpRequestParser, None)
-        self._sink = cast(RequestSink, None)
+        del self._parser, self._sink
 
     # ---- parser
 

@@ -9,11 +9,13 @@ Called by the event loop, and by the exchange (`WorkerConnections.take` or `dial
 
 import asyncio
 import ssl
+from abc import abstractmethod
 from collections import deque
 from collections.abc import Callable
-from typing import Final, Protocol, cast
+from typing import Final, cast
 
 import httptools
+from mypy_extensions import mypyc_attr, trait
 
 from m3_router.http import wire
 from m3_router.http.alike import AnswersAlike
@@ -26,11 +28,20 @@ MAX_LEARNINGS: Final = 4  # in a connection's life: a worker whose heads differ 
 _COPY_BYTES: Final = 2**16  # above this, head and body are handed over separately rather than copied together
 
 
-class AnswerSink(Protocol):
+@trait
+@mypyc_attr(allow_interpreted_subclasses=True)
+class AnswerSink:
     """Who waits for an answer. After `worker_lost`, or a complete answer, the connection is no longer its own."""
 
-    def worker_answered(self, answer: Answer | None, body: bytes, is_complete: bool) -> None: ...
-    def worker_lost(self, reason: str) -> None: ...
+    __slots__ = ()
+
+    @abstractmethod
+    def worker_answered(self, answer: Answer | None, body: bytes, is_complete: bool) -> None:
+        """One read: the head if it has come, a part of the body, and whether that is all."""
+
+    @abstractmethod
+    def worker_lost(self, reason: str) -> None:
+        """The connection failed."""
 
 
 class WorkerConnection(asyncio.Protocol):

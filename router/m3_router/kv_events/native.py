@@ -12,7 +12,7 @@ from typing import Final
 from urllib.parse import quote
 
 from m3_router.http.messages import Answer
-from m3_router.http.worker_end import WorkerConnection, WorkerConnections
+from m3_router.http.worker_end import AnswerSink, WorkerConnection, WorkerConnections
 from m3_router.kv_events.lines import EventsError, LineReader
 from m3_router.kv_events.view import CacheView
 from m3_router.workers import WorkerAddress
@@ -82,7 +82,7 @@ class Follower:
         connection.send(head.encode(), b"", stream)
 
 
-class _Stream:
+class _Stream(AnswerSink):
     """One answer, read into the view as it comes."""
 
     def __init__(self, view: CacheView) -> None:
