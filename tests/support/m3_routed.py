@@ -1,7 +1,7 @@
 """Workers as clients of a cluster see them: two of a kind behind one router, at one URL."""
 
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
 from m3_fakes.worker import CONTEXT_TOKENS, MAX_BODY_BYTES, FakeWorker, running_worker
@@ -29,6 +29,19 @@ def routed(urls: list[str], model: str, *, context_tokens: int, **settings: Any)
     pool = {"models": [model], "maxContextTokens": context_tokens}
     with router_on_thread(config_for(urls, pool=pool, **settings), ready=len(urls)) as url:
         yield url
+
+
+@contextmanager
+def reached(
+    way: str, start: Callable[[], AbstractContextManager[str]], model: str, *, context_tokens: int, **settings: Any
+) -> Iterator[str]:
+    """The URL of a worker (`way` is `direct`), or of a router before two of a kind. `start` gives a worker's own."""
+    with ExitStack() as stack:
+        if way == "direct":
+            yield stack.enter_context(start())
+            return
+        urls = [stack.enter_context(start()) for _ in range(2)]
+        yield stack.enter_context(routed(urls, model, context_tokens=context_tokens, **settings))
 
 
 @contextmanager

@@ -1,7 +1,8 @@
 """One fake worker for all tests of the HTTP API in a process, put back in order after each test.
 
 What a client may rely on holds through the router too: a test marked `either_way` runs against a worker, and against
-a router before two of them. What a router decides itself is marked `worker_only` among them.
+a router before two of them. What a router decides itself, or what looks into a worker, is marked `worker_only` with
+the reason.
 """
 
 from collections.abc import Iterator
@@ -14,8 +15,11 @@ from m3_routed import routed_workers
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    marks = {mark.name for mark in metafunc.definition.iter_markers()}
-    if "way" in metafunc.fixturenames and "either_way" in marks and "worker_only" not in marks:
+    node = metafunc.definition
+    kept = node.get_closest_marker("worker_only")
+    if kept is not None and not kept.args:
+        pytest.fail(f"{node.nodeid}: worker_only takes the reason", pytrace=False)
+    if "way" in metafunc.fixturenames and node.get_closest_marker("either_way") and kept is None:
         metafunc.parametrize("way", ["direct", "routed"], indirect=True, scope="session")
 
 

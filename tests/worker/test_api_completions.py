@@ -48,7 +48,7 @@ def test_a_text_prompt_is_tokenised(client: httpx.Client) -> None:
     assert choice["token_ids"] == continuation(list("héllo".encode()), 3)
 
 
-@pytest.mark.worker_only
+@pytest.mark.worker_only("the router tells tenants apart by their keys, not by a header")
 def test_prompt_tokens_from_the_cache_are_told_and_never_shared_between_tenants(client: httpx.Client) -> None:
     body = {"model": "fake", "prompt": list(b"a prompt of its own"), "max_tokens": 1, "n": 2}
     cached = [
@@ -149,7 +149,7 @@ def test_usage_adds_up(client: httpx.Client) -> None:
     }
 
 
-@pytest.mark.worker_only
+@pytest.mark.worker_only("the router counts and numbers requests itself")
 def test_the_answer_says_the_input_tokens_and_the_request_id_in_headers(client: httpx.Client) -> None:
     fields = {"model": "fake", "prompt": [5] * 11, "max_tokens": 1}
     for is_stream in (False, True):
@@ -268,7 +268,7 @@ def test_log_probabilities_have_openai_s_form(worker: FakeWorker, client: httpx.
     assert [offset for part in offsets for offset in part] == [0, 1]
 
 
-@pytest.mark.worker_only
+@pytest.mark.worker_only("the router sets the priority itself")
 def test_the_priority_of_the_header_reaches_the_scheduler(worker: FakeWorker, client: httpx.Client) -> None:
     seen: list[int] = []
     worker.runner.before_step = lambda batch: seen.append(batch.chunks[0].sequence.request.priority)

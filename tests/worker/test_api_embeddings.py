@@ -4,6 +4,7 @@ import base64
 import math
 import struct
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import httpx
@@ -12,23 +13,32 @@ import pytest
 
 from m3_fakes.http import wait_until
 from m3_fakes.worker import FakeWorker, running_simulation
+from m3_routed import reached
 from m3_worker.config import WorkerSettings
-from m3_worker.serving import ServedModel
 
+pytestmark = pytest.mark.either_way
+
+CONTEXT = 4096
 SETTINGS = WorkerSettings(
-    simulate=True, simulate_token_seconds=0, simulate_prefill_tokens_per_second=1e9, max_context_tokens=4096
+    simulate=True, simulate_token_seconds=0, simulate_prefill_tokens_per_second=1e9, max_context_tokens=CONTEXT
 )
 
 
 @pytest.fixture(scope="module")
-def simulation() -> Iterator[tuple[ServedModel, str]]:
-    with running_simulation(SETTINGS) as running:
-        yield running
+def url(way: str) -> Iterator[str]:
+    with reached(way, simulation, "simulated", context_tokens=CONTEXT) as url:
+        yield url
+
+
+@contextmanager
+def simulation() -> Iterator[str]:
+    with running_simulation(SETTINGS) as (_, url):
+        yield url
 
 
 @pytest.fixture
-def sdk(simulation: tuple[ServedModel, str]) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=f"{simulation[1]}/v1", api_key="none", max_retries=0) as client:
+def sdk(url: str) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client:
         yield client
 
 
@@ -61,9 +71,9 @@ def test_token_ids_are_texts_too(sdk: openai.OpenAI) -> None:
     assert embed(sdk, [[65], [66]]) == embed(sdk, ["A", "B"])
 
 
-def test_base64_is_the_same_numbers_in_32_bits(sdk: openai.OpenAI, simulation: tuple[ServedModel, str]) -> None:
+def test_base64_is_the_same_numbers_in_32_bits(sdk: openai.OpenAI, url: str) -> None:
     body = {"model": "simulated", "input": "AAB", "encoding_format": "base64"}
-    data = httpx.post(f"{simulation[1]}/v1/embeddings", json=body, timeout=10).json()["data"][0]["embedding"]
+    data = httpx.post(f"{url}/v1/embeddings", json=body, timeout=10).json()["data"][0]["embedding"]
     assert list(struct.unpack("<64f", base64.b64decode(data))) == pytest.approx(embed(sdk, "AAB")[0])
     assert sdk.embeddings.create(model="simulated", input="AAB").data[0].embedding == pytest.approx(
         embed(sdk, "AAB")[0]
@@ -91,15 +101,14 @@ def test_fewer_dimensions_are_of_length_1_again(sdk: openai.OpenAI) -> None:
         ({"pooling": "max"}, "must be 'mean' or 'last'"),
     ],
 )
-def test_what_cannot_be_embedded_is_refused_by_name(
-    simulation: tuple[ServedModel, str], fields: dict[str, Any], message: str
-) -> None:
+def test_what_cannot_be_embedded_is_refused_by_name(url: str, fields: dict[str, Any], message: str) -> None:
     body = {"model": "simulated", "input": "a", **fields}
-    response = httpx.post(f"{simulation[1]}/v1/embeddings", json=body, timeout=10)
+    response = httpx.post(f"{url}/v1/embeddings", json=body, timeout=10)
     assert response.status_code == 400
     assert message in response.json()["error"]["message"]
 
 
+@pytest.mark.worker_only("it looks into the engine")
 def test_nothing_stays_in_the_engine_when_the_client_leaves(worker: FakeWorker) -> None:
     worker.hold_steps()
     with pytest.raises(httpx.ReadTimeout):

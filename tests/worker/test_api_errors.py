@@ -252,7 +252,7 @@ def test_a_body_over_the_limit_is_refused_without_its_length_being_told(connecti
     assert local_port(connection.post(COMPLETIONS, json=completion())) == local_port(response)
 
 
-@pytest.mark.worker_only
+@pytest.mark.worker_only("the router sets the priority itself")
 @pytest.mark.parametrize("priority", ["-1", "101", "high", "1.5", "²"])
 def test_a_priority_that_is_none_is_refused(connection: httpx.Client, priority: str) -> None:
     response = connection.post(COMPLETIONS, json=completion(), headers={"x-m3-priority": priority.encode()})

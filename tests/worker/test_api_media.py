@@ -3,6 +3,7 @@
 import base64
 import gc
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 from m3_fakes.worker import serving
 from m3_media import data_url, image_file, picture, video_file
 from m3_oracles import hf
+from m3_routed import reached
 from m3_worker.config import TinySettings, WorkerSettings
 from m3_worker.loading import load_served_model
 from m3_worker.media.decode import decode_image
@@ -22,7 +24,9 @@ from m3_worker.model.vision import normalised
 from m3_worker.serving import ServedModel, WorkerState
 from m3_worker.tiny import write_checkpoint
 
-pytestmark = pytest.mark.xdist_group("oracles")
+pytestmark = [pytest.mark.either_way, pytest.mark.xdist_group("oracles")]
+
+CONTEXT = 2048
 
 TOKENS = 32
 CAT, DOG = image_file(picture(150, 100, 1)), image_file(picture(100, 150, 2), "JPEG")
@@ -32,14 +36,12 @@ FILM = video_file(6, (84, 56), 1)
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("tiny")
-    write_checkpoint(TinySettings(directory=directory, seed=21, layers=3, block=8, topk=3, context=2048))
+    write_checkpoint(TinySettings(directory=directory, seed=21, layers=3, block=8, topk=3, context=CONTEXT))
     return directory
 
 
-@pytest.fixture(scope="module")
-def model(checkpoint: Path) -> ServedModel:
+def load(checkpoint: Path) -> ServedModel:
     """Chunks of at most 41 tokens: every image is cut through."""
-    torch.set_num_threads(1)
     settings = WorkerSettings(
         model=checkpoint,
         served_model_name="tiny",
@@ -53,15 +55,35 @@ def model(checkpoint: Path) -> ServedModel:
     return load_served_model(settings, lambda read, needed: None)
 
 
-@pytest.fixture(scope="module")
-def client(model: ServedModel) -> Iterator[httpx.Client]:
-    with (
-        serving(WorkerState(64 * 2**20, model), model.engine) as port,
-        httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=120) as client,
-    ):
-        yield client
+@contextmanager
+def seeing_worker(model: ServedModel) -> Iterator[str]:
+    with serving(WorkerState(64 * 2**20, model), model.engine) as port:
+        yield f"http://127.0.0.1:{port}"
     assert model.media is not None
     model.media.close()
+
+
+@pytest.fixture(scope="module")
+def models(way: str, checkpoint: Path) -> list[ServedModel]:
+    """Of each worker, one."""
+    torch.set_num_threads(1)
+    return [load(checkpoint) for _ in range(1 if way == "direct" else 2)]
+
+
+@pytest.fixture(scope="module")
+def model(models: list[ServedModel]) -> ServedModel:
+    """The model, whichever worker answers."""
+    return models[0]
+
+
+@pytest.fixture(scope="module")
+def client(way: str, models: list[ServedModel]) -> Iterator[httpx.Client]:
+    waiting = iter(models)
+    with (
+        reached(way, lambda: seeing_worker(next(waiting)), "tiny", context_tokens=CONTEXT) as url,
+        httpx.Client(base_url=url, timeout=120) as client,
+    ):
+        yield client
 
 
 def image(content: bytes) -> dict[str, Any]:

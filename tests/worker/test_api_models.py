@@ -28,7 +28,7 @@ def test_both_sdks_list_and_find_the_model(worker: FakeWorker) -> None:
             client.models.retrieve("other")
 
 
-@pytest.mark.worker_only
+@pytest.mark.worker_only("the router's models are as old as the router")
 def test_a_model_was_created_when_the_worker_had_loaded_it(client: httpx.Client) -> None:
     assert client.get("/v1/models/fake").json()["created"] == 1_790_000_000
 

@@ -2,6 +2,8 @@
 
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -11,13 +13,17 @@ import pytest
 import torch
 
 from m3_fakes.worker import serving
+from m3_routed import reached
 from m3_worker.byte_vocabulary import BYTES, M3_TOKENS
 from m3_worker.config import TinySettings, WorkerSettings
 from m3_worker.loading import load_served_model
 from m3_worker.serving import WorkerState
 from m3_worker.tiny import write_checkpoint
 
-pytestmark = pytest.mark.xdist_group("oracles")  # torch's import takes seconds: once is enough
+pytestmark = [
+    pytest.mark.either_way,
+    pytest.mark.xdist_group("oracles"),  # torch's import takes seconds: once is enough
+]
 
 CONTEXT = 2048
 USER = {"role": "user", "content": "What is the weather?"}
@@ -46,13 +52,24 @@ CLOCK = {"type": "function", "function": {"name": "clock"}}
 
 
 @pytest.fixture(scope="module")
-def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    torch.set_num_threads(1)
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("tiny")
     write_checkpoint(TinySettings(directory=directory, seed=5, layers=2, hidden=32, experts=4, context=CONTEXT))
-    worker = WorkerSettings(model=directory, served_model_name="tiny", device="cpu", dtype="float32")
-    model = load_served_model(worker, lambda read, needed: None)
-    with serving(WorkerState(worker.max_body_bytes, model), model.engine) as port:
+    return directory
+
+
+@pytest.fixture(scope="module")
+def url(way: str, checkpoint: Path) -> Iterator[str]:
+    torch.set_num_threads(1)
+    with reached(way, lambda: untrained_worker(checkpoint), "tiny", context_tokens=CONTEXT) as url:
+        yield url
+
+
+@contextmanager
+def untrained_worker(checkpoint: Path) -> Iterator[str]:
+    settings = WorkerSettings(model=checkpoint, served_model_name="tiny", device="cpu", dtype="float32")
+    model = load_served_model(settings, lambda read, needed: None)
+    with serving(WorkerState(settings.max_body_bytes, model), model.engine) as port:
         yield f"http://127.0.0.1:{port}"
 
 

@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -14,7 +15,16 @@ from hypothesis import strategies as st
 
 from m3_fakes.http import sse_events
 from m3_fakes.noise import NoiseRunner
-from m3_fakes.worker import END_OF_TURN, MAX_BODY_BYTES, PAGE_TOKENS, byte_tokenizer, fake_model, serving
+from m3_fakes.worker import (
+    CONTEXT_TOKENS,
+    END_OF_TURN,
+    MAX_BODY_BYTES,
+    PAGE_TOKENS,
+    byte_tokenizer,
+    fake_model,
+    serving,
+)
+from m3_routed import reached
 from m3_worker.engine import Engine
 from m3_worker.grammar import Grammars, GrammarSpec
 from m3_worker.sampling import sample
@@ -22,6 +32,8 @@ from m3_worker.scheduling.pages import Pages
 from m3_worker.scheduling.request import FinishReason, Request, SamplingParameters, Sequence
 from m3_worker.scheduling.scheduler import Scheduler, SchedulerLimits
 from m3_worker.serving import WorkerState
+
+pytestmark = pytest.mark.either_way  # what is sampled directly goes no way
 
 VOCABULARY = 259
 TOKENIZER = byte_tokenizer()
@@ -117,14 +129,23 @@ def test_every_finished_answer_to_an_expression_matches_it(expression: str) -> N
 
 
 @pytest.fixture(scope="module")
-def untrained() -> Iterator[httpx.Client]:
+def untrained(way: str) -> Iterator[httpx.Client]:
+    with (
+        reached(way, noisy_worker, "fake", context_tokens=CONTEXT_TOKENS) as url,
+        httpx.Client(base_url=url, timeout=60) as client,
+    ):
+        yield client
+
+
+@contextmanager
+def noisy_worker() -> Iterator[str]:
     """A worker with the real sampling over noise; its context is 256 tokens."""
     model, _ = fake_model()
     scheduler = Scheduler(SchedulerLimits(8, 32), Pages(256, PAGE_TOKENS))
     engine = Engine(scheduler, NoiseRunner(VOCABULARY, 3, FAVOURED), max_waiting=8)
     state = WorkerState(MAX_BODY_BYTES, replace(model, engine=engine))
-    with serving(state, engine) as port, httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
-        yield client
+    with serving(state, engine) as port:
+        yield f"http://127.0.0.1:{port}"
 
 
 def complete(client: httpx.Client, **fields: Any) -> dict[str, Any]:
