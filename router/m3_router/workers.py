@@ -157,10 +157,6 @@ class Workers:
     def __iter__(self) -> Iterator[Worker]:
         return iter(list(self._by_uid.values()))
 
-    def of_uid(self, uid: str) -> Worker | None:
-        """The worker of this uid, draining ones too."""
-        return self._by_uid.get(uid)
-
     def replace(self, addresses: Iterable[WorkerAddress]) -> list[Worker]:
         """Take a new list. Returns the workers that left it; they drain."""
         listed = {address.uid: address for address in addresses}

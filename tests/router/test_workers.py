@@ -199,11 +199,13 @@ def test_an_upstream_is_addressed_with_its_scheme_and_path() -> None:
             WorkerAddress.from_url(bad)
 
 
-def test_a_worker_is_found_by_its_uid_while_it_drains() -> None:
+def test_a_worker_that_left_stays_among_the_workers_until_its_last_request_has_ended() -> None:
     workers, by_name = ready("a")
-    charge = Charge(1, 1)
-    workers.charge(by_name["a"], charge)
+    charges = [Charge(1, 1), Charge(1, 1)]
+    for charge in charges:
+        workers.charge(by_name["a"], charge)
     workers.replace([])
-    assert workers.of_uid("a") is by_name["a"]
-    workers.discharge(by_name["a"], charge)
-    assert workers.of_uid("a") is None
+    workers.discharge(by_name["a"], charges[0])
+    assert list(workers) == [by_name["a"]]
+    workers.discharge(by_name["a"], charges[1])
+    assert list(workers) == []
