@@ -5,68 +5,28 @@ import json
 import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from m3_mock.moderation import ModerationService
 from m3_router.config import ConfigError, ModerationSettings
 from m3_router.errors import Refusal
 from m3_router.moderation import OVERLAP_CHARACTERS, WINDOW_CHARACTERS, Moderator, StreamModeration
 
 
-@dataclass
-class Service:
-    """Flags texts with `evil` in them. answer: in place of that; gate: waited for before each answer."""
-
-    answer: bytes | None = None
-    status: int = 200
-    gate: asyncio.Event | None = None
-    asked: list[dict[str, Any]] = field(default_factory=list)
-    keys: list[str | None] = field(default_factory=list)
-    arrived: asyncio.Event = field(default_factory=asyncio.Event)
-    url: str = ""
-
-    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            while True:
-                head = (await reader.readuntil(b"\r\n\r\n")).decode().lower()
-                headers = dict(line.split(": ", 1) for line in head.strip().split("\r\n")[1:])
-                question = json.loads(await reader.readexactly(int(headers["content-length"])))
-                self.asked.append(question)
-                self.keys.append(headers.get("authorization"))
-                self.arrived.set()
-                if self.gate is not None:
-                    await self.gate.wait()
-                is_evil = "evil" in question["input"]
-                body = self.answer
-                if body is None:
-                    body = json.dumps({"flagged": is_evil, "reason": "it is evil" if is_evil else None}).encode()
-                writer.write(b"HTTP/1.1 %d X\r\ncontent-length: %d\r\n\r\n%b" % (self.status, len(body), body))
-                await writer.drain()
-        except (asyncio.IncompleteReadError, ConnectionError):
-            pass
-        finally:
-            writer.close()
-
-
 @pytest.fixture
-async def service() -> AsyncIterator[Service]:
-    one = Service()
-    server = await asyncio.start_server(one.serve, "127.0.0.1", 0)
-    one.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/check"
-    async with server:
+async def service() -> AsyncIterator[ModerationService]:
+    async with ModerationService().running() as one:
         yield one
-        if one.gate is not None:
-            one.gate.set()
 
 
 StartModerator = Callable[..., Moderator]
 
 
 @pytest.fixture
-async def moderator_of(service: Service) -> AsyncIterator[StartModerator]:
+async def moderator_of(service: ModerationService) -> AsyncIterator[StartModerator]:
     async with AsyncExitStack() as stack:
 
         def start(**settings: Any) -> Moderator:
@@ -77,7 +37,9 @@ async def moderator_of(service: Service) -> AsyncIterator[StartModerator]:
         yield start
 
 
-async def test_a_text_is_shown_with_its_model_and_stage(service: Service, moderator_of: StartModerator) -> None:
+async def test_a_text_is_shown_with_its_model_and_stage(
+    service: ModerationService, moderator_of: StartModerator
+) -> None:
     moderator = moderator_of()
     verdict = await moderator.check("request", "m3", "a kind text")
     assert (verdict.is_allowed, verdict.outcome) == (True, "allowed")
@@ -86,7 +48,9 @@ async def test_a_text_is_shown_with_its_model_and_stage(service: Service, modera
     assert moderator.asked_seconds > 0
 
 
-async def test_a_flagged_text_is_refused_with_the_reason(service: Service, moderator_of: StartModerator) -> None:
+async def test_a_flagged_text_is_refused_with_the_reason(
+    service: ModerationService, moderator_of: StartModerator
+) -> None:
     moderator = moderator_of()
     verdict = await moderator.check("request", "m3", "an evil text")
     assert (verdict.is_allowed, verdict.outcome, verdict.reason) == (False, "flagged", "it is evil")
@@ -96,7 +60,7 @@ async def test_a_flagged_text_is_refused_with_the_reason(service: Service, moder
     assert moderator.outcomes["request", "flagged"] == 1
 
 
-async def test_where_there_is_no_text_nobody_is_asked(service: Service, moderator_of: StartModerator) -> None:
+async def test_where_there_is_no_text_nobody_is_asked(service: ModerationService, moderator_of: StartModerator) -> None:
     assert (await moderator_of().check("response", "m3", "")).is_allowed
     assert service.asked == []
 
@@ -106,7 +70,7 @@ async def test_only_the_stages_that_are_configured_are_covered(moderator_of: Sta
     assert moderator_of(stages=("request", "response")).covers("response")
 
 
-async def test_of_a_text_too_long_its_end_is_shown(service: Service, moderator_of: StartModerator) -> None:
+async def test_of_a_text_too_long_its_end_is_shown(service: ModerationService, moderator_of: StartModerator) -> None:
     moderator = moderator_of(maxTextBytes=1024)
     await moderator.check("request", "m3", "é" * 600 + "end")  # 1,203 bytes
     await moderator.check("request", "m3", "x" * 1024)
@@ -127,7 +91,7 @@ FAILURES: list[tuple[str, dict[str, Any], str]] = [
 
 @pytest.mark.parametrize(("what", "settings", "reason"), FAILURES, ids=[what for what, _, _ in FAILURES])
 async def test_a_service_that_fails_refuses_or_allows_as_configured(
-    service: Service,
+    service: ModerationService,
     moderator_of: StartModerator,
     caplog: pytest.LogCaptureFixture,
     *,
@@ -155,7 +119,7 @@ async def test_a_service_that_fails_refuses_or_allows_as_configured(
 
 
 async def test_a_service_that_is_down_is_logged_once_in_a_while_and_counted_each_time(
-    service: Service, moderator_of: StartModerator, caplog: pytest.LogCaptureFixture
+    service: ModerationService, moderator_of: StartModerator, caplog: pytest.LogCaptureFixture
 ) -> None:
     service.status = 500
     moderator = moderator_of()
@@ -173,7 +137,7 @@ async def test_a_service_that_is_not_there_has_failed(moderator_of: StartModerat
 
 
 async def test_a_key_is_sent_and_a_new_one_holds_at_once(
-    service: Service, moderator_of: StartModerator, tmp_path: Path
+    service: ModerationService, moderator_of: StartModerator, tmp_path: Path
 ) -> None:
     key = tmp_path / "key"
     key.write_text("one\n")
@@ -181,7 +145,7 @@ async def test_a_key_is_sent_and_a_new_one_holds_at_once(
     await moderator.check("request", "m3", "text")
     key.write_text("two\n")
     await moderator.check("request", "m3", "text")
-    assert service.keys == ["bearer one", "bearer two"]  # read in lower case here
+    assert service.keys == ["Bearer one", "Bearer two"]
     key.unlink()
     verdict = await moderator.check("request", "m3", "text")
     assert (verdict.outcome, verdict.is_allowed) == ("failed", False)
@@ -189,7 +153,7 @@ async def test_a_key_is_sent_and_a_new_one_holds_at_once(
 
 @pytest.mark.parametrize("content", [None, "", "\n", "two\nlines", "caf\u00e9"])
 async def test_a_key_file_that_is_of_no_use_is_refused_at_start(
-    service: Service, tmp_path: Path, content: str | None
+    service: ModerationService, tmp_path: Path, content: str | None
 ) -> None:
     if content is not None:
         (tmp_path / "key").write_text(content)
@@ -223,11 +187,11 @@ async def watched(moderator_of: StartModerator) -> AsyncIterator[Watched]:
     one.stream.cancel()
 
 
-def inputs(service: Service) -> list[str]:
+def inputs(service: ModerationService) -> list[str]:
     return [question["input"] for question in service.asked]
 
 
-async def test_a_short_stream_is_asked_about_once_at_its_end(service: Service, watched: Watched) -> None:
+async def test_a_short_stream_is_asked_about_once_at_its_end(service: ModerationService, watched: Watched) -> None:
     watched.feed("kind ")
     watched.feed("words")
     watched.finish()
@@ -236,7 +200,7 @@ async def test_a_short_stream_is_asked_about_once_at_its_end(service: Service, w
     assert service.asked == [{"model": "m3", "stage": "response", "input": "kind words"}]
 
 
-async def test_a_stream_without_text_ends_at_once(service: Service, watched: Watched) -> None:
+async def test_a_stream_without_text_ends_at_once(service: ModerationService, watched: Watched) -> None:
     watched.stream.feed(b": keep-alive\n\n")
     watched.finish()
     assert watched.passed.done()
@@ -244,7 +208,7 @@ async def test_a_stream_without_text_ends_at_once(service: Service, watched: Wat
 
 
 async def test_a_long_stream_is_asked_about_on_its_way_one_question_at_a_time(
-    service: Service, watched: Watched
+    service: ModerationService, watched: Watched
 ) -> None:
     service.gate = asyncio.Event()
     first, second = "a" * WINDOW_CHARACTERS, "b" * WINDOW_CHARACTERS
@@ -259,7 +223,7 @@ async def test_a_long_stream_is_asked_about_on_its_way_one_question_at_a_time(
     assert inputs(service) == [first, "a" * OVERLAP_CHARACTERS + second + "end"]
 
 
-async def test_a_flagged_stream_is_stopped_in_its_middle(service: Service, watched: Watched) -> None:
+async def test_a_flagged_stream_is_stopped_in_its_middle(service: ModerationService, watched: Watched) -> None:
     watched.feed("an evil word" + "." * WINDOW_CHARACTERS)
     refusal = await watched.stopped
     assert (refusal.code, refusal.message) == (
@@ -272,14 +236,16 @@ async def test_a_flagged_stream_is_stopped_in_its_middle(service: Service, watch
     assert not watched.passed.done()
 
 
-async def test_what_is_flagged_at_the_end_never_passes(service: Service, watched: Watched) -> None:
+async def test_what_is_flagged_at_the_end_never_passes(service: ModerationService, watched: Watched) -> None:
     watched.feed("an evil word")
     watched.finish()
     await watched.stopped
     assert not watched.passed.done()
 
 
-async def test_a_word_that_is_cut_between_two_windows_is_seen_whole(service: Service, watched: Watched) -> None:
+async def test_a_word_that_is_cut_between_two_windows_is_seen_whole(
+    service: ModerationService, watched: Watched
+) -> None:
     watched.feed("." * WINDOW_CHARACTERS + "ev")
     watched.feed("il")
     watched.finish()
@@ -288,7 +254,7 @@ async def test_a_word_that_is_cut_between_two_windows_is_seen_whole(service: Ser
 
 
 async def test_a_stream_whose_service_fails_is_stopped_unless_failing_allows(
-    service: Service, watched: Watched, moderator_of: StartModerator
+    service: ModerationService, watched: Watched, moderator_of: StartModerator
 ) -> None:
     service.status = 503
     watched.feed("kind words")
@@ -300,7 +266,7 @@ async def test_a_stream_whose_service_fails_is_stopped_unless_failing_allows(
     await allowing.passed
 
 
-async def test_nobody_is_told_after_the_client_has_left(service: Service, watched: Watched) -> None:
+async def test_nobody_is_told_after_the_client_has_left(service: ModerationService, watched: Watched) -> None:
     service.gate = asyncio.Event()
     watched.feed("an evil word" + "." * WINDOW_CHARACTERS)
     await service.arrived.wait()

@@ -3,12 +3,12 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
 
 from m3_mock import Speaker
+from m3_mock.moderation import ModerationService
 from m3_mock.running import StartRouter, post
 from m3_mock.speaker import ANSWER, texts_of
 
@@ -25,55 +25,19 @@ def body_of(path: str, text: str) -> dict[str, Any]:
     return {**body, "messages": [{"role": "user", "content": text}]}
 
 
-@dataclass
-class Service:
-    """Flags texts with `evil` in them; broken: answers 500. gate: waited for before each answer."""
-
-    broken: bool = False
-    gate: asyncio.Event | None = None
-    asked: list[dict[str, Any]] = field(default_factory=list)
-    arrived: asyncio.Event = field(default_factory=asyncio.Event)
-    url: str = ""
-
-    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            while True:
-                head = (await reader.readuntil(b"\r\n\r\n")).decode().lower()
-                length = int(head.partition("content-length: ")[2].partition("\r\n")[0])
-                question = json.loads(await reader.readexactly(length))
-                self.asked.append(question)
-                self.arrived.set()
-                if self.gate is not None:
-                    await self.gate.wait()
-                is_evil = "evil" in question["input"]
-                told = json.dumps({"flagged": is_evil, "reason": "it is evil" if is_evil else None}).encode()
-                status = 500 if self.broken else 200
-                writer.write(b"HTTP/1.1 %d X\r\ncontent-length: %d\r\n\r\n%b" % (status, len(told), told))
-                await writer.drain()
-        except (asyncio.IncompleteReadError, ConnectionError):
-            pass
-        finally:
-            writer.close()
-
-
 @pytest.fixture
-async def service() -> AsyncIterator[Service]:
-    one = Service()
-    server = await asyncio.start_server(one.serve, "127.0.0.1", 0)
-    one.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/check"
-    async with server:
+async def service() -> AsyncIterator[ModerationService]:
+    async with ModerationService().running() as one:
         yield one
-        if one.gate is not None:
-            one.gate.set()
 
 
-def moderation(service: Service, **more: Any) -> dict[str, Any]:
+def moderation(service: ModerationService, **more: Any) -> dict[str, Any]:
     return {"url": service.url, "stages": ["request", "response"], **more}
 
 
 @pytest.mark.parametrize("path", [CHAT, COMPLETIONS, RESPONSES, MESSAGES])
 async def test_a_flagged_request_is_refused_and_no_worker_sees_it(
-    start_router: StartRouter, speaker: Speaker, service: Service, path: str
+    start_router: StartRouter, speaker: Speaker, service: ModerationService, path: str
 ) -> None:
     router = await start_router([speaker], moderation=moderation(service))
     answer = await router.http.post(path, json=body_of(path, "something evil"))
@@ -88,7 +52,7 @@ async def test_a_flagged_request_is_refused_and_no_worker_sees_it(
 
 @pytest.mark.parametrize("path", [CHAT, COMPLETIONS, RESPONSES, MESSAGES])
 async def test_a_flagged_whole_answer_is_never_given(
-    start_router: StartRouter, speaker: Speaker, service: Service, path: str
+    start_router: StartRouter, speaker: Speaker, service: ModerationService, path: str
 ) -> None:
     speaker.words = ("an ", "evil ", "word")
     router = await start_router([speaker], moderation=moderation(service))
@@ -102,7 +66,7 @@ async def test_a_flagged_whole_answer_is_never_given(
 
 @pytest.mark.parametrize("path", [CHAT, COMPLETIONS, RESPONSES, MESSAGES])
 async def test_a_flagged_stream_ends_with_an_error_event_and_never_as_a_good_one(
-    start_router: StartRouter, speaker: Speaker, service: Service, path: str
+    start_router: StartRouter, speaker: Speaker, service: ModerationService, path: str
 ) -> None:
     speaker.words = ("an ", "evil ", "word")
     speaker.gate, speaker.gate_at = asyncio.Event(), 2
@@ -121,7 +85,7 @@ async def test_a_flagged_stream_ends_with_an_error_event_and_never_as_a_good_one
 @pytest.mark.parametrize("is_stream", [False, True])
 @pytest.mark.parametrize("path", [CHAT, COMPLETIONS, RESPONSES, MESSAGES])
 async def test_what_is_allowed_is_given_whole_and_billed(
-    start_router: StartRouter, speaker: Speaker, service: Service, path: str, is_stream: bool
+    start_router: StartRouter, speaker: Speaker, service: ModerationService, path: str, is_stream: bool
 ) -> None:
     router = await start_router([speaker], moderation=moderation(service))
     answer = await router.http.post(path, json={**body_of(path, "hi"), "stream": is_stream})
@@ -135,7 +99,7 @@ async def test_what_is_allowed_is_given_whole_and_billed(
 
 
 async def test_a_stream_passes_while_it_is_asked_about_and_its_end_waits(
-    start_router: StartRouter, speaker: Speaker, service: Service
+    start_router: StartRouter, speaker: Speaker, service: ModerationService
 ) -> None:
     service.gate = asyncio.Event()
     speaker.gate, speaker.gate_at = asyncio.Event(), 2
@@ -154,9 +118,9 @@ async def test_a_stream_passes_while_it_is_asked_about_and_its_end_waits(
 @pytest.mark.parametrize(("on_failure", "status"), [("refuse", 503), ("allow", 200)])
 @pytest.mark.parametrize("stage", ["request", "response"])
 async def test_a_service_that_fails_has_its_stated_effect(  # noqa: PLR0917 - fixtures and a table
-    start_router: StartRouter, speaker: Speaker, service: Service, on_failure: str, status: int, stage: str
+    start_router: StartRouter, speaker: Speaker, service: ModerationService, on_failure: str, status: int, stage: str
 ) -> None:
-    service.broken = True
+    service.status = 500
     router = await start_router([speaker], moderation=moderation(service, stages=[stage], onFailure=on_failure))
     answer = await router.http.post(CHAT, json=body_of(CHAT, "hi"))
     assert answer.status_code == status
@@ -166,7 +130,7 @@ async def test_a_service_that_fails_has_its_stated_effect(  # noqa: PLR0917 - fi
 
 
 async def test_a_service_that_says_nothing_is_given_up_in_time(
-    start_router: StartRouter, speaker: Speaker, service: Service
+    start_router: StartRouter, speaker: Speaker, service: ModerationService
 ) -> None:
     service.gate = asyncio.Event()
     router = await start_router([speaker], moderation=moderation(service, timeoutSeconds=0.2))
@@ -175,7 +139,7 @@ async def test_a_service_that_says_nothing_is_given_up_in_time(
 
 
 async def test_a_client_that_leaves_while_its_request_is_asked_about_is_never_sent_to_a_worker(
-    start_router: StartRouter, speaker: Speaker, service: Service
+    start_router: StartRouter, speaker: Speaker, service: ModerationService
 ) -> None:
     service.gate = asyncio.Event()
     router = await start_router([speaker], moderation=moderation(service, timeoutSeconds=20))
