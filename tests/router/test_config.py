@@ -115,6 +115,24 @@ def test_a_fault_names_field_value_and_rule(old: str, new: str, message: str) ->
     assert "secret" not in str(refused.value)
 
 
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ("M3", "modelPrices.1.models: no pool serves 'M3'; name one of MiniMax-M3, or '*' for all of them"),
+        (
+            "m3",
+            "modelPrices.1.models: 'm3' is an alias; "
+            "name the model behind it, 'MiniMax-M3', which its requests are priced by",
+        ),
+    ],
+)
+def test_prices_of_what_no_pool_serves_by_this_name_are_refused(model: str, message: str) -> None:
+    text = COMPLETE + "aliases: {m3: MiniMax-M3}\nmodelPrices: [{models: ['*', MiniMax-M3]}, {models: [MODEL]}]\n"
+    with pytest.raises(ConfigError) as refused:
+        RouterConfig.from_yaml(text.replace("MODEL", model))
+    assert str(refused.value) == message
+
+
 def test_a_model_in_two_pools_is_refused() -> None:
     text = COMPLETE + "  - {name: other, models: [MiniMax-M3], workers: ['http://127.0.0.1:1']}\n"
     with pytest.raises(ConfigError, match=r"pools.models: 'MiniMax-M3' is named twice"):

@@ -12,10 +12,11 @@ from m3_router.config import RouterConfig, ServiceTier
 from m3_router.prices import EXPECTED_OUTPUT_TOKENS, PriceTable, format_usd
 
 NOW = 1_800_000_000.0  # any time: these prices are not dated
+MODELS = ["m3", "reviewer", "judge", "late", "small", "other", "third", "free"]
 
 
 def table(**sections: Any) -> PriceTable:
-    pools = [{"name": "p", "models": ["m3"], "workers": ["http://127.0.0.1:1"]}]
+    pools = [{"name": "p", "models": MODELS, "workers": ["http://127.0.0.1:1"]}]
     return PriceTable(RouterConfig.model_validate({"auth": "none", "pools": pools, **sections}))
 
 

@@ -27,7 +27,7 @@ from m3_router.config.base import (
 )
 from m3_router.config.limits import LaneSettings, LimitSettings
 from m3_router.config.pools import WORKER_TAGS, ModelRoute, PoolSettings
-from m3_router.config.prices import ContextTierSettings, ModelPriceSettings, PriceSettings
+from m3_router.config.prices import EVERY_MODEL, ContextTierSettings, ModelPriceSettings, PriceSettings
 from m3_router.config.services import (
     AffinitySettings,
     LedgerSettings,
@@ -79,6 +79,7 @@ class RouterConfig(Settings):
             )
         refuse_repeated("pools.name", [pool.name for pool in self.pools])
         self._check_routes()
+        self._check_model_prices()
         for pool in self.pools:
             share = standard_share_tokens(pool.tokens_in_flight, self.lanes.priority_reserved_share)
             if share < pool.max_context_tokens:
@@ -86,8 +87,6 @@ class RouterConfig(Settings):
                     f"pools.{pool.name}.tokensInFlight: {pool.tokens_in_flight} leaves the standard lane {share} "
                     f"tokens, fewer than one request of maxContextTokens {pool.max_context_tokens} needs"
                 )
-        dated = [(model, entry.effective_from) for entry in self.model_prices for model in entry.models]
-        refuse_repeated("modelPrices", [f"{model} from {moment or 'ever'}" for model, moment in dated])
         return self
 
     def _check_routes(self) -> None:
@@ -113,6 +112,24 @@ class RouterConfig(Settings):
                 raise ValueError(f"aliases.{alias}: no pool serves {model!r}")
             if alias in servers:
                 raise ValueError(f"aliases.{alias}: a pool serves a model of this name")
+
+    def _check_model_prices(self) -> None:
+        """Every price is of a model that a pool serves, by its own name: under another it would never hold."""
+        served = {model for pool in self.pools for model in pool.models}
+        for place, entry in enumerate(self.model_prices):
+            for model in entry.models:
+                if model in self.aliases:
+                    raise ValueError(
+                        f"modelPrices.{place}.models: {model!r} is an alias; "
+                        f"name the model behind it, {self.aliases[model]!r}, which its requests are priced by"
+                    )
+                if model != EVERY_MODEL and model not in served:
+                    raise ValueError(
+                        f"modelPrices.{place}.models: no pool serves {model!r}; "
+                        f"name one of {', '.join(sorted(served))}, or {EVERY_MODEL!r} for all of them"
+                    )
+        dated = [(model, entry.effective_from) for entry in self.model_prices for model in entry.models]
+        refuse_repeated("modelPrices", [f"{model} from {moment or 'ever'}" for model, moment in dated])
 
     @classmethod
     def from_yaml(cls, text: str) -> Self:
