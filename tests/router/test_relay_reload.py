@@ -118,8 +118,12 @@ async def test_a_setting_that_takes_a_restart_is_refused_by_its_name(
     assert f"a change of {names} takes a restart" in str(router.router._access_file.last_error)
     assert await status_with(router, "old") == 200
     assert await status_with(router, "new") == 401  # all of the file, or nothing
-    told = await router.admin.post("/api/reload", json={})
-    assert names in told.text or told.status_code == 404
+    told = await router.admin.post("/api/acts/reload", json={})
+    assert told.status_code == 409
+    assert f"The configuration was not taken: a change of {names} takes a restart" in told.json()["error"]
+    await write(path, yaml.safe_dump(document))
+    assert (await router.admin.post("/api/acts/reload", json={})).status_code == 200
+    assert await status_with(router, "new") == 200
 
 
 async def test_requests_in_flight_outlive_their_key(
