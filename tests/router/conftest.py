@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from m3_mock import MockEngine, Speaker
-from m3_mock.running import LogStream, Running, StartRouter, config_for
+from m3_mock.running import WITHIN_SECONDS, LogStream, Running, StartRouter, config_for
 from m3_router.router import Router
 
 
@@ -47,7 +47,7 @@ async def start_router() -> AsyncIterator[StartRouter]:
             running = Running(router, *clients, log)
             stack.callback(lambda: [writer.transport.abort() for writer in running.writers])
             expected = len(engines) if ready is None else ready
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(WITHIN_SECONDS):
                 while True:
                     workers = (await running.admin.get("/workers")).json()
                     if sum(worker["state"] == "ready" for worker in workers) >= expected:

@@ -145,9 +145,9 @@ async def test_an_external_upstream_is_not_asked(world: World, engine: MockEngin
 
 async def test_a_worker_that_does_not_answer_in_time_is_left(engine: MockEngine) -> None:
     engine.gate = asyncio.Event()
-    async with world_with(engine.url, wait_seconds=0.05) as world:
+    async with world_with(engine.url, wait_seconds=0.5) as world:
         assert await world.ask(CHAT, chat()) is None
-        await asyncio.wait_for(engine.aborted.wait(), 5)  # and hears of it
+        await asyncio.wait_for(engine.aborted.wait(), 20)  # and hears of it
         assert world.counts.outcomes["timed_out"] == 1
         engine.gate.set()
         assert await world.ask(CHAT, chat()) == 5  # failures are not remembered

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from m3_mock import Speaker
-from m3_mock.running import StartRouter
+from m3_mock.running import StartRouter, eventually
 
 CHAT, MESSAGES, EMBEDDINGS = "/v1/chat/completions", "/v1/messages", "/v1/embeddings"
 # The estimate's prior for 4,000 bytes: 333 to 3,178 tokens. The mock counts each byte of a message as one.
@@ -94,7 +94,7 @@ async def test_a_count_that_does_not_come_in_time_leaves_the_upper_bound(
     loop = asyncio.get_running_loop()
     began = loop.time()
     answer = await router.http.post(CHAT, json=chat(3000), headers={"x-m3-max-context-tier": "standard"})
-    assert 0.9 < loop.time() - began < 5
+    assert 0.9 < loop.time() - began < 20
     assert answer.status_code == 400
     assert "estimated from its size" in answer.json()["error"]["message"]
     # Without a ceiling it is served, and billed by what its worker counts then.
@@ -125,7 +125,8 @@ async def test_a_client_that_leaves_while_its_tokens_are_counted_is_never_sent_t
     _, writer = await router.raw(head + body)
     await asyncio.wait_for(speaker.arrived.wait(), 10)
     writer.transport.abort()
-    await asyncio.sleep(0.05)
+    await eventually(lambda: len(router.router._ledger.newest(1)) == 1, "it is settled")
     speaker.count_gate.set()
-    await asyncio.sleep(0.2)
-    assert asked(speaker) == ["/tokenize"]
+    assert (await router.chat()).status_code == 200
+    assert asked(speaker) == ["/tokenize", CHAT], "the second is that of the other client"
+    assert [bill["outcome"] for bill in await router.ledger()] == ["ok", "client_gone"]

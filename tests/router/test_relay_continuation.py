@@ -124,7 +124,7 @@ async def test_a_worker_that_says_that_it_gives_up_is_gone_on_with_too(
 async def test_a_worker_that_stalls_in_the_middle_is_gone_on_with(
     start_router: StartRouter, speakers: list[Speaker]
 ) -> None:
-    router = await start_router(speakers, limits={"idleSeconds": 0.3})
+    router = await start_router(speakers, limits={"idleSeconds": 1.0})
     first, _ = await in_order(router, speakers, CHAT)
     first.gate, first.gate_at = asyncio.Event(), 3
     stream = (await router.http.post(CHAT, json=BODIES[CHAT])).content

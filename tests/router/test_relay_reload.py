@@ -12,6 +12,7 @@ import yaml
 
 from m3_mock import Speaker
 from m3_mock.running import Running, StartRouter, eventually, post
+from m3_promise import takes_less_than
 
 TURN: dict[str, Any] = {"model": "mock", "messages": [{"role": "user", "content": "hi"}]}
 
@@ -47,14 +48,18 @@ async def test_a_new_key_opens_and_a_removed_one_closes_within_two_seconds_also_
     request = post(TURN, "authorization: Bearer old")
     reader, writer = await router.raw(request)
     assert (await reader.readuntil(b"\r\n")).startswith(b"HTTP/1.1 200")
-    assert await status_with(router, "new") == 401
-    await write(keys_file, keys("new"))
+    assert await status_with(router, "new0") == 401
     loop = asyncio.get_running_loop()
-    changed_at = loop.time()
-    async with asyncio.timeout(10):
-        while await status_with(router, "new") != 200:  # noqa: ASYNC110 - as the next request shows
-            await asyncio.sleep(0.02)
-    assert loop.time() - changed_at < 2
+
+    async def change(number: int) -> float:
+        await write(keys_file, keys(f"new{number}"))
+        changed_at = loop.time()
+        async with asyncio.timeout(20):
+            while await status_with(router, f"new{number}") != 200:  # noqa: ASYNC110 - as the next request shows
+                await asyncio.sleep(0.02)
+        return loop.time() - changed_at
+
+    await takes_less_than(2.0, change)
     assert await status_with(router, "old") == 401
     writer.write(request)
     rest = b""

@@ -208,7 +208,7 @@ def test_a_collector_that_is_slow_costs_spans_and_never_time(
     began = time.monotonic()
     for _ in range(100):
         sender.read([TracedBill() for _ in range(8)])  # type: ignore[misc]
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 20
 
     assert sender.dropped > 0
     exporter.let.set()

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from m3_redis import RedisServer, eventually, running_link
+from m3_redis import CALL_SECONDS, RedisServer, eventually, running_link
 from m3_router.config import AffinitySettings, RedisSettings
 from m3_router.shared import affinity_log
 from m3_router.shared.affinity_log import AffinityLog, stream_entries
@@ -69,7 +69,7 @@ async def running_replica(
 
 @pytest.fixture
 def settings(redis_server: RedisServer) -> RedisSettings:
-    return RedisSettings(url=redis_server.url, call_seconds=0.2)
+    return RedisSettings(url=redis_server.url, call_seconds=CALL_SECONDS)
 
 
 @pytest.fixture

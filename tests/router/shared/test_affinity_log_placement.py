@@ -5,7 +5,7 @@ import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from m3_redis import RedisServer, eventually, running_link
+from m3_redis import CALL_SECONDS, RedisServer, eventually, running_link
 from m3_router.affinity import Affinity
 from m3_router.config import AffinitySettings, RedisSettings
 from m3_router.placement import Choice, Placement, Want
@@ -69,7 +69,7 @@ def decisions(replica: Replica, chains: list[list[int]]) -> list[tuple[str, int,
 
 async def test_three_replicas_place_alike(redis_server: RedisServer) -> None:
     chance = random.Random(3)
-    settings = RedisSettings(url=redis_server.url, call_seconds=0.2)
+    settings = RedisSettings(url=redis_server.url, call_seconds=CALL_SECONDS)
 
     def digests(count: int) -> list[int]:
         return [chance.getrandbits(64) for _ in range(count)]

@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from m3_redis import RedisServer, eventually, running_link
+from m3_redis import CALL_SECONDS, RedisServer, eventually, running_link
 from m3_router.bill import Bill
 from m3_router.config import RedisSettings
 from m3_router.journal import Journal
@@ -56,7 +56,7 @@ class Replica:
 @asynccontextmanager
 async def running_replica(server: RedisServer, directory: Path) -> AsyncIterator[Replica]:
     journal = Journal(directory, 2**16, 100, awaits_redis=True)
-    async with running_link(RedisSettings(url=server.url, call_seconds=0.5)) as link:
+    async with running_link(RedisSettings(url=server.url, call_seconds=CALL_SECONDS)) as link:
         replica = Replica(journal, LedgerStream(link, journal, 1000), FleetSpend(link, journal.name))
         tasks = [asyncio.create_task(replica.stream.run()), asyncio.create_task(replica.fleet.run())]
         try:

@@ -11,7 +11,7 @@ import pytest
 import redis.asyncio
 
 from m3_leases import Store
-from m3_redis import RedisServer, eventually, running_link
+from m3_redis import CALL_SECONDS, RedisServer, eventually, running_link
 from m3_router.config import PlanSettings, RedisSettings
 from m3_router.errors import Refusal
 from m3_router.quotas import Quota, Quotas
@@ -111,7 +111,7 @@ class Running:
 @asynccontextmanager
 async def running_replica(server: RedisServer, plan: PlanSettings) -> AsyncIterator[Running]:
     async with AsyncExitStack() as stack:
-        link = await stack.enter_async_context(running_link(RedisSettings(url=server.url)))
+        link = await stack.enter_async_context(running_link(RedisSettings(url=server.url, call_seconds=CALL_SECONDS)))
         replicas = Replicas(link, "name", dict, on_count=lambda _: None, on_tokens=lambda _: None)
         stack.push_async_callback(cancel, asyncio.create_task(replicas.run()))
         quotas = Quotas()

@@ -18,7 +18,7 @@ from redis.asyncio import Redis
 
 import m3_ledger_writer
 from m3_ledger_writer import cost_of, usage_of
-from m3_redis import RedisServer, eventually, running_link
+from m3_redis import CALL_SECONDS, RedisServer, eventually, running_link
 from m3_router.bill import Bill
 from m3_router.config import RedisSettings
 from m3_router.journal import Journal
@@ -67,7 +67,7 @@ class Replica:
 async def running_replica(
     server: RedisServer, directory: Path, *, is_shared: bool = True, **settings: Any
 ) -> AsyncIterator[Replica]:
-    redis = RedisSettings(url=server.url, call_seconds=0.5)
+    redis = RedisSettings(url=server.url, call_seconds=CALL_SECONDS)
     journal = Journal(directory, 2**16, settings.get("retain_segments", 1000), awaits_redis=True)
     async with running_link(redis, is_shared=is_shared) as link:
         stream = LedgerStream(link, journal, settings.get("max_entries", 100_000))
@@ -185,7 +185,7 @@ async def test_the_same_bills_sent_again_over_other_connections_are_written_once
     """As when a frozen Redis goes on: it finds the transactions of connections that were given up, and the new one."""
     journal = Journal(tmp_path, 2**16, 10, awaits_redis=True)
     client = Redis(unix_socket_path=str(redis_server.socket_path))
-    async with running_link(RedisSettings(url=redis_server.url)) as link:
+    async with running_link(RedisSettings(url=redis_server.url, call_seconds=CALL_SECONDS)) as link:
         stream = LedgerStream(link, journal, 1000)
         replies = await asyncio.gather(*(stream._write(client, 0, [(5, b"one"), (7, b"two")]) for _ in range(20)))
         assert Counter(replies)[7] >= 1

@@ -7,16 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from m3_redis import WITHIN_SECONDS, RedisServer, eventually, running_link
+from m3_redis import CALL_SECONDS, WITHIN_SECONDS, RedisServer, eventually, running_link
 from m3_router.config import RedisSettings
 from m3_router.shared.link import Failure, Link, Mode
-
-BUDGET_SECONDS = 0.2  # the machine of a test may be busy
 
 
 @pytest.fixture
 async def link(redis_server: RedisServer) -> AsyncIterator[Link]:
-    async with running_link(RedisSettings(url=redis_server.url, call_seconds=BUDGET_SECONDS)) as link:
+    async with running_link(RedisSettings(url=redis_server.url, call_seconds=CALL_SECONDS)) as link:
         yield link
 
 
@@ -50,7 +48,8 @@ async def test_where_there_is_no_redis_the_reason_names_the_place() -> None:
 
 async def test_each_change_is_told_with_its_reason(redis_server: RedisServer) -> None:
     told: list[tuple[Mode, str]] = []
-    link = Link(RedisSettings(url=redis_server.url), lambda mode, reason: told.append((mode, reason)))
+    settings = RedisSettings(url=redis_server.url, call_seconds=CALL_SECONDS)
+    link = Link(settings, lambda mode, reason: told.append((mode, reason)))
     running = asyncio.create_task(link.run())
     await eventually(lambda: len(told) == 1)
     redis_server.kill()
@@ -83,13 +82,13 @@ async def test_a_frozen_redis_costs_no_call_more_than_its_budget(redis_server: R
     begun = time.monotonic()
     failure = await link.call("ping", lambda redis: redis.ping())
     took = time.monotonic() - begun
-    assert failure == Failure("timeout", "no answer within 200 ms")
-    assert 0.2 <= took < 2
+    assert failure == Failure("timeout", "no answer within 500 ms")
+    assert CALL_SECONDS <= took < 20
     assert (await ping_until_local(link)).kind == "timeout"
     begun = time.monotonic()
     for _ in range(100):
         assert isinstance(await link.call("ping", lambda redis: redis.ping()), Failure)
-    assert time.monotonic() - begun < 0.2  # local: nothing is waited for
+    assert time.monotonic() - begun < 10 * CALL_SECONDS  # local: nothing is waited for
     redis_server.thaw()
     async with asyncio.timeout(WITHIN_SECONDS):
         await link.until_shared()
@@ -123,7 +122,7 @@ async def test_a_wrong_command_is_refused_and_changes_no_mode(link: Link) -> Non
 async def test_an_answer_that_came_while_the_loop_was_busy_counts(redis_server: RedisServer, link: Link) -> None:
     loop = asyncio.get_running_loop()
     for _ in range(3):
-        loop.call_later(0.001, time.sleep, 0.35)  # above the budget
+        loop.call_later(0.001, time.sleep, 1.5 * CALL_SECONDS)
         assert await link.call("block", lambda redis: redis.blpop(["nothing"], timeout=0.01)) is None
     assert link.mode == "shared"
 
@@ -143,7 +142,7 @@ async def test_a_waiting_call_is_bounded_and_holds_up_no_other(redis_server: Red
     begun = time.monotonic()
     failure = await link.waiting_call("wait", lambda redis: redis.blpop(["queue"], timeout=0.1), 0.1)
     assert isinstance(failure, Failure)
-    assert 1 <= time.monotonic() - begun < 5
+    assert 1 <= time.monotonic() - begun < 20
 
 
 async def test_the_password_is_read_from_its_file_at_each_connection(redis_server: RedisServer, tmp_path: Path) -> None:
@@ -151,7 +150,7 @@ async def test_the_password_is_read_from_its_file_at_each_connection(redis_serve
         client.config_set("requirepass", "right")
     file = tmp_path / "password"
     file.write_text("wrong\n")
-    settings = RedisSettings(url=redis_server.url, password_file=file, call_seconds=BUDGET_SECONDS)
+    settings = RedisSettings(url=redis_server.url, password_file=file, call_seconds=CALL_SECONDS)
     async with running_link(settings, is_shared=False) as link:
         await eventually(lambda: "invalid username-password pair" in link.reason)
         file.write_text("right\n")

@@ -7,7 +7,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 import msgspec
 import pytest
 
-from m3_redis import RedisServer, eventually, running_link
+from m3_redis import CALL_SECONDS, RedisServer, eventually, running_link
 from m3_router.config import RedisSettings
 from m3_router.shared.link import Link
 from m3_router.shared.replicas import SILENT_BEATS, STALE_BEATS, Neighbours, Replicas, Report
@@ -84,7 +84,7 @@ async def running_replica(settings: RedisSettings, name: str) -> AsyncIterator[R
 
 @pytest.fixture
 def settings(redis_server: RedisServer) -> RedisSettings:
-    return RedisSettings(url=redis_server.url, call_seconds=0.2)
+    return RedisSettings(url=redis_server.url, call_seconds=CALL_SECONDS)
 
 
 async def test_replicas_find_each_other_and_notice_who_leaves(settings: RedisSettings) -> None:

@@ -23,6 +23,10 @@ class LogStream(io.BytesIO):
         return [json.loads(line) for line in self.getvalue().splitlines()]
 
 
+WITHIN_SECONDS = 30.0
+"""For what is to happen by itself; the machine may be busy."""
+
+
 @dataclass
 class Running:
     """A router that listens, and a client for each of its ports."""
@@ -58,7 +62,7 @@ class Running:
 
 async def eventually_answers(ask: Callable[[], Awaitable[httpx.Response]], status: int) -> httpx.Response:
     """Ask until the answer has this status."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(WITHIN_SECONDS):
         while (answer := await ask()).status_code != status:  # noqa: ASYNC110 - as above
             await asyncio.sleep(0.02)
     return answer
@@ -76,11 +80,12 @@ def config_for(engines: Sequence[MockEngine | str], **settings: Any) -> RouterCo
 
 
 async def eventually(condition: Callable[[], bool], what: str) -> None:
-    """Wait until the other tasks of this loop have made something true."""
-    async with asyncio.timeout(10):
-        while not condition():  # noqa: ASYNC110 - whatever is waited for has no event to set
-            await asyncio.sleep(0.005)
-    assert condition(), what
+    """Wait until the other tasks of this loop have made something true. `what`: it, in words."""
+    loop = asyncio.get_running_loop()
+    until = loop.time() + WITHIN_SECONDS
+    while not condition():
+        assert loop.time() < until, f"not within {WITHIN_SECONDS} s: {what}"
+        await asyncio.sleep(0.005)
 
 
 def post(body: bytes | dict[str, Any], *headers: str, path: str = "/v1/chat/completions") -> bytes:

@@ -10,6 +10,9 @@ from m3_router.shared.link import Link
 WITHIN_SECONDS = 20.0
 """For what is to happen by itself; the machine may be busy."""
 
+CALL_SECONDS = 0.5
+"""Of one call: the default of 20 ms is a promise to who waits, which a busy machine breaks now and then."""
+
 
 @asynccontextmanager
 async def running_link(settings: RedisSettings, *, is_shared: bool = True) -> AsyncIterator[Link]:
