@@ -11,7 +11,7 @@ import pytest
 import redis.asyncio
 
 from m3_leases import Store
-from m3_redis import CALL_SECONDS, RedisServer, eventually, running_link
+from m3_redis import CALL_SECONDS, WITHIN_SECONDS, RedisServer, eventually, running_link
 from m3_router.config import PlanSettings, RedisSettings
 from m3_router.errors import Refusal
 from m3_router.quotas import Quota, Quotas
@@ -90,11 +90,21 @@ def any_claim(random: Random, key: str) -> Claim:
 class Running:
     """One replica with everything real: link, reports, leases."""
 
-    def __init__(self, link: Link, replicas: Replicas, leases: Leases, quota: Quota) -> None:
+    def __init__(
+        self, link: Link, replicas: Replicas, leases: Leases, quota: Quota, tasks: list["asyncio.Task[None]"]
+    ) -> None:
         self.link = link
         self.replicas = replicas
         self.leases = leases
         self.quota = quota
+        self.tasks = tasks
+
+    async def leave(self) -> None:
+        """As a router that ends: once it reports no more, or the next report would bring it back."""
+        for task in self.tasks:
+            await cancel(task)
+        await self.leases.leave()
+        await self.replicas.leave()
 
     def reserve(self, tokens: int) -> Refusal | None:
         try:
@@ -113,15 +123,17 @@ async def running_replica(server: RedisServer, plan: PlanSettings) -> AsyncItera
     async with AsyncExitStack() as stack:
         link = await stack.enter_async_context(running_link(RedisSettings(url=server.url, call_seconds=CALL_SECONDS)))
         replicas = Replicas(link, "name", dict, on_count=lambda _: None, on_tokens=lambda _: None)
-        stack.push_async_callback(cancel, asyncio.create_task(replicas.run()))
+        reporting = asyncio.create_task(replicas.run())
+        stack.push_async_callback(cancel, reporting)
         quotas = Quotas()
         quotas.replace({"acme": plan})
         leases = Leases(link, replicas, quotas, clock=time.monotonic, wall_clock=time.time)
-        assert await leases.join()
-        stack.push_async_callback(cancel, asyncio.create_task(leases.run()))
+        assert await leases.join(within_seconds=WITHIN_SECONDS)
+        leasing = asyncio.create_task(leases.run())
+        stack.push_async_callback(cancel, leasing)
         quota = quotas.get("acme")
         assert quota is not None
-        yield Running(link, replicas, leases, quota)
+        yield Running(link, replicas, leases, quota, [reporting, leasing])
 
 
 async def cancel(task: "asyncio.Task[None]") -> None:
@@ -172,8 +184,7 @@ async def test_limits_hold_when_redis_is_killed_and_comes_back_empty(redis_serve
 async def test_a_limit_outlives_the_processes(redis_server: RedisServer) -> None:
     async with running_replica(redis_server, PLAN) as one:
         assert one.reserve(70_000) is None
-        await one.leases.leave()
-        await one.replicas.leave()
+        await one.leave()
     async with running_replica(redis_server, PLAN) as next_one:
         refusal = next_one.reserve(31_000)
         assert refusal is not None
