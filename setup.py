@@ -60,6 +60,7 @@ ROUTER_HOT_PATH = [
         "request",
         "routes",
         "services",
+        "shared/affinity_notes",
         "splice",
         "tenants",
         "tickets",

@@ -21,22 +21,15 @@ from collections.abc import Mapping
 from typing import Any, Final, Protocol
 
 from m3_router.config import AffinitySettings
-from m3_router.shared.affinity_records import (
-    RECORD_BLOCKS,
-    Gone,
-    Held,
-    Outbox,
-    Record,
-    Told,
-    decode,
-    encode,
-    pack,
-    unpack,
-)
+from m3_router.shared.affinity_notes import Note, Told, records_of
+from m3_router.shared.affinity_records import Held, Outbox, decode, encode
 from m3_router.shared.link import Failure, Link
 
 BATCH_SECONDS: Final = 0.01  # notes of so long make one entry
-READ_PAUSE_SECONDS: Final = 0.02  # between two reads: what came meanwhile is one reply
+SEND_PAUSE_SECONDS: Final = (
+    0.08  # behind an entry: the first note in a while is told at once, of many at once one entry
+)
+READ_PAUSE_SECONDS: Final = 0.08  # between two reads: what came meanwhile is one reply
 READ_WAIT_SECONDS: Final = 1.0
 READ_ENTRIES: Final = 64
 APPLY_BLOCKS: Final = 4096  # before other work of the loop has its turn
@@ -80,7 +73,7 @@ class AffinityLog:
         self._settings = settings
         self._key = link.key("affinity")
         self._life_key = link.key("affinity", "life")
-        self._notes: list[tuple[tuple[str, str, str], list[int], bool]] = []  # holder, digests, whether they are held
+        self._notes: list[Note] = []
         self._wake = asyncio.Event()
         self._told = Told(settings.index_blocks // _TOLD_SHARE, settings.replay_seconds / 2)
         self._outbox = Outbox(OUTBOX_BYTES)
@@ -138,22 +131,13 @@ class AffinityLog:
                     break
                 self._outbox.sent(entries)
                 self.sent_entries += len(entries)
+            await asyncio.sleep(SEND_PAUSE_SECONDS)
 
     def _gather(self, now: float) -> None:
         notes, self._notes = self._notes, []
-        records: list[Record] = []
-        blocks = 0
-        for holder, digests, is_held in notes:
-            if is_held:
-                new = self._told.new(holder, digests, now)
-            else:
-                new = digests
-                self._told.gone(holder, digests)
-            blocks += len(new)
-            kind = Held if is_held else Gone
-            pieces = (new[first : first + RECORD_BLOCKS] for first in range(0, len(new), RECORD_BLOCKS))
-            records.extend(kind(*holder, pack(piece)) for piece in pieces)
+        records = records_of(notes, self._told, now)
         entries = list(encode(records))
+        blocks = sum([len(record.digests) for record in records])
         for entry in entries:
             self._outbox.add(entry)
             self._entry_blocks += 0.01 * (blocks / len(entries) - self._entry_blocks)
@@ -226,7 +210,7 @@ class AffinityLog:
             for record in records:
                 if (index := self._indexes.get(record.pool)) is None:
                     continue  # a replica with other settings
-                digests = unpack(record.digests)
+                digests = record.digests
                 if isinstance(record, Held):
                     index.apply(record.uid, record.epoch, digests)
                 else:

@@ -171,6 +171,7 @@ async def test_the_stream_is_trimmed_and_goes_when_nobody_is_left(
     monkeypatch.setattr(affinity_log, "MAX_ENTRIES", 100)
     monkeypatch.setattr(affinity_log, "LIFE_SECONDS", 0.1)
     monkeypatch.setattr(affinity_log, "BATCH_SECONDS", 0)
+    monkeypatch.setattr(affinity_log, "SEND_PAUSE_SECONDS", 0)
     async with running_replica(settings, "one", replay_seconds=60) as one:
         await dispatch_until(one, 0, lambda: one.log.sent_entries >= 500)
         with redis_server.client() as client:

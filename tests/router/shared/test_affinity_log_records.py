@@ -7,28 +7,46 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from m3_router.shared.affinity_records import ENTRY_BYTES, Gone, Held, Outbox, Told, decode, encode, pack, unpack
+from m3_router.shared.affinity_notes import Note, Told, records_of
+from m3_router.shared.affinity_records import ENTRY_BLOCKS, RECORD_BLOCKS, Gone, Held, Outbox, Record, decode, encode
 
 HOLDER = ("pool", "worker", "epoch")
 digests = st.lists(st.integers(0, 2**64 - 1), max_size=50)
 
 
 @given(digests)
-def test_digests_survive_being_packed(chain: list[int]) -> None:
-    assert unpack(pack(chain)) == chain
+def test_an_entry_says_what_its_records_said(chain: list[int]) -> None:
+    records: list[Record] = [Held("p", "w", "e", chain), Gone("p", "w", "later", chain[:3])]
+    assert [record for entry in encode(records) for record in decode(entry)] == records
 
 
-def test_digests_lie_in_little_endian_order() -> None:
-    assert pack([1, 2**64 - 2]) == b"\x01" + bytes(7) + b"\xfe" + b"\xff" * 7
+def test_an_entry_is_arrays_in_msgpack() -> None:
+    (entry,) = encode([Held("p", "w", "e", [1, 2**64 - 2]), Gone("p", "w", "e", [])])
+    plain = [["held", "p", "w", "e", [1, 2**64 - 2]], ["gone", "p", "w", "e", []]]
+    assert msgspec.msgpack.decode(entry) == plain
 
 
 def test_records_make_entries_of_bounded_size_in_their_order() -> None:
-    records = [(Held, Gone)[number % 2]("p", f"w{number}", "e", bytes(8 * 3000)) for number in range(10)]
+    records = [(Held, Gone)[number % 2]("p", f"w{number}", "e", [2**64 - 1] * 3000) for number in range(10)]
     entries = list(encode(records))
     assert [record for entry in entries for record in decode(entry)] == records
     assert len(entries) == 4
-    assert max(len(entry) for entry in entries) < 2 * ENTRY_BYTES
+    assert max(len(entry) for entry in entries) < 9 * (ENTRY_BLOCKS + 3000)
     assert list(encode([])) == []
+
+
+def test_a_long_chain_is_told_in_several_records() -> None:
+    chain = list(range(2 * RECORD_BLOCKS + 1))
+    records = records_of([(HOLDER, chain, True), (HOLDER, chain[-2:], False)], Told(10**6, 60), 0)
+    assert [type(record) for record in records] == [Held, Held, Held, Gone]
+    assert [digest for record in records[:3] for digest in record.digests] == chain
+    assert max(len(record.digests) for record in records) == RECORD_BLOCKS
+    assert records[3] == Gone(*HOLDER, chain[-2:])
+
+
+def test_of_what_is_lost_and_sent_again_the_records_are_in_that_order() -> None:
+    notes: list[Note] = [(HOLDER, [1, 2], True), (HOLDER, [2], False), (HOLDER, [1, 2], True), (HOLDER, [1, 2], True)]
+    assert records_of(notes, Told(100, 60), 0) == [Held(*HOLDER, [1, 2]), Gone(*HOLDER, [2]), Held(*HOLDER, [2])]
 
 
 @pytest.mark.parametrize(
@@ -38,9 +56,10 @@ def test_records_make_entries_of_bounded_size_in_their_order() -> None:
         b"\xc1",
         msgspec.msgpack.encode(5),
         msgspec.msgpack.encode([["held", "p", "w", "e"]]),
-        msgspec.msgpack.encode([["held", "p", "w", "e", b"1234567"]]),
-        msgspec.msgpack.encode([["held", "p", "w", 7, b""]]),
-        msgspec.msgpack.encode([["another", "p", "w", "e", b""]]),
+        msgspec.msgpack.encode([["held", "p", "w", "e", b"12345678"]]),
+        msgspec.msgpack.encode([["held", "p", "w", "e", [1, "2"]]]),
+        msgspec.msgpack.encode([["held", "p", "w", 7, []]]),
+        msgspec.msgpack.encode([["another", "p", "w", "e", []]]),
     ],
 )
 def test_an_entry_that_is_none_is_refused(entry: bytes) -> None:
