@@ -46,7 +46,7 @@ class LedgerSettings(Settings):
     directory: Path | None = None  # one per replica, which survives a restart
     segment_bytes: int = Field(default=16 * 2**20, ge=2**16, le=2**30)
     retain_segments: int = Field(default=64, ge=2, le=10_000)  # settled ones, for export
-    stream_entries: int = Field(default=10_000, ge=100, le=10_000_000)  # in Redis; up to 128 KiB of bills in each
+    stream_entries: int = Field(default=10_000, ge=100, le=10_000_000)  # in Redis; about 128 KiB of bills in each
 
 
 class ModerationSettings(Settings):

@@ -19,6 +19,7 @@ from m3_router.spend import Spend
 
 READ_ENTRIES: Final = 16
 WAIT_SECONDS: Final = 1.0
+PAUSE_SECONDS: Final = 0.25  # between two reads: what came meanwhile is one reply
 RETRY_SECONDS: Final = 0.25
 
 _decode_lines: Final = msgspec.json.Decoder(Bill).decode_lines
@@ -50,23 +51,27 @@ class FleetSpend:
                 self._count(fields)
                 await asyncio.sleep(0)  # hundreds of bills: others have their turn
             self.is_caught_up = self.is_caught_up or not reply
+            if 0 < len(reply) < READ_ENTRIES:
+                await asyncio.sleep(PAUSE_SECONDS)
 
     async def _read(self, redis: "Redis") -> list[tuple[bytes, dict[bytes, bytes]]]:
         reply: Any = await redis.xread({self._key: self._position}, count=READ_ENTRIES, block=int(WAIT_SECONDS * 1000))
         return reply[0][1] if reply else []
 
     def _count(self, fields: dict[bytes, bytes]) -> None:
+        journal = fields.get(JOURNAL)
+        if journal == self._own_journal:
+            return
         try:
-            journal = fields[JOURNAL]
             sequences = [int(sequence) for sequence in fields[SEQUENCES].split()]
             bills = _decode_lines(fields[BILLS])
         except (KeyError, ValueError):  # msgspec's errors among them
             self.malformed_entries += 1
             return
-        if len(bills) != len(sequences):
+        if journal is None or len(bills) != len(sequences):
             self.malformed_entries += 1
             return
-        if journal == self._own_journal or not sequences:
+        if not sequences:
             return
         counted = self._counted.get(journal, 0)
         self.others.count(bill for bill, sequence in zip(bills, sequences, strict=True) if sequence > counted)

@@ -25,6 +25,7 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ledger_stream, "FLUSH_SECONDS", 0.01)
     monkeypatch.setattr(ledger_stream, "CHECK_SECONDS", 0.02)
     monkeypatch.setattr(fleet_spend, "WAIT_SECONDS", 0.02)
+    monkeypatch.setattr(fleet_spend, "PAUSE_SECONDS", 0.001)
 
 
 class Replica:
