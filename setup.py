@@ -19,7 +19,9 @@ NATIVE = Path("kernels/m3_kernels/cpu/native")
 ROUTER_HOT_PATH = [
     f"router/m3_router/{module}.py"
     for module in (
+        "admin/recent",
         "affinity",
+        "attainment",
         "attempt",
         "breaker",
         "caches",
@@ -61,6 +63,7 @@ ROUTER_HOT_PATH = [
         "routes",
         "services",
         "shared/affinity_notes",
+        "spend",
         "splice",
         "tenants",
         "tickets",

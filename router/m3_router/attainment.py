@@ -3,7 +3,7 @@
 Owns the rule, and its count since the process began; the console's windows of minutes are `admin.recent`'s.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Final
 
 from m3_router.bill import Bill
@@ -25,11 +25,12 @@ def came_in_time(bill: Bill, target_ms: float) -> bool | None:
 
     That is so of what was refused, which had no worker, and of a client that left before the first byte came.
     """
-    if bill.outcome == "rejected" or not bill.worker:
+    outcome, first_byte_ms = bill.outcome, bill.first_byte_ms
+    if outcome == "rejected" or not bill.worker:
         return None
-    if bill.first_byte_ms is None:
-        return None if bill.outcome == "client_gone" else False
-    return bill.first_byte_ms <= target_ms and bill.outcome != "worker_error"
+    if first_byte_ms is None:
+        return None if outcome == "client_gone" else False
+    return first_byte_ms <= target_ms and outcome != "worker_error"
 
 
 class Attained:
@@ -46,7 +47,7 @@ class Attainment:
     """Counts by lane since the process began. A reader of settled bills."""
 
     def __init__(self, lanes: LaneSettings) -> None:
-        self.targets_ms: Mapping[ServiceTier, float] = targets_ms(lanes)
+        self.targets_ms: dict[ServiceTier, float] = targets_ms(lanes)
         self.lanes: dict[tuple[ServiceTier, ContextTier], Attained] = {
             (service_tier, context_tier): Attained()
             for service_tier in self.targets_ms
@@ -56,14 +57,11 @@ class Attainment:
     def read(self, bills: Iterable[Bill]) -> None:
         """Count settled bills."""
         for bill in bills:
-            lane = (
-                None
-                if bill.service_tier is None
-                else self.lanes.get((bill.service_tier, bill.context_tier or "standard"))
-            )
-            if lane is None or bill.service_tier is None:
+            service_tier = bill.service_tier
+            if service_tier is None or service_tier not in self.targets_ms:
                 continue
-            is_in_time = came_in_time(bill, self.targets_ms[bill.service_tier])
+            is_in_time = came_in_time(bill, self.targets_ms[service_tier])
             if is_in_time is not None:
+                lane = self.lanes[service_tier, bill.context_tier or "standard"]
                 lane.requests += 1
                 lane.in_time += is_in_time

@@ -17,6 +17,7 @@ import msgspec
 from m3_router.bill import Bill
 from m3_router.config import ContextTier, ServiceTier
 from m3_router.segments import SETTLED, read_records, segment_paths
+from m3_router.spend_rows import Row, in_order
 
 MAX_ROWS: Final = 100_000
 _DAY_SECONDS: Final = 86_400
@@ -27,23 +28,34 @@ _decode: Final = msgspec.json.Decoder(Bill).decode
 CSV_COLUMNS: Final = tuple(name for name in Bill.__struct_fields__)
 
 
-class Row(msgspec.Struct, gc=False):
-    """What one tenant used of one model in one pair of tiers on one day."""
-
-    tenant: str
-    day: str  # YYYY-MM-DD
-    model: str
-    service_tier: ServiceTier | None
-    context_tier: ContextTier | None
-    requests: int = 0
-    input_tokens: int = 0
-    cached_tokens: int = 0
-    cache_write_tokens: int = 0
-    output_tokens: int = 0
-    cost_nanousd: int = 0
+_Key = tuple[str, str, ServiceTier | None, ContextTier | None]  # tenant, model and tiers
 
 
-_Key = tuple[str, str, ServiceTier | None, ContextTier | None]
+class _Sums:
+    """What one row comes to."""
+
+    __slots__ = ("cache_write_tokens", "cached_tokens", "cost_nanousd", "input_tokens", "output_tokens", "requests")
+
+    def __init__(self) -> None:
+        self.requests = 0
+        self.input_tokens = self.cached_tokens = self.cache_write_tokens = self.output_tokens = 0
+        self.cost_nanousd = 0
+
+    def count(self, bill: Bill) -> None:
+        self.requests += 1
+        self.input_tokens += bill.input_tokens
+        self.cached_tokens += bill.cached_tokens
+        self.cache_write_tokens += bill.cache_write_tokens
+        self.output_tokens += bill.output_tokens
+        self.cost_nanousd += bill.cost_nanousd
+
+    def add(self, more: "_Sums") -> None:
+        self.requests += more.requests
+        self.input_tokens += more.input_tokens
+        self.cached_tokens += more.cached_tokens
+        self.cache_write_tokens += more.cache_write_tokens
+        self.output_tokens += more.output_tokens
+        self.cost_nanousd += more.cost_nanousd
 
 
 class Spend:
@@ -51,7 +63,7 @@ class Spend:
 
     def __init__(self, max_rows: int = MAX_ROWS) -> None:
         self._max_rows = max_rows
-        self._days: dict[int, dict[_Key, Row]] = {}  # by days since the epoch
+        self._days: dict[int, dict[_Key, _Sums]] = {}  # by days since the epoch
         self._rows = 0
         self._first_day = 0  # older days were let go
 
@@ -60,57 +72,45 @@ class Spend:
         for bill in bills:
             if bill.number == 0:
                 continue
-            row = self._row(bill)
-            if row is None:
-                continue
-            row.requests += 1
-            row.input_tokens += bill.input_tokens
-            row.cached_tokens += bill.cached_tokens
-            row.cache_write_tokens += bill.cache_write_tokens
-            row.output_tokens += bill.output_tokens
-            row.cost_nanousd += bill.cost_nanousd
+            key: _Key = (bill.tenant, bill.model, bill.service_tier, bill.context_tier)
+            sums = self._sums(int(bill.time) // _DAY_SECONDS, key)
+            if sums is not None:
+                sums.count(bill)
 
     def add(self, earlier: "Spend") -> None:
         """Add the sums of another period, such as those that were rebuilt beside the event loop."""
         for day, rows in earlier._days.items():
-            for key, row in rows.items():
-                own = self._row_of(day, key)
-                if own is not None:
-                    _add(own, row)
+            for key, more in rows.items():
+                sums = self._sums(day, key)
+                if sums is not None:
+                    sums.add(more)
 
     def rows(self, *, tenant: str | None = None, first_day: str = "", last_day: str = "") -> list[Row]:
         """The sums, the newest day first, then by tenant and model; days are YYYY-MM-DD, inclusive, "" for no bound."""
-        found = [
-            row
-            for day in sorted(self._days, reverse=True)
-            for row in self._days[day].values()
-            if (tenant is None or row.tenant == tenant)
-            and first_day <= row.day
-            and (not last_day or row.day <= last_day)
-        ]
-        return sorted(found, key=_by_day_then_name)
+        found: list[Row] = []
+        for day, rows in self._days.items():
+            name = _day_name(day)
+            if _is_within(name, first_day, last_day):
+                found += [_row(name, key, sums) for key, sums in rows.items() if tenant is None or key[0] == tenant]
+        return in_order(found)
 
     @property
     def first_day(self) -> str | None:
         """The first day whose sums are whole as far as the journal went; None if none was let go."""
         return _day_name(self._first_day) if self._first_day else None
 
-    def _row(self, bill: Bill) -> Row | None:
-        day = int(bill.time) // _DAY_SECONDS
-        return self._row_of(day, (bill.tenant, bill.model, bill.service_tier, bill.context_tier))
-
-    def _row_of(self, day: int, key: _Key) -> Row | None:
+    def _sums(self, day: int, key: _Key) -> _Sums | None:
         if day < self._first_day:
             return None
         rows = self._days.get(day)
         if rows is None:
             rows = self._days[day] = {}
-        row = rows.get(key)
-        if row is None:
-            row = rows[key] = Row(key[0], _day_name(day), key[1], key[2], key[3])
+        sums = rows.get(key)
+        if sums is None:
+            sums = rows[key] = _Sums()
             self._rows += 1
             self._let_go()
-        return row
+        return sums
 
     def _let_go(self) -> None:
         """Of the oldest days, while there are too many rows; never of the newest."""
@@ -118,20 +118,6 @@ class Spend:
             oldest = min(self._days)
             self._rows -= len(self._days.pop(oldest))
             self._first_day = min(self._days)
-
-
-def summed(parts: Iterable[Iterable[Row]]) -> list[Row]:
-    """The rows of several sums as one, in the order of `Spend.rows`. The rows that were given stay as they were."""
-    total: dict[tuple[str, _Key], Row] = {}
-    for rows in parts:
-        for row in rows:
-            key = (row.day, (row.tenant, row.model, row.service_tier, row.context_tier))
-            own = total.get(key)
-            if own is None:
-                total[key] = msgspec.structs.replace(row)
-            else:
-                _add(own, row)
-    return sorted(total.values(), key=_by_day_then_name)
 
 
 def rebuild(directory: Path, before_sequence: int) -> Spend:
@@ -154,19 +140,10 @@ def csv_lines(
         rows = [
             [_csv_value(getattr(bill, name)) for name in CSV_COLUMNS]
             for bill in bills
-            if (tenant is None or bill.tenant == tenant) and _is_within(bill, first_day, last_day)
+            if (tenant is None or bill.tenant == tenant) and _is_within(_day_of(bill), first_day, last_day)
         ]
         if rows:
             yield _csv(rows)
-
-
-def _add(row: Row, more: Row) -> None:
-    row.requests += more.requests
-    row.input_tokens += more.input_tokens
-    row.cached_tokens += more.cached_tokens
-    row.cache_write_tokens += more.cache_write_tokens
-    row.output_tokens += more.output_tokens
-    row.cost_nanousd += more.cost_nanousd
 
 
 def _settled_bills(directory: Path, before_sequence: int | None) -> Iterator[list[Bill]]:
@@ -189,9 +166,29 @@ def _settled_bills(directory: Path, before_sequence: int | None) -> Iterator[lis
         yield bills
 
 
-def _is_within(bill: Bill, first_day: str, last_day: str) -> bool:
-    day = _day_name(int(bill.time) // _DAY_SECONDS)
+def _row(day: str, key: _Key, sums: _Sums) -> Row:
+    tenant, model, service_tier, context_tier = key
+    return Row(
+        tenant,
+        day,
+        model,
+        service_tier,
+        context_tier,
+        requests=sums.requests,
+        input_tokens=sums.input_tokens,
+        cached_tokens=sums.cached_tokens,
+        cache_write_tokens=sums.cache_write_tokens,
+        output_tokens=sums.output_tokens,
+        cost_nanousd=sums.cost_nanousd,
+    )
+
+
+def _is_within(day: str, first_day: str, last_day: str) -> bool:
     return first_day <= day and (not last_day or day <= last_day)
+
+
+def _day_of(bill: Bill) -> str:
+    return _day_name(int(bill.time) // _DAY_SECONDS)
 
 
 def _day_name(day: int) -> str:
@@ -206,8 +203,3 @@ def _csv(rows: Iterable[Iterable[object]]) -> bytes:
 
 def _csv_value(value: object) -> object:
     return "'" + value if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r") else value
-
-
-def _by_day_then_name(row: Row) -> tuple[int, str, str, str, str]:
-    year, month, day = row.day.split("-")
-    return -int(year + month + day), row.tenant, row.model, row.service_tier or "", row.context_tier or ""

@@ -16,7 +16,8 @@ from m3_router.config import NANOUSD_PER_USD
 from m3_router.errors import bad_request
 from m3_router.meters import NANOUSD
 from m3_router.prices import format_usd
-from m3_router.spend import Row, Spend, summed
+from m3_router.spend import Spend
+from m3_router.spend_rows import Row, summed
 from m3_router.tenants import Tenant
 
 _DAY: Final = re.compile(r"\d{4}-\d{2}-\d{2}")

@@ -16,6 +16,7 @@ SAME_TESTS = (
     "fair_queue",
     "lanes",
     "ledger",
+    "metrics",
     "placement",
     "prefix",
     "prices",
@@ -24,6 +25,7 @@ SAME_TESTS = (
     "relay_failures",
     "request",
     "sdk",
+    "spend",
     "usage",
     "worker_end",
 )

@@ -73,22 +73,24 @@ class Recent:
             if service_tier is None:
                 continue  # refused before it had a lane
             self._add_to_lane(slot, bill, service_tier)
-            has_failed = bill.outcome == "worker_error"
+            outcome, worker_name = bill.outcome, bill.worker
+            input_tokens, cached_tokens = bill.input_tokens, bill.cached_tokens
+            has_failed = outcome == "worker_error"
             slot.requests += 1
             slot.failures += has_failed
-            slot.input += bill.input_tokens
-            slot.cached += bill.cached_tokens
+            slot.input += input_tokens
+            slot.cached += cached_tokens
             slot.output += bill.output_tokens
             slot.cost_nanousd += bill.cost_nanousd
-            if bill.worker:
-                worker = slot.workers.get(bill.worker)
+            if worker_name:
+                worker = slot.workers.get(worker_name)
                 if worker is None:
-                    worker = slot.workers[bill.worker] = _WorkerSlot()
+                    worker = slot.workers[worker_name] = _WorkerSlot()
                 worker.requests += 1
                 worker.failures += has_failed
-                if bill.outcome == "ok":
-                    worker.input += bill.input_tokens
-                    worker.cached += bill.cached_tokens
+                if outcome == "ok":
+                    worker.input += input_tokens
+                    worker.cached += cached_tokens
                     worker.predicted += bill.predicted_cached_tokens
 
     def latency(self, now: float) -> list[LaneLatency]:
@@ -145,9 +147,10 @@ class Recent:
             return
         lane.requests += 1
         lane.within += is_in_time
-        if bill.first_byte_ms is None:
+        first_byte_ms = bill.first_byte_ms
+        if first_byte_ms is None:
             return
-        bucket = round(math.log(max(bill.first_byte_ms, 1e-3)) * _BUCKETS_PER_E)
+        bucket = math.floor(math.log(max(first_byte_ms, 1e-3)) * _BUCKETS_PER_E + 0.5)
         lane.buckets[bucket] = lane.buckets.get(bucket, 0) + 1
 
     def _slot(self, now: float) -> _Slot:

@@ -13,7 +13,8 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 
 from m3_router.errors import Refusal
-from m3_router.spend import Row, Spend, csv_lines, summed
+from m3_router.spend import Spend, csv_lines
+from m3_router.spend_rows import Row, summed
 from m3_router.usage_report import row_document, terms_of, usd
 
 Scope = Literal["replica", "fleet"]

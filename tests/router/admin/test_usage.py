@@ -16,7 +16,8 @@ from m3_mock.running import StartRouter
 from m3_router.admin import UsageSource
 from m3_router.bill import Bill
 from m3_router.journal import Journal
-from m3_router.spend import CSV_COLUMNS, Spend, summed
+from m3_router.spend import CSV_COLUMNS, Spend
+from m3_router.spend_rows import summed
 
 MONDAY = datetime(2026, 11, 16, 12, tzinfo=UTC).timestamp()
 KEY = {"authorization": f"Bearer {ADMIN_KEY}"}
