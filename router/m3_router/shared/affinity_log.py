@@ -26,9 +26,7 @@ from m3_router.shared.affinity_records import Held, Outbox, decode, encode
 from m3_router.shared.link import Failure, Link
 
 BATCH_SECONDS: Final = 0.01  # notes of so long make one entry
-SEND_PAUSE_SECONDS: Final = (
-    0.08  # behind an entry: the first note in a while is told at once, of many at once one entry
-)
+SEND_PAUSE_SECONDS: Final = 0.08  # between two entries: under load each has hundreds of notes
 READ_PAUSE_SECONDS: Final = 0.08  # between two reads: what came meanwhile is one reply
 READ_WAIT_SECONDS: Final = 1.0
 READ_ENTRIES: Final = 64
