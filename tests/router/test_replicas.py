@@ -107,11 +107,23 @@ async def until_alike(*replicas: Running, blocks: int) -> None:
             await asyncio.sleep(0.01)
 
 
+async def until_told(*replicas: Running) -> None:
+    """Until each of these has told the others what it dispatched, and has been told what they did."""
+    sharings = [replica.router._sharing for replica in replicas]
+    logs = [sharing.affinity_log for sharing in sharings if sharing is not None and sharing.affinity_log is not None]
+    async with asyncio.timeout(WITHIN_SECONDS):
+        while any(log._notes or log.waiting_entries for log in logs):  # noqa: ASYNC110 - nothing tells of it
+            await asyncio.sleep(0.01)
+        entries = sum(log.sent_entries for log in logs)
+        while any(log.sent_entries + log.read_entries < entries for log in logs):  # noqa: ASYNC110 - as above
+            await asyncio.sleep(0.01)
+
+
 async def test_replicas_place_alike_and_a_fresh_one_does_when_it_is_ready(start_replica: StartReplica) -> None:
     one, other = await start_replica(), await start_replica()
     numbers = range(12)
     first = {number: await worker_of((one, other)[number % 2], prompt_of(number)) for number in numbers}
-    await until_alike(one, other, blocks=blocks_of(one))
+    await until_told(one, other)
     assert len(set(first.values())) > 1, "or it would be easy to place alike"
     longer = {number: prompt_of(number, turns=2) for number in numbers}
     for number in numbers:

@@ -26,8 +26,8 @@ from m3_router.shared.affinity_records import Held, Outbox, decode, encode
 from m3_router.shared.link import Failure, Link
 
 BATCH_SECONDS: Final = 0.01  # notes of so long make one entry
-SEND_PAUSE_SECONDS: Final = 0.08  # between two entries: under load each has hundreds of notes
-READ_PAUSE_SECONDS: Final = 0.08  # between two reads: what came meanwhile is one reply
+SEND_PAUSE_SECONDS: Final = 0.04  # between two entries: under load each has hundreds of notes
+READ_PAUSE_SECONDS: Final = 0.04  # between two reads: what came meanwhile is one reply
 READ_WAIT_SECONDS: Final = 1.0
 READ_ENTRIES: Final = 64
 APPLY_BLOCKS: Final = 4096  # before other work of the loop has its turn
