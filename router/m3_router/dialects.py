@@ -71,9 +71,9 @@ class Dialect:
     def __repr__(self) -> str:
         return f"Dialect({self.name!r}, {self.path!r})"
 
-    def error_event(self, refusal: Refusal) -> bytes:
+    def error_event(self, refusal: Refusal, request_id: str) -> bytes:
         """The event that tells a client of this dialect, in the middle of its stream, that there will be no more."""
-        refusal.is_anthropic = self.is_anthropic
+        refusal.answer_to(request_id, is_anthropic=self.is_anthropic)
         if self.has_named_events and not self.is_anthropic:
             return refusal.response_event()
         return refusal.event()

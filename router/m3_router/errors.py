@@ -30,8 +30,7 @@ class Refusal(Exception):  # noqa: N818 - an answer, and not always anybody's er
     """An answer of the router's own, in place of a worker's.
 
     retry_after_seconds: sent as Retry-After. closes: the connection cannot be used after it (HTTP requires that).
-    allow: the method that the path takes, for a 405. is_anthropic: set by whoever knows the dialect, before it is
-    answered.
+    allow: the method that the path takes, for a 405. Whom it answers is said by `answer_to`, before it is sent.
     """
 
     def __init__(
@@ -56,6 +55,11 @@ class Refusal(Exception):  # noqa: N818 - an answer, and not always anybody's er
         self.closes = closes
         self.allow = allow
         self.is_anthropic = False
+        self.request_id: str | None = None
+
+    def answer_to(self, request_id: str, *, is_anthropic: bool) -> None:
+        """The request that this answers, and whether it came in Anthropic's dialect, whose errors name it."""
+        self.request_id, self.is_anthropic = request_id, is_anthropic
 
     @property
     def status(self) -> int:
@@ -65,9 +69,8 @@ class Refusal(Exception):  # noqa: N818 - an answer, and not always anybody's er
     def body(self) -> bytes:
         """The JSON body, in the client's dialect."""
         if self.is_anthropic:
-            return msgspec.json.encode(
-                {"type": "error", "error": {"type": self._anthropic_kind(), "message": self.message}}
-            )
+            error = {"type": self._anthropic_kind(), "message": self.message}
+            return msgspec.json.encode({"type": "error", "error": error, "request_id": self.request_id})
         return msgspec.json.encode({"error": self._error()})
 
     def event(self) -> bytes:

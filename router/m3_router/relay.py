@@ -26,6 +26,7 @@ from m3_router.errors import Refusal, at_capacity, no_worker, timed_out, worker_
 from m3_router.guard import AnswerGuard
 from m3_router.http import messages
 from m3_router.http.messages import Answer, Client, Request
+from m3_router.http.wire import request_id_lines
 from m3_router.intake import Intake, IntakeOwner, open_bill
 from m3_router.outbound import head_for
 from m3_router.place import Place
@@ -449,14 +450,14 @@ class Exchange(messages.Exchange, IntakeOwner, AttemptOwner, Waiting):
 
     def _refuse(self, refusal: Refusal, outcome: Outcome = "rejected") -> None:
         bill, reply = self._bill, self._reply
-        refusal.is_anthropic = self._dialect.is_anthropic
+        refusal.answer_to(bill.request_id, is_anthropic=self._dialect.is_anthropic)
         bill.status, bill.error = refusal.status, refusal.message
         bill.input_tokens = 0
         self._finish(outcome, None)
         if reply is not None:
             reply.refuse(refusal, self._limit_headers())
         else:
-            self._client.refuse(refusal, b"x-request-id: %b\r\n" % bill.request_id.encode())
+            self._client.refuse(refusal, request_id_lines(bill.request_id, is_anthropic=refusal.is_anthropic))
 
     def _finish(self, outcome: Outcome, usage: Usage | None) -> None:
         """The only way out: give back all that is held, settle the bill once."""

@@ -227,11 +227,11 @@ class Reply:
 
     def refuse(self, refusal: Refusal, limit_headers: bytes) -> None:
         """Say no, or that it cannot be completed: as a whole answer, or in the stream, and never `[DONE]`."""
-        refusal.is_anthropic = self._view.dialect.is_anthropic
         if self.is_head_out:
             self._cut(refusal)
         else:
-            self._client.refuse(refusal, _request_id(self._bill) + limit_headers + retry_headers(refusal))
+            refusal.answer_to(self._bill.request_id, is_anthropic=self._view.dialect.is_anthropic)
+            self._client.refuse(refusal, self._request_id() + limit_headers + retry_headers(refusal))
 
     def _cut(self, refusal: Refusal) -> None:
         scanner, event = self._scanner, b""
@@ -239,9 +239,9 @@ class Reply:
             if scanner.failure:  # what the worker itself said of its failure is better than what we could say
                 self._client.end(scanner.failure)
                 return
-            event = scanner.boundary() + self._view.dialect.error_event(refusal)
+            event = scanner.boundary() + self._view.dialect.error_event(refusal, self._bill.request_id)
         elif scanner is None:
-            event = self._view.dialect.error_event(refusal)
+            event = self._view.dialect.error_event(refusal, self._bill.request_id)
         self._client.cut(event)
 
     # ---- gone on with by another worker
@@ -309,7 +309,7 @@ class Reply:
                 content_type,
                 b"\r\n",
                 forward,
-                _request_id(bill),
+                self._request_id(),
                 b"x-m3-worker: ",
                 bill.worker.encode(),
                 b"\r\nx-m3-queue-ms: %d\r\n" % bill.queue_ms if bill.queue_ms else b"\r\nx-m3-queue-ms: 0\r\n",
@@ -318,9 +318,8 @@ class Reply:
             )
         )
 
-
-def _request_id(bill: Bill) -> bytes:
-    return b"x-request-id: " + bill.request_id.encode() + b"\r\n"
+    def _request_id(self) -> bytes:
+        return wire.request_id_lines(self._bill.request_id, is_anthropic=self._view.dialect.is_anthropic)
 
 
 def _is_event_stream(answer: Answer) -> bool:

@@ -10,6 +10,7 @@ from m3_router.caller import Caller
 from m3_router.dialects import BY_PATH
 from m3_router.errors import Refusal, bad_request, no_worker
 from m3_router.http.messages import Application, Client, Request, Start
+from m3_router.http.wire import request_id_lines
 from m3_router.intake import open_bill
 from m3_router.models import ModelList
 from m3_router.relay import Exchange
@@ -81,12 +82,12 @@ class Routes(Application):
 
     def refused(self, request: Request | None, refusal: Refusal) -> bytes:
         """Log what was refused before it could be served."""
-        if request is not None and request.path.startswith(_ANTHROPIC_PREFIX):
-            refusal.is_anthropic = True
         bill = open_bill(self._services, request)
+        is_anthropic = request is not None and request.path.startswith(_ANTHROPIC_PREFIX)
+        refusal.answer_to(bill.request_id, is_anthropic=is_anthropic)
         bill.status, bill.error = refusal.status, refusal.message
         self._services.ledger.settle(bill, "rejected", None)
-        return b"x-request-id: %b\r\n" % bill.request_id.encode()
+        return request_id_lines(bill.request_id, is_anthropic=is_anthropic)
 
     def _answer_health(self, connection: Client) -> None:
         if self._services.pools.has_ready_worker():

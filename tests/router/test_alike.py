@@ -69,6 +69,18 @@ def test_an_answer_of_another_time_length_and_count_is_like_it() -> None:
     assert answer.head.forward == b"date: Sat, 21 Nov\r\nX-Other: o\r\n"
 
 
+@pytest.mark.parametrize("name", [b"request-id", b"x-request-id"])
+def test_an_answer_to_another_request_is_like_it(name: bytes) -> None:
+    headers = [(name, b"r-1"), (b"content-length", b"2")]
+    head = b"HTTP/1.1 200 OK\r\n%b: %b\r\ncontent-length: %d\r\n\r\n"
+    alike = AnswersAlike.learn(head % (name, b"r-1", 2), headers, Answer(200, Head(headers, RESPONSE_ENDS_HERE)))
+    assert alike is not None
+    read = alike.read(head % (name, b"r-22", 5) + b"hello")
+    assert read is not None
+    answer, body = read
+    assert (answer.head.known[name], answer.head.forward, body) == (b"r-22", b"", b"hello")
+
+
 @pytest.mark.parametrize(
     "data",
     [

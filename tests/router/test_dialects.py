@@ -34,7 +34,7 @@ def stream_of(client: openai.OpenAI, dialect: Dialect) -> Iterator[object]:
 
 @pytest.mark.parametrize("dialect", [CHAT, RESPONSES], ids=repr)
 def test_openais_client_raises_what_an_error_event_says(dialect: Dialect) -> None:
-    events = dialect.keep_alive + dialect.error_event(worker_failed("Worker a failed."))
+    events = dialect.keep_alive + dialect.error_event(worker_failed("Worker a failed."), "r-1")
     transport = httpx2.MockTransport(
         lambda _: httpx2.Response(200, headers={"content-type": "text/event-stream"}, content=events)
     )
@@ -47,7 +47,7 @@ def test_openais_client_raises_what_an_error_event_says(dialect: Dialect) -> Non
 
 
 def test_anthropics_client_raises_what_an_error_event_says_and_skips_the_keep_alive() -> None:
-    events = MESSAGES.keep_alive + MESSAGES.error_event(worker_failed("Worker a failed."))
+    events = MESSAGES.keep_alive + MESSAGES.error_event(worker_failed("Worker a failed."), "r-1")
     transport = httpx2.MockTransport(
         lambda _: httpx2.Response(200, headers={"content-type": "text/event-stream"}, content=events)
     )
@@ -56,7 +56,8 @@ def test_anthropics_client_raises_what_an_error_event_says_and_skips_the_keep_al
         pytest.raises(anthropic.APIStatusError) as raised,
     ):
         list(client.messages.create(model="m", max_tokens=1, messages=[], stream=True))
-    assert raised.value.body == {"type": "error", "error": {"type": "api_error", "message": "Worker a failed."}}
+    error = {"type": "api_error", "message": "Worker a failed."}
+    assert raised.value.body == {"type": "error", "error": error, "request_id": "r-1"}
 
 
 @pytest.mark.parametrize(
@@ -74,10 +75,10 @@ def test_anthropics_client_raises_what_an_error_event_says_and_skips_the_keep_al
 )
 def test_a_refusal_reads_to_anthropics_clients_as_they_know_it(refusal: Refusal, status: int, kind: str) -> None:
     before = json.loads(refusal.body())
-    refusal.is_anthropic = True
+    refusal.answer_to("r-1", is_anthropic=True)
     assert refusal.status == status
     error = {"type": kind, "message": before["error"]["message"]}
-    assert json.loads(refusal.body()) == {"type": "error", "error": error}
+    assert json.loads(refusal.body()) == {"type": "error", "error": error, "request_id": "r-1"}
 
 
 def test_openais_clients_get_429_at_capacity() -> None:

@@ -36,7 +36,7 @@ def error_of(path: str, body: bytes) -> dict[str, Any]:
     """The error of a JSON answer, which has the shape of its dialect."""
     answer = json.loads(body)
     if path.startswith(MESSAGES):
-        assert set(answer) == {"type", "error"}
+        assert set(answer) == {"type", "error", "request_id"}
         assert answer["type"] == "error"
         assert set(answer["error"]) == {"type", "message"}
     else:

@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 
 from m3_fakes.worker import CONTEXT_TOKENS, FakeWorker, running_worker
 from m3_mock import MockEngine
-from m3_mock.running import Running, StartRouter, eventually
+from m3_mock.running import Running, StartRouter, eventually, post, read_stream
 from m3_routed import routed, routed_workers
 
 KEY = "right"
@@ -56,6 +57,30 @@ async def test_a_key_that_is_not_known_and_a_model_that_is_not_there(
     assert missing.value.code == "model_not_found"
     with pytest.raises(anthropic.NotFoundError, match="there are: mock"):
         await Clients(router).message(model="nope")
+
+
+async def test_anthropics_sdk_is_told_which_request_it_was(start_router: StartRouter, engine: MockEngine) -> None:
+    router = await start_router([engine], auth=access())
+    named = {"extra_headers": {"x-request-id": "mine-1"}}
+    with pytest.raises(anthropic.AuthenticationError) as unknown:
+        await Clients(router, "wrong").message(**named)
+    with pytest.raises(anthropic.NotFoundError) as missing:
+        await Clients(router).message(model="nope", **named)
+    engine.raw_answer = b"no HTTP\r\n\r\n"
+    with pytest.raises(anthropic.InternalServerError) as failed:
+        await Clients(router).message(**named)
+    engine.raw_answer, engine.die_at = None, 2
+    body = {"model": "mock", "messages": HI, "max_tokens": 9, "stream": True}
+    asking = post(body, f"x-api-key: {KEY}", "x-request-id: mine-1", path="/v1/messages")
+    head, events, _ = await read_stream((await router.raw(asking))[0])
+    assert b"\r\nrequest-id: mine-1\r\n" in head, "also where the worker gives none"
+    assert json.loads(events.rpartition(b"event: error\ndata: ")[2])["request_id"] == "mine-1"
+    for refused in (unknown, missing, failed):
+        assert refused.value.request_id == "mine-1"
+        assert refused.value.body["request_id"] == "mine-1"
+    with pytest.raises(anthropic.NotFoundError) as unnamed:
+        await Clients(router).message(model="nope")
+    assert unnamed.value.request_id == unnamed.value.response.headers["x-request-id"] != ""
 
 
 async def test_a_quota_that_is_used_up_says_what_is_left_and_when_to_come_back(

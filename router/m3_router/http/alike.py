@@ -14,7 +14,7 @@ from m3_router.http.wire import RESPONSE_ENDS_HERE, Head, Headers
 _LENGTH_LINE: Final = b"\r\ncontent-length:"
 _MAX_HEAD_BYTES: Final = 2**13  # a longer head is not worth comparing
 # Values that differ from answer to answer, and change nothing of how it is framed.
-_VARYING: Final = frozenset({b"date", b"x-request-id", b"x-m3-input-tokens"})
+_VARYING: Final = frozenset({b"date", b"request-id", b"x-request-id", b"x-m3-input-tokens"})
 _VARYING_VALUE: Final = rb": (?P<v%d>[!-~](?:[ -~]*[!-~])?)"
 _LENGTH_VALUE: Final = rb": (?P<length>[0-9]{1,12})"
 

@@ -44,6 +44,7 @@ REQUEST_ENDS_HERE: Final = _HOP_BY_HOP | {
 }
 RESPONSE_ENDS_HERE: Final = _HOP_BY_HOP | {
     b"content-type",
+    b"request-id",
     b"x-request-id",
     b"x-m3-input-tokens",
     b"x-m3-context-tier",
@@ -125,6 +126,12 @@ def refusal_head(refusal: Refusal) -> bytes:
     if refusal.allow:
         head += b"allow: %b\r\n" % refusal.allow.encode()
     return head
+
+
+def request_id_lines(request_id: str, *, is_anthropic: bool) -> bytes:
+    """The id of the request that is answered; Anthropic's clients look for it under a name of their own."""
+    line = b"request-id: %b\r\n" % request_id.encode()
+    return b"x-%b%b" % (line, line) if is_anthropic else b"x-" + line
 
 
 def chunk(data: bytes) -> bytes:

@@ -61,6 +61,7 @@ class Sharing:
         self._tasks: list[asyncio.Task[None]] = []
         self._has_joined = False
         self._leasing: asyncio.Task[None] | None = None
+        self._reporting: asyncio.Task[None] | None = None
         self.has_agreed = False  # with the others, on who may use how much
 
     @property
@@ -70,7 +71,7 @@ class Sharing:
 
     def start(self) -> None:
         """Begin; `is_ready` says when it has caught up."""
-        runs = [self.link.run(), self.replicas.run(), self._join(), self.revocations.run()]
+        runs = [self.link.run(), self._join(), self.revocations.run()]
         if self.affinity_log is not None:
             runs.append(self.affinity_log.run())
             runs.append(self._forget_unseen(self.affinity_log))
@@ -78,7 +79,8 @@ class Sharing:
             runs.append(self.ledger_stream.run())
         if self.fleet_spend is not None:
             runs.append(self.fleet_spend.run())
-        self._tasks = [asyncio.create_task(run) for run in runs]
+        self._reporting = asyncio.create_task(self.replicas.run())
+        self._tasks = [self._reporting, *(asyncio.create_task(run) for run in runs)]
 
     async def stop(self) -> None:
         """Say goodbye and end."""
@@ -87,6 +89,9 @@ class Sharing:
         if self._leasing is not None:
             self._leasing.cancel()
         await self.leases.leave()
+        if self._reporting is not None:  # a report behind the goodbye would bring this replica back
+            self._reporting.cancel()
+            await asyncio.gather(self._reporting, return_exceptions=True)
         await self.replicas.leave()
         for task in self._tasks:
             task.cancel()
