@@ -7,7 +7,7 @@ Everything heavy is imported inside the command that needs it, so that `m3 --hel
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, Literal, NoReturn
 
 import typer
 
@@ -50,6 +50,23 @@ def up(
 def tiny(context: typer.Context) -> None:
     """Write a random tiny checkpoint: m3 tiny DIR [--seed N ...]; m3 tiny --help lists the flags."""
     os.execv(sys.executable, [sys.executable, "-m", "m3_worker.tiny", *context.args])  # noqa: S606 (no shell)
+
+
+@app.command()
+def plan(
+    files: Annotated[list[Path], typer.Argument(help="YAML with M3Deployments, as for kubectl apply")],
+    output: Annotated[
+        Literal["table", "json"], typer.Option("--output", "-o", help="table for people, json for programs")
+    ] = "table",
+    checkpoint: Annotated[
+        Path | None,
+        typer.Option(help="directory whose config.json tells the size of models that cannot be read from here"),
+    ] = None,
+) -> None:
+    """Say what FILES need: GPUs, memory of a rank, cache, context; exit code 1 if something does not fit."""
+    from m3_operator.capacity_report import PlanOptions, report
+
+    report(PlanOptions(files=tuple(files), output=output, checkpoint=checkpoint), print)
 
 
 @app.command()

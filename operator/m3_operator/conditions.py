@@ -15,7 +15,8 @@ class Verdict:
     """One condition as it is now."""
 
     type: str
-    holds: bool
+    holds: bool | None
+    """None: not known."""
     reason: str
     message: str
 
@@ -32,7 +33,8 @@ def timestamp(now: datetime) -> str:
 
 
 def _condition(manifest: Manifest, verdict: Verdict, generation: int, now: datetime) -> dict[str, Any]:
-    before, status = condition(manifest, verdict.type), "True" if verdict.holds else "False"
+    before = condition(manifest, verdict.type)
+    status = "Unknown" if verdict.holds is None else str(verdict.holds)
     since = before["lastTransitionTime"] if before.get("status") == status else timestamp(now)
     return {
         "type": verdict.type,

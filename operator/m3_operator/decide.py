@@ -6,15 +6,16 @@ deployments that are there.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
 from m3_operator import names
 from m3_operator.api import M3Deployment, M3Router, SpecError, parse_deployment, parse_router
+from m3_operator.capacity.assessment import Assessment, assess
 from m3_operator.groups import Group, by_index
 from m3_operator.observed import DeploymentSnapshot, Manifest, RouterSnapshot, owner_uid, parse_time, uid
-from m3_operator.plan.actions import ObjectAction
+from m3_operator.plan.actions import DeletePods, ObjectAction
 from m3_operator.plan.objects import differences
 from m3_operator.plan.recovery import FailureRecord
 from m3_operator.plan.steps import Steps, Wanted, next_steps
@@ -49,9 +50,16 @@ class DeploymentDecision:
     revision: str | None
     groups: Mapping[int, Group]
     records: Mapping[int, FailureRecord]
+    assessment: Assessment | None = None  # None: its spec cannot be read
     objects: tuple[ObjectAction, ...] = ()
     steps: Steps = field(default_factory=Steps)
     problem: Problem | None = None
+
+    @property
+    def is_refused(self) -> bool:
+        """Whether no group can be made of the spec as it is: it does not fit, and groups are wanted."""
+        is_wanted = self.deployment is not None and self.deployment.spec.desired_groups > 0
+        return is_wanted and self.assessment is not None and self.assessment.answer == "no"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,13 +82,20 @@ def decide_deployment(snapshot: DeploymentSnapshot, images: Images, now: datetim
         return DeploymentDecision(
             deployment=None, image=None, revision=None, groups=groups, records=records, problem=problem
         )
+    assessment = assess(deployment)
     image = deployment.spec.engine.image or images.worker
     if image is None:
         problem = Problem(
             "ImageMissing", "set spec.engine.image, or start the operator with --worker-image: there is no default"
         )
         return DeploymentDecision(
-            deployment=deployment, image=None, revision=None, groups=groups, records=records, problem=problem
+            deployment=deployment,
+            image=None,
+            revision=None,
+            groups=groups,
+            records=records,
+            assessment=assessment,
+            problem=problem,
         )
     current = revision(deployment, image)
     wanted = Wanted(
@@ -89,15 +104,32 @@ def decide_deployment(snapshot: DeploymentSnapshot, images: Images, now: datetim
         nodes=deployment.spec.parallelism.nodes,
         revision=current,
     )
-    return DeploymentDecision(
+    decision = DeploymentDecision(
         deployment=deployment,
         image=image,
         revision=current,
         groups=groups,
         records=records,
+        assessment=assessment,
         objects=tuple(_deployment_objects(deployment, groups, snapshot)),
         steps=next_steps(wanted, groups, records, snapshot.names_in_the_way, now),
         problem=routing_problem(deployment, snapshot),
+    )
+    return _refused(decision, assessment) if decision.is_refused else decision
+
+
+def _refused(decision: DeploymentDecision, assessment: Assessment) -> DeploymentDecision:
+    """What is left to do for a spec that cannot run: groups that serve go on serving, those too many still go.
+
+    Nothing is made, and no group is replaced: there is nothing to replace it by.
+    """
+    wanted = decision.deployment.spec.desired_groups if decision.deployment else 0
+    surplus = [action for action in decision.steps.actions if isinstance(action, DeletePods) and action.group >= wanted]
+    return replace(
+        decision,
+        objects=decision.objects if decision.groups else (),
+        steps=Steps(tuple(surplus)),
+        problem=Problem(assessment.reason, assessment.message),
     )
 
 

@@ -27,6 +27,8 @@ from m3_operator.fragments import (
 
 ModelName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/-]*$", max_length=128)]
 DType = Literal["auto", "float32", "bfloat16"]
+CacheType = Literal["auto", "float32", "bfloat16", "fp8"]
+Release = Literal["MiniMax-M3", "MiniMax-M3-MXFP8", "MiniMax-M3-NVFP4", "MiniMax-M3.1-Flash"]
 
 
 class PvcSource(Model):
@@ -152,8 +154,15 @@ class ModelSource(Model):
         return self
 
 
+RELEASE = "model.release: only with pvc, hostPath or image; the sizes of tiny and packaged models are known"
+
+
 class ModelSpec(Model):
     """What is served."""
+
+    model_config = ConfigDict(
+        json_schema_extra=cel(("!has(self.release) || !(has(self.source.tiny) || has(self.source.packaged))", RELEASE))
+    )
 
     name: ModelName
     """Name of the model, which clients send as `model`."""
@@ -163,6 +172,15 @@ class ModelSpec(Model):
     """Type that the engine computes in; auto: the checkpoint's."""
     source: ModelSource
     """Where the checkpoint comes from: exactly one of pvc, hostPath, image, tiny, packaged."""
+    release: Release | None = None
+    """Which published release the checkpoint is, so that its size is known before a pod starts; absent: not known, and
+    not guessed from `name`. Changing it restarts nothing."""
+
+    @model_validator(mode="after")
+    def _release_tells_something_new(self) -> Self:
+        is_known = self.source.tiny is not None or self.source.packaged is not None
+        require(self.release is None or not is_known, RELEASE)
+        return self
 
     @property
     def served_name(self) -> str:
@@ -199,6 +217,10 @@ class EngineSpec(Model):
     """Tokens that one step of the engine computes at most."""
     cache_tokens: Annotated[int, Field(ge=16, le=2**40)] | None = None
     """Tokens that the paged cache holds; absent: derived from the device's memory."""
+    cache_dtype: CacheType = "auto"
+    """Type of cached keys and values; auto: that of the weights. fp8 makes room for twice the tokens."""
+    index_cache_dtype: CacheType = "auto"
+    """Type of cached index keys; auto: cacheDtype."""
 
 
 TENSOR = "parallelism.tensor must divide parallelism.gpusPerNode, and be 1 when gpusPerNode is 0"
@@ -219,6 +241,9 @@ class ParallelismSpec(Model):
     """GPUs that each pod of a group gets; 0 runs on CPU."""
     tensor: Annotated[int, Field(ge=1, le=64)] = 1
     """Ranks that share one copy of the attention weights; must divide gpusPerNode."""
+    redundant_experts: Annotated[int, Field(ge=0, le=4096)] | None = None
+    """Expert slots of a layer beyond one for each expert, over all ranks of a group, for copies of experts that many
+    tokens choose; absent: as few as let every rank own as many slots."""
 
     @model_validator(mode="after")
     def _tensor_divides(self) -> Self:
@@ -234,6 +259,9 @@ class AcceleratorSpec(Model):
         str, StringConstraints(pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?/[A-Za-z0-9][-A-Za-z0-9_.]*$", max_length=253)
     ] = "nvidia.com/gpu"
     """Extended resource of the device plugin."""
+    memory_gib: Annotated[int, Field(ge=1, le=4096)] | None = Field(None, alias="memoryGiB")
+    """Memory of one GPU in GiB, as `nvidia-smi` counts it, rounded down; absent: not known, and whether the model fits
+    is not checked before a pod starts. Changing it restarts nothing."""
 
 
 class DrainSpec(Model):

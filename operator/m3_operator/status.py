@@ -111,7 +111,13 @@ def _verdicts(snapshot: DeploymentSnapshot, decision: DeploymentDecision, proble
         is_about_groups = blocker.reason == "GroupsNotReady"
         told = f"{how_many}; {blocker.message}" if is_about_groups else blocker.message
         ready = Verdict("Ready", False, blocker.reason, told)
-    return [ready, _available(snapshot, serving, blocker, how_many), _scheduled(decision), _progressing(decision)]
+    return [
+        ready,
+        _available(snapshot, serving, blocker, how_many),
+        _scheduled(decision),
+        _progressing(decision),
+        *_fits(decision),
+    ]
 
 
 def _idle(decision: DeploymentDecision) -> Problem | None:
@@ -164,7 +170,18 @@ def _scheduled(decision: DeploymentDecision) -> Verdict:
     return Verdict("Scheduled", False, "PodsWaiting", f"{len(waiting)} pods wait for a node; {waiting[0].name}: {why}")
 
 
+def _fits(decision: DeploymentDecision) -> list[Verdict]:
+    """Whether a group fits its GPUs; nothing of a spec that cannot be read."""
+    assessment = decision.assessment
+    if assessment is None:
+        return []
+    holds = None if assessment.answer == "unknown" else assessment.answer == "yes"
+    return [Verdict("Fits", holds, assessment.reason, assessment.message)]
+
+
 def _progressing(decision: DeploymentDecision) -> Verdict:
+    if decision.is_refused:
+        return Verdict("Progressing", False, "Refused", "no group is made or replaced until the spec fits")
     groups, wanted = decision.groups, _wanted_indexes(decision)
     outdated = [index for index in wanted if index in groups and groups[index].revision != decision.revision]
     failed = [index for index, group in groups.items() if group.state is GroupState.FAILED]

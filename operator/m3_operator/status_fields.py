@@ -86,7 +86,7 @@ class M3DeploymentStatus(Model):
     gpus: Annotated[int, Field(ge=0)] | None = None
     """GPUs that its pods hold."""
     conditions: Conditions = ()
-    """Ready, Available, Scheduled and Progressing."""
+    """Ready, Available, Scheduled and Progressing; and Fits: whether the model fits the GPUs that are declared."""
     groups: Annotated[tuple[GroupStatus, ...], Field(max_length=GROUPS_SHOWN, json_schema_extra=list_map("index"))] = ()
     """Its groups, the first 64 of them."""
 

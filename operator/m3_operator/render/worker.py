@@ -41,7 +41,10 @@ def worker_settings(deployment: M3Deployment, *, model: Path, host: str, port: i
         max_context_tokens=spec.engine.max_context_tokens,
         max_concurrent=spec.engine.max_concurrent,
         step_tokens=spec.engine.step_tokens,
+        redundant_experts=spec.parallelism.redundant_experts,
         cache_tokens=spec.engine.cache_tokens,
+        cache_dtype=spec.engine.cache_dtype,
+        index_cache_dtype=spec.engine.index_cache_dtype,
         drain_seconds=float(spec.drain.timeout_seconds),
     )
 
@@ -62,9 +65,15 @@ def tiny_settings(deployment: M3Deployment, directory: Path) -> TinySettings:
 def revision(deployment: M3Deployment, image: str) -> str:
     """Names what running pods must match. Replicas, suspend and router are not in it: scaling never rolls.
 
+    Nor is what is only declared, `model.release` and `accelerator.memoryGiB`: pods are the same with it and without.
     Values that equal the defaults are left out, so that a field added by a later version changes no revision.
     """
-    wanted = deployment.spec.model_dump(
+    spec = deployment.spec
+    undeclared = {
+        "model": spec.model.model_copy(update={"release": None}),
+        "accelerator": spec.accelerator.model_copy(update={"memory_gib": None}),
+    }
+    wanted = spec.model_copy(update=undeclared).model_dump(
         mode="json", by_alias=True, exclude_defaults=True, exclude={"replicas", "suspend", "router"}
     )
     text = json.dumps({**wanted, "image": image}, sort_keys=True, separators=(",", ":"))
