@@ -1,5 +1,6 @@
 """The command `m3` as a shell sees it: exit codes, and one line for what goes wrong."""
 
+import json
 import subprocess
 import sys
 from importlib.metadata import version
@@ -23,7 +24,7 @@ def test_help_lists_the_commands(arguments: list[str]) -> None:
     result = m3(*arguments)
 
     assert result.returncode == 0
-    for command in ("up", "tiny", "crd", "chat", "version"):
+    for command in ("up", "tiny", "plan", "crd", "chat", "version"):
         assert f" {command} " in result.stdout
 
 
@@ -47,6 +48,9 @@ def test_version_is_the_packages() -> None:
         (["up", "--port", "0"], 2, "m3: Invalid value for '--port': "),
         (["up", "--bogus"], 2, "m3: No such option: --bogus"),
         (["up", "/no/such.yaml"], 1, "m3: /no/such.yaml: No such file or directory\n"),
+        (["plan"], 2, "m3: Missing argument 'files'. (see m3 --help)\n"),
+        (["plan", "--output", "yaml", "f.yaml"], 2, "m3: Invalid value for '--output'"),
+        (["plan", "/no/such.yaml"], 1, "m3: /no/such.yaml: No such file or directory\n"),
         (["crd", "--output", "/no/such/crds.yaml"], 1, "m3: /no/such/crds.yaml: No such file or directory\n"),
         (["chat", "--url", "http://127.0.0.1:1", "Hello"], 1, "m3: no answer from http://127.0.0.1:1: "),
     ],
@@ -67,6 +71,30 @@ def test_tiny_hands_its_arguments_on_unchanged() -> None:
     assert refused.returncode == 2
     assert refused.stderr.startswith("m3 tiny: --layers 0: ")
     assert "--experts-per-token" in helped.stdout
+
+
+TOO_LARGE = """
+apiVersion: serving.m3.dev/v1alpha1
+kind: M3Deployment
+metadata: {name: m3}
+spec:
+  model: {name: MiniMax-M3, release: MiniMax-M3, source: {pvc: {claimName: minimax-m3}}}
+  parallelism: {gpusPerNode: 8}
+  accelerator: {memoryGiB: 79}
+"""
+
+
+def test_plan_ends_with_1_and_the_numbers_where_something_does_not_fit(tmp_path: Path) -> None:
+    (tmp_path / "large.yaml").write_text(TOO_LARGE)
+    (tmp_path / "fits.yaml").write_text(TOO_LARGE.replace("79", "140"))
+    refused, planned = m3("plan", str(tmp_path / "large.yaml")), m3("plan", str(tmp_path / "fits.yaml"), "-o", "json")
+
+    assert (refused.returncode, planned.returncode) == (1, 0)
+    assert "DOES NOT FIT" in refused.stdout
+    assert refused.stderr.startswith(f"m3: {tmp_path}/large.yaml: M3Deployment m3: DoesNotFit: rank 0 of 8 needs 113.0")
+    assert refused.stderr.count("\n") == 1
+    assert json.loads(planned.stdout)[0]["fits"] is True
+    assert planned.stderr == ""
 
 
 def test_crd_prints_what_the_api_server_takes() -> None:

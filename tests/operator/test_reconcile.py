@@ -168,6 +168,23 @@ async def test_what_only_the_operator_can_know_is_a_condition(
     assert world.reason() == reason
 
 
+async def test_a_group_that_cannot_fit_is_refused_with_one_status_and_made_once_it_is_mended() -> None:
+    too_small = {"accelerator": {"memoryGiB": 1}, "parallelism": {"gpusPerNode": 1}}
+    tiny = {"name": "M", "source": {"tiny": {"context": 16}}}
+    refused = deployment(model={**tiny, "source": {"tiny": {"layers": 64, "hidden": 4096}}}, **too_small)
+    world = World(refused)
+    for _ in range(3):
+        assert await world.cycle(M3) is None
+    assert world.writer.written == ["status M3Deployment m3"]
+    assert (world.reason(), world.reason("Fits")) == ("DoesNotFit", "DoesNotFit")
+    mended = deployment(model=tiny, accelerator={"memoryGiB": 40}, parallelism={"gpusPerNode": 1})
+    mended["metadata"] |= {"generation": 4, "resourceVersion": str(world.writer.version + 1)}
+    world.store.put("M3Deployment", mended)
+    await world.cycle(M3)
+    assert "create Pod m3-g0-r0" in world.writer.written
+    assert (world.reason(), world.reason("Fits")) == ("GroupsNotReady", "Fits")
+
+
 async def test_a_missing_router_stops_no_worker() -> None:
     world = World(deployment(router={"name": "nowhere"}))
     await world.cycle(M3)

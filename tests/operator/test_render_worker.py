@@ -92,8 +92,16 @@ def test_only_rank_0_serves_http() -> None:
 def test_the_worker_parses_the_rendered_arguments_to_the_settings_of_the_spec() -> None:
     found = deployment(
         "hostPath",
-        engine={"maxConcurrent": 7, "stepTokens": 512, "cacheTokens": 4096, "maxContextTokens": 2048, "port": 9000},
-        parallelism={"gpusPerNode": 0},
+        engine={
+            "maxConcurrent": 7,
+            "stepTokens": 512,
+            "cacheTokens": 4096,
+            "cacheDtype": "fp8",
+            "indexCacheDtype": "bfloat16",
+            "maxContextTokens": 2048,
+            "port": 9000,
+        },
+        parallelism={"nodes": 2, "gpusPerNode": 0, "redundantExperts": 8},
         drain={"timeoutSeconds": 60},
     )
     (container,) = pods(found)[0]["spec"]["containers"]
@@ -107,6 +115,9 @@ def test_the_worker_parses_the_rendered_arguments_to_the_settings_of_the_spec() 
         max_concurrent=7,
         step_tokens=512,
         cache_tokens=4096,
+        cache_dtype="fp8",
+        index_cache_dtype="bfloat16",
+        redundant_experts=8,
         max_context_tokens=2048,
         drain_seconds=60,
     )
@@ -216,10 +227,14 @@ REVISION_KEPT = [
     ("suspend", {"suspend": True}),
     ("router", {"router": {"name": "front"}}),
     ("a default that is written out", {"engine": {"maxConcurrent": 64}}),
+    ("memory that is declared", {"accelerator": {"memoryGiB": 140}}),
 ]
 REVISION_CHANGED = [
     ("engine", {"engine": {"maxConcurrent": 65}}),
     ("shape", {"parallelism": {"nodes": 2}}),
+    ("copies of experts", {"parallelism": {"redundantExperts": 8}}),
+    ("the cache's type", {"engine": {"cacheDtype": "fp8"}}),
+    ("the resource", {"accelerator": {"memoryGiB": 140, "resourceName": "amd.com/gpu"}}),
     ("drain", {"drain": {"timeoutSeconds": 10}}),
     ("template", {"template": {"nodeSelector": {"a": "b"}}}),
 ]
@@ -233,6 +248,13 @@ def test_the_revision_does_not_know_of(spec: dict[str, Any]) -> None:
 @pytest.mark.parametrize("spec", [case[1] for case in REVISION_CHANGED], ids=[case[0] for case in REVISION_CHANGED])
 def test_the_revision_changes_with(spec: dict[str, Any]) -> None:
     assert worker.revision(deployment(**spec), "i") != worker.revision(deployment(), "i")
+
+
+def test_the_revision_does_not_know_which_release_the_checkpoint_is() -> None:
+    declared = deployment("hostPath")
+    model = declared.spec.model.model_copy(update={"release": "MiniMax-M3"})
+    declared = declared.model_copy(update={"spec": declared.spec.model_copy(update={"model": model})})
+    assert worker.revision(declared, "i") == worker.revision(deployment("hostPath"), "i")
 
 
 def test_the_revision_changes_with_the_operators_default_image() -> None:
