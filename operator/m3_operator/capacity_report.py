@@ -13,13 +13,13 @@ from typing import Any, Final, Literal
 from m3_operator.api import M3Deployment
 from m3_operator.capacity.assessment import Assessment, Checkpoint, assess
 from m3_operator.capacity.checkpoint_config import ConfigFileError, shape_of_config
-from m3_operator.capacity.group import GIB, GroupCapacity
+from m3_operator.capacity.group import GIB, GroupCapacity, GroupRequest
 from m3_operator.capacity.units import plural, size, tokens
 from m3_operator.errors import OperatorError
 from m3_operator.local.documents import read_documents
 
 _LABEL_WIDTH: Final = 23
-_VERDICTS: Final = {"yes": "fits", "no": "DOES NOT FIT", "unknown": "not known"}
+_VERDICTS: Final = {"yes": "fits", "no": "DOES NOT FIT", "unknown": "unknown"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +82,8 @@ def table(planned: Planned) -> list[str]:
     verdict = _VERDICTS[found.answer]
     rows.append(("verdict", verdict if found.reason == "Fits" else f"{verdict}: {found.finding}"))
     rows += [("" if number else "any of these mends it", remedy) for number, remedy in enumerate(found.remedies)]
+    if found.reason == "ModelUnknown":
+        rows.append(("to know it", "set model.release, or name the directory of a config.json with --checkpoint"))
     heading = f"M3Deployment {planned.deployment.metadata.name} ({planned.file})"
     return [heading, *(f"  {label:<{_LABEL_WIDTH}}{value}" for label, value in rows)]
 
@@ -118,14 +120,15 @@ def _rows(found: Assessment, capacity: GroupCapacity) -> list[tuple[str, str]]:
         rows.append(("longest context", tokens(capacity.longest_context_tokens)))
     if capacity.sequences is not None:
         rows.append(("at once", f"{plural(capacity.sequences, 'sequence')} of {tokens(capacity.context_tokens)}"))
-    loaded = f"{size(capacity.weights_bytes)} of weights to load"
-    one_more = [loaded] if not request.gpus else [plural(request.gpus, "GPU"), *_memory_of_a_group(found), loaded]
-    return [*rows, ("one more group", ", ".join(one_more))]
+    return [*rows, ("one more group", _one_more_group(request, capacity))]
 
 
-def _memory_of_a_group(found: Assessment) -> list[str]:
-    request = found.request
-    return [] if request.memory_bytes is None else [f"{size(request.gpus * request.memory_bytes)} of GPU memory"]
+def _one_more_group(request: GroupRequest, capacity: GroupCapacity) -> str:
+    weights = f"{size(capacity.weights_bytes)} of weights"
+    if not request.gpus:
+        return weights
+    memory = "" if request.memory_bytes is None else f" with {size(request.gpus * request.memory_bytes)} of memory"
+    return f"{plural(request.gpus, 'GPU')}{memory}, {weights}"
 
 
 def as_json(planned: Planned) -> dict[str, Any]:

@@ -93,6 +93,11 @@ RULES = [
         "spec.engine.env",
         "valueFrom: set exactly one of secretKeyRef, configMapKeyRef, fieldRef",
     ),
+    (
+        deployment(model={"name": "M", "release": "MiniMax-M3", "source": {"tiny": {}}}),
+        "spec.model",
+        "model.release: only with pvc, hostPath or image",
+    ),
     (router(auth={"mode": "None"}), "spec.auth", "auth.mode None lets everyone in and needs auth.allowInsecure: true"),
 ]
 
@@ -106,6 +111,9 @@ BOUNDS = [
     (deployment(engine={"type": "vllm"}), "spec.engine.type"),
     (deployment(engine={"port": 80}), "spec.engine.port"),
     (deployment(parallelism={"nodes": 0}), "spec.parallelism.nodes"),
+    (deployment(parallelism={"redundantExperts": -1}), "spec.parallelism.redundantExperts"),
+    (deployment(accelerator={"memoryGiB": 0}), "spec.accelerator.memoryGiB"),
+    (deployment(engine={"cacheDtype": "fp4"}), "spec.engine.cacheDtype"),
     (deployment(drain={"timeoutSeconds": -1}), "spec.drain.timeoutSeconds"),
     (deployment(template={"shmSize": "lots"}), "spec.template.shmSize"),
     (source(hostPath={"path": "models"}), "spec.model.source.hostPath.path"),

@@ -35,7 +35,7 @@ M3Deployment m3 (FILE)
   cache                  533,504 tokens, 45,312 bytes each on a rank
   longest context        533,504 tokens
   at once                1 sequence of 524,288 tokens
-  one more group         8 GPUs, 1,120.0 GiB of GPU memory, 876.5 GiB of weights to load
+  one more group         8 GPUs with 1,120.0 GiB of memory, 876.5 GiB of weights
   verdict                fits"""
 
 
@@ -116,7 +116,14 @@ def test_a_checkpoint_on_this_machine_is_read(tmp_path: Path) -> None:
 def test_a_config_stands_for_checkpoints_that_cannot_be_read(tmp_path: Path) -> None:
     checkpoint = packaged_config(tmp_path)
     unknown = file(tmp_path, M3.replace("release: MiniMax-M3, ", "").replace("524288", "8192"))
-    assert "verdict                not known: not known how large the model is" in printed(unknown)
+    told = printed(unknown)
+    assert (
+        "  verdict                unknown: the size of the model is not known: the config.json in model.source.pvc"
+        in told
+    )
+    assert told.endswith(
+        "  to know it             set model.release, or name the directory of a config.json with --checkpoint"
+    )
     assert "at once                64 sequences of 8,192 tokens" in printed(unknown, checkpoint=checkpoint)
 
 

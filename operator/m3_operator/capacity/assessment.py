@@ -113,7 +113,7 @@ def _model(deployment: M3Deployment, checkpoint: Checkpoint | None) -> tuple[Mod
         return RELEASES[spec.release], f"{spec.release} (model.release)"
     kind = "pvc" if source.pvc is not None else "hostPath" if source.host_path is not None else "image"
     return None, (
-        f"not known how large the model is: the config.json in model.source.{kind} cannot be read from here, and "
+        f"the size of the model is not known: the config.json in model.source.{kind} cannot be read from here, and "
         "model.release does not say which published release it is"
     )
 

@@ -108,7 +108,7 @@ CASES: list[tuple[str, M3Deployment, str, str]] = [
         "a model that nobody names",
         deployment(None),
         "ModelUnknown",
-        "not known how large the model is: the config.json in model.source.pvc cannot be read from here, and "
+        "the size of the model is not known: the config.json in model.source.pvc cannot be read from here, and "
         "model.release does not say which published release it is",
     ),
     (
