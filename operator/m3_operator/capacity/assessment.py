@@ -96,8 +96,12 @@ def assess(deployment: M3Deployment, checkpoint: Checkpoint | None = None) -> As
     except ShapeRefusedError as error:
         return Assessment(reason="DoesNotFit", finding=str(error), model=model, request=request)
     reason, finding = verdict(shape, request, capacity)
-    changes = tuple(remedies(shape, request, capacity)) if reason == "DoesNotFit" else ()
-    return Assessment(reason=reason, finding=finding, remedies=changes, model=model, request=request, capacity=capacity)
+    source = deployment.spec.model.source
+    is_own = source.tiny is not None or source.packaged is not None
+    changes = remedies(shape, request, capacity, has_releases=not is_own) if reason == "DoesNotFit" else []
+    return Assessment(
+        reason=reason, finding=finding, remedies=tuple(changes), model=model, request=request, capacity=capacity
+    )
 
 
 def _model(deployment: M3Deployment, checkpoint: Checkpoint | None) -> tuple[ModelShape | None, str]:
@@ -121,15 +125,14 @@ def _model(deployment: M3Deployment, checkpoint: Checkpoint | None) -> tuple[Mod
 def _with_flags(settings: WorkerSettings, arguments: tuple[str, ...]) -> WorkerSettings:
     """The settings with what `engine.args` sets again of those that memory depends on.
 
-    Raises ValueError, one line, if a flag cannot be read or names another model.
+    Raises ValueError, one line, if a flag cannot be read, or names another model or device than the spec.
     """
     given = _flags(arguments)
     if not given:
         return settings
-    if "model" in given:
-        raise ValueError(
-            f"engine.args: --model {given['model']} replaces the model of this spec: its size is not known"
-        )
+    for name in ("model", "device"):
+        if name in given:
+            raise ValueError(f"engine.args: --{name} {given[name]} replaces what the spec says of it, and is not known")
     try:
         return WorkerSettings.model_validate({**settings.model_dump(), **given})
     except ValidationError as error:

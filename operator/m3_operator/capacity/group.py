@@ -59,8 +59,10 @@ class GroupRequest:
 
 @dataclass(frozen=True, kw_only=True)
 class RankBudget:
-    """Where the memory of the fullest rank goes. The five parts add up to the GPU's memory, `free_bytes` negative if
-    that is too small."""
+    """Where the memory of the fullest rank goes: five parts that add up to the GPU's.
+
+    What does not fit has negative `free_bytes`, or no cache.
+    """
 
     weights_bytes: int
     cache_bytes: int
@@ -171,8 +173,10 @@ def group_capacity(shape: ModelShape, request: GroupRequest) -> GroupCapacity:
 
 
 def cache_token_bytes(shape: ModelShape, request: GroupRequest, dtype: DType) -> int:
-    """Bytes of one token in one rank's cache: its KV heads' keys and values in every layer, index keys in the sparse
-    ones, which are not split: 137,472 for the released M3 in bfloat16 on one rank, 45,312 on four and on eight."""
+    """Bytes of one token in one rank's cache: 137,472 for the released M3 in bfloat16 on one rank, 45,312 on eight.
+
+    Keys and values of the rank's KV heads in every layer; index keys in the sparse ones, which are not split.
+    """
     of_cache = dtype if request.cache_dtype == "auto" else request.cache_dtype
     of_index = of_cache if request.index_cache_dtype == "auto" else request.index_cache_dtype
     heads = shape.kv_heads // head_ranks(shape, request.ranks)

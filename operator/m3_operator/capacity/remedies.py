@@ -13,11 +13,14 @@ _MOST_GIB = 4096
 _MX_BLOCK = 32  # values of a row that share a scale
 
 
-def remedies(shape: ModelShape, request: GroupRequest, capacity: GroupCapacity) -> list[str]:
-    """Single changes, smallest first, that make it fit; empty if there is none."""
+def remedies(shape: ModelShape, request: GroupRequest, capacity: GroupCapacity, *, has_releases: bool) -> list[str]:
+    """Single changes that make it fit; empty if there is none.
+
+    has_releases: whether there may be a checkpoint of the model in another precision.
+    """
     return [
         *_of_the_cache(shape, request, capacity),
-        *_of_the_weights(shape, request),
+        *_of_the_weights(shape, request, has_releases=has_releases),
         *_of_the_group(shape, request),
         *_of_the_gpu(request, capacity),
     ]
@@ -41,11 +44,11 @@ def _of_the_cache(shape: ModelShape, request: GroupRequest, capacity: GroupCapac
         yield "set engine.cacheDtype to fp8"
 
 
-def _of_the_weights(shape: ModelShape, request: GroupRequest) -> Iterator[str]:
+def _of_the_weights(shape: ModelShape, request: GroupRequest, *, has_releases: bool) -> Iterator[str]:
     if request.redundant_experts and _fits(shape, replace(request, redundant_experts=None)):
         yield "remove parallelism.redundantExperts"
     quantised = Precision(dtype=shape.precision.dtype, experts="mxfp8", matrices="mxfp8")
-    can_be_quantised = shape.precision.experts == "plain" and shape.hidden_size % _MX_BLOCK == 0
+    can_be_quantised = has_releases and shape.precision.experts == "plain" and shape.hidden_size % _MX_BLOCK == 0
     if can_be_quantised and request.gpus and _fits(replace(shape, precision=quantised), request):
         yield "serve a checkpoint in MXFP8"
 

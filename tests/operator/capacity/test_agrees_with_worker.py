@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from m3_kernels.mxfp8 import Mxfp8
@@ -67,8 +67,8 @@ def released(**changes: Any) -> dict[str, Any]:
     return config | changes
 
 
-def tiny(**settings: Any) -> dict[str, Any]:
-    return config_json(TinySettings(directory=Path("unused"), **settings))
+def tiny(**shape: Any) -> dict[str, Any]:
+    return config_json(TinySettings(directory=Path("unused"), **shape))
 
 
 def packaged() -> dict[str, Any]:
@@ -119,6 +119,7 @@ def test_bytes_of_a_token_in_every_type_of_cache(cache: Any, index: Any) -> None
     assert group_capacity(RELEASES["MiniMax-M3"], request).token_bytes == expected
 
 
+@settings(deadline=None)
 @given(
     name=st.sampled_from(["M3", "M3 in MXFP8", "tiny"]),
     gib=st.integers(1, 400),
@@ -144,11 +145,11 @@ def test_pages_and_context_of_a_gpu(
         ),
     )
     free = max(0, gib * GIB - RUNTIME_BYTES - found.first.total_bytes)
-    settings = WorkerSettings(
+    asked = WorkerSettings(
         model=Path("m"), max_context_tokens=context, max_concurrent=max_concurrent, cache_tokens=cache_tokens
     )
     try:
-        size = choose_cache_size(settings, PARSED[name], found.token_bytes, free)
+        size = choose_cache_size(asked, PARSED[name], found.token_bytes, free)
     except CacheSizeError:
         assert found.fits is False
         return
@@ -163,8 +164,8 @@ SHAPES = {name: shape_of_config(config) for name, config in CONFIGS.items()}
 
 
 def test_pages_and_context_of_a_cpu() -> None:
-    settings = WorkerSettings(model=Path("m"), max_concurrent=3)
-    size = choose_cache_size(settings, PARSED["tiny"], 1216, None)
+    asked = WorkerSettings(model=Path("m"), max_concurrent=3)
+    size = choose_cache_size(asked, PARSED["tiny"], 1216, None)
     request = GroupRequest(nodes=1, gpus_per_node=0, memory_bytes=None, max_concurrent=3)
     found = group_capacity(SHAPES["tiny"], request)
     assert (found.cache_pages, found.context_tokens) == (size.pages, size.max_context_tokens)

@@ -135,7 +135,20 @@ CASES: list[tuple[str, M3Deployment, str, str]] = [
         "a flag that names another model",
         deployment(args=["--model=/elsewhere"]),
         "FlagsUnknown",
-        "engine.args: --model /elsewhere replaces the model of this spec: its size is not known",
+        "engine.args: --model /elsewhere replaces what the spec says of it, and is not known",
+    ),
+    (
+        "a flag that names another device",
+        deployment(args=["--device", "cpu"]),
+        "FlagsUnknown",
+        "engine.args: --device cpu replaces what the spec says of it, and is not known",
+    ),
+    (
+        "a random model, of which there is no other release",
+        deployment(None, 1, {"tiny": {"layers": 64, "hidden": 4096, "dtype": "bfloat16"}}, {"gpusPerNode": 1}),
+        "DoesNotFit",
+        "rank 0 of 1 needs 1.2 GiB for weights, 2.0 GiB for the runtime: 2.2 GiB more than the 1 GiB of "
+        "accelerator.memoryGiB; any of these would do: use GPUs of at least 4 GiB",
     ),
     (
         "a worker that computes nothing",

@@ -151,6 +151,7 @@ requests = st.builds(
 )
 
 
+@settings(deadline=None)
 @given(shapes, requests)
 def test_the_parts_of_a_gpu_add_up_to_it(shape: ModelShape, asked: GroupRequest) -> None:
     found = group_capacity(shape, asked)
@@ -163,6 +164,7 @@ def test_the_parts_of_a_gpu_add_up_to_it(shape: ModelShape, asked: GroupRequest)
     assert budget.cache_bytes == (found.cache_tokens or 0) * found.token_bytes
 
 
+@settings(deadline=None)
 @given(shapes, requests, st.integers(0, 200))
 def test_more_memory_never_fits_less(shape: ModelShape, asked: GroupRequest, more_gib: int) -> None:
     less = group_capacity(shape, asked)
@@ -173,6 +175,7 @@ def test_more_memory_never_fits_less(shape: ModelShape, asked: GroupRequest, mor
         assert (more.sequences or 0) >= (less.sequences or 0)
 
 
+@settings(deadline=None)
 @given(shapes, requests)
 def test_a_cache_in_fp8_never_holds_less(shape: ModelShape, asked: GroupRequest) -> None:
     wide = group_capacity(shape, asked)
@@ -181,6 +184,7 @@ def test_a_cache_in_fp8_never_holds_less(shape: ModelShape, asked: GroupRequest)
     assert (narrow.longest_context_tokens or 0) >= (wide.longest_context_tokens or 0)
 
 
+@settings(deadline=None)
 @given(shapes, requests)
 def test_the_longest_context_fits_and_a_page_more_does_not(shape: ModelShape, asked: GroupRequest) -> None:
     found = group_capacity(shape, replace(asked, context_tokens=None))
@@ -190,7 +194,7 @@ def test_the_longest_context_fits_and_a_page_more_does_not(shape: ModelShape, as
     assert not group_capacity(shape, replace(asked, context_tokens=longest + shape.page_tokens)).fits
 
 
-@settings(max_examples=200)
+@settings(deadline=None, max_examples=200)
 @given(shapes, requests)
 def test_the_least_memory_is_enough_and_a_little_less_is_not(shape: ModelShape, asked: GroupRequest) -> None:
     found = group_capacity(shape, asked)
