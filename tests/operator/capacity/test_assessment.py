@@ -223,3 +223,10 @@ def test_each_change_that_is_named_would_do(change: str, found: M3Deployment) ->
 def test_copies_that_do_not_fit_are_named_among_what_to_change() -> None:
     crowded = deployment("MiniMax-M3-MXFP8", 79, parallelism={"gpusPerNode": 8, "redundantExperts": 48})
     assert "remove parallelism.redundantExperts" in assess(crowded).remedies
+
+
+def test_a_change_that_alone_would_not_do_is_not_named() -> None:
+    """600,000 tokens of cache hold no 1M sequence, and as 599,936 they are more than the 26,862,092,288 bytes left."""
+    found = assess(deployment(cacheTokens=600_000, maxContextTokens=1_048_576))
+    assert found.reason == "DoesNotFit"
+    assert not [change for change in found.remedies if "maxContextTokens" in change]
