@@ -1,4 +1,4 @@
-"""What to change so that a group fits: each change alone would do, and each is tried before it is named."""
+"""What to change so that a group fits: each line that is named would do, and is tried before it is named."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -14,16 +14,22 @@ _MX_BLOCK = 32  # values of a row that share a scale
 
 
 def remedies(shape: ModelShape, request: GroupRequest, capacity: GroupCapacity, *, has_releases: bool) -> list[str]:
-    """Single changes that make it fit; empty if there is none.
+    """Changes of which any one makes it fit; empty if there is none.
 
+    Where no single change does and the size of the cache is fixed, that is given up first: each line is two changes.
     has_releases: whether there may be a checkpoint of the model in another precision.
     """
-    return [
+    found = [
         *_of_the_cache(shape, request, capacity),
         *_of_the_weights(shape, request, has_releases=has_releases),
         *_of_the_group(shape, request),
-        *_of_the_gpu(request, capacity),
+        *_of_the_gpu(shape, request, capacity),
     ]
+    if found or request.cache_tokens is None:
+        return found
+    free = replace(request, cache_tokens=None)
+    second = remedies(shape, free, group_capacity(shape, free), has_releases=has_releases)
+    return [f"remove engine.cacheTokens and {change}" for change in second]
 
 
 def _of_the_cache(shape: ModelShape, request: GroupRequest, capacity: GroupCapacity) -> Iterator[str]:
@@ -67,11 +73,11 @@ def _of_the_group(shape: ModelShape, request: GroupRequest) -> Iterator[str]:
             break
 
 
-def _of_the_gpu(request: GroupRequest, capacity: GroupCapacity) -> Iterator[str]:
-    if request.memory_bytes is None or not request.gpus or capacity.context_tokens > capacity.model_context_tokens:
-        return
+def _of_the_gpu(shape: ModelShape, request: GroupRequest, capacity: GroupCapacity) -> Iterator[str]:
     needed = -(-capacity.least_memory_bytes // GIB)
-    if request.memory_bytes < needed * GIB <= _MOST_GIB * GIB and (capacity.room_pages or request.cache_tokens is None):
+    if request.memory_bytes is None or needed > _MOST_GIB:
+        return
+    if _fits(shape, replace(request, memory_bytes=needed * GIB)):
         yield f"use GPUs of at least {needed:,} GiB"
 
 

@@ -3,6 +3,8 @@
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from m3_operator.api import M3Deployment, SpecError, parse_deployment
 from m3_operator.capacity.assessment import Checkpoint, assess
@@ -227,6 +229,34 @@ def test_copies_that_do_not_fit_are_named_among_what_to_change() -> None:
 
 def test_a_change_that_alone_would_not_do_is_not_named() -> None:
     """600,000 tokens of cache hold no 1M sequence, and as 599,936 they are more than the 26,862,092,288 bytes left."""
-    found = assess(deployment(cacheTokens=600_000, maxContextTokens=1_048_576))
+    crowded = {"cacheTokens": 600_000, "maxContextTokens": 1_048_576}
+    found = assess(deployment(**crowded))
     assert found.reason == "DoesNotFit"
-    assert not [change for change in found.remedies if "maxContextTokens" in change]
+    assert found.remedies == (
+        "remove engine.cacheTokens and set engine.maxContextTokens to at most 533,504",
+        "remove engine.cacheTokens and set engine.cacheDtype to fp8",
+        "remove engine.cacheTokens and serve a checkpoint in MXFP8",
+        "remove engine.cacheTokens and set parallelism.nodes to 2 (16 GPUs a group)",
+        "remove engine.cacheTokens and use GPUs of at least 165 GiB",
+    )
+
+
+@settings(deadline=None)
+@given(
+    release=st.sampled_from(["MiniMax-M3", "MiniMax-M3-MXFP8"]),
+    gib=st.integers(1, 200),
+    nodes=st.integers(1, 64),
+    gpus=st.sampled_from([1, 2, 4, 8]),
+    redundant=st.none() | st.integers(0, 4096),
+    cache=st.none() | st.integers(16, 2**40),
+    context=st.none() | st.integers(16, 2**20),
+)
+def test_every_answer_is_a_sentence_that_a_condition_can_hold(
+    *, release: str, gib: int, nodes: int, gpus: int, redundant: int | None, cache: int | None, context: int | None
+) -> None:
+    engine = {"cacheTokens": cache, "maxContextTokens": context}
+    parallelism = {"nodes": nodes, "gpusPerNode": gpus, "redundantExperts": redundant}
+    told = assess(deployment(release, gib, parallelism=parallelism, **engine))
+    assert told.reason in ("Fits", "DoesNotFit")
+    assert 20 < len(told.message) <= 1024
+    assert bool(told.remedies) <= (told.reason == "DoesNotFit")
