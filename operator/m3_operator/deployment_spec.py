@@ -215,7 +215,7 @@ class EngineSpec(Model):
     """Sequences that one group computes at once."""
     step_tokens: Annotated[int, Field(ge=16, le=1048576)] = 2048
     """Tokens that one step of the engine computes at most."""
-    cache_tokens: Annotated[int, Field(ge=16, le=2**40)] | None = None
+    cache_tokens: Annotated[int, Field(ge=16, le=2**31)] | None = None
     """Tokens that the paged cache holds; absent: derived from the device's memory."""
     cache_dtype: CacheType = "auto"
     """Type of cached keys and values; auto: that of the weights. fp8 makes room for twice the tokens."""
