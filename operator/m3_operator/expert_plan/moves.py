@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from m3_operator.expert_plan.arrangement import Arrangement
 from m3_operator.expert_plan.plan import Balance, ExpertPlan, GroupShape, Loads, Move, Slots
 
-_LEAST_FALL = 1e-6
-"""Of a layer's ratio. What gains less is no gain."""
+_LEAST_FALL = 0.001
+"""Of a layer's ratio, from one stop to the next: for less, no expert is moved."""
 
 _SHARES = 2
 """How many equal shares of the budget a layer may take, among those that need any: bounds the search."""

@@ -56,9 +56,12 @@ class GroupShape:
 
     @classmethod
     def with_spare_slots(cls, experts: int, nodes: int, ranks_per_node: int, spare_per_rank: int = 1) -> "GroupShape":
-        """The shape in which every rank has so many slots beyond its share of the experts, rounded up."""
+        """The shape in which every rank has so many slots beyond its share of the experts, rounded up.
+
+        Fewer where a rank has every expert by then.
+        """
         ranks = nodes * ranks_per_node
-        slots_per_rank = -(-experts // ranks) + spare_per_rank
+        slots_per_rank = min(-(-experts // ranks) + spare_per_rank, experts)
         return cls(experts, nodes, ranks_per_node, slots_per_rank * ranks - experts)
 
     @cached_property
