@@ -120,42 +120,42 @@ class Arrangement:
         one. What the two experts' other ranks gain and lose is added up as if no rank had both; what is then better
         than the best so far is counted exactly.
         """
-        relief = self._relief()
-        by_relief = sorted(range(self._shape.experts), key=relief.__getitem__, reverse=True)
+        relief, weight = self._relief(), self._weight
         on_top = sorted(self._held[top], key=relief.__getitem__, reverse=True)
+        by_relief = sorted(range(self._shape.experts), key=relief.__getitem__, reverse=True)
+        utmost = relief[by_relief[0]] + (self._carried[top] - self._mean) ** 2
         best: _Change | None = None
         for leaving, ranks in enumerate(self._ranks_of):
             if len(ranks) == 1:
                 continue
             burden = self._burden(leaving)
+            if utmost <= burden + least:
+                continue
             for rank in ranks:
-                most = self._excess(self._carried[rank]) - burden  # without relief elsewhere
+                over = self._carried[rank] - self._mean
+                most = (over * over if over > 0 else 0.0) - burden  # what is gained on this rank and lost on others
                 for coming in by_relief if rank == top else on_top:
                     if most + relief[coming] <= least:
                         break
-                    if relief[coming] - burden + self._exchange_gain(rank, leaving, coming) <= least:
+                    copies = len(self._ranks_of[coming])
+                    left = over - weight[leaving] + weight[coming] * copies / (copies + 1)
+                    if most + relief[coming] - (left * left if left > 0 else 0.0) <= least:
                         continue
-                    if not self._may_replace(rank, leaving, coming):
-                        continue
-                    gain = self._exact_gain(rank, leaving, coming)
-                    if gain > least:
-                        least, best = gain, _Change(((rank, leaving, coming),))
+                    if self._may_replace(rank, leaving, coming):
+                        gain = self._exact_gain(rank, leaving, coming)
+                        if gain > least:
+                            least, best = gain, _Change(((rank, leaving, coming),))
         return best
-
-    def _excess(self, load: float) -> float:
-        over = load - self._mean
-        return over * over if over > 0 else 0.0
 
     def _relief(self) -> list[float]:
         """[experts]: what one more copy would gain on the ranks that have the expert."""
-        relief = [0.0] * self._shape.experts
-        less = [weight / (len(ranks) + 1) for weight, ranks in zip(self._weight, self._ranks_of, strict=True)]
+        relief, weight, ranks_of = [0.0] * self._shape.experts, self._weight, self._ranks_of
         for load, held in zip(self._carried, self._held, strict=True):
             over = load - self._mean
             if over <= 0:
                 continue
             for expert in held:
-                left = over - less[expert]
+                left = over - weight[expert] / (len(ranks_of[expert]) + 1)
                 relief[expert] += over * over - (left * left if left > 0 else 0.0)
         return relief
 
@@ -170,13 +170,6 @@ class Arrangement:
                 total += (over + more) ** 2 - (over * over if over > 0 else 0.0)
         return total
 
-    def _exchange_gain(self, rank: int, leaving: int, coming: int) -> float:
-        """What the exchange itself gains on its rank."""
-        copies = len(self._ranks_of[coming])
-        load = self._carried[rank]
-        after = load - self._weight[leaving] + self._weight[coming] * copies / (copies + 1)
-        return self._excess(load) - self._excess(after)
-
     def _exact_gain(self, rank: int, leaving: int, coming: int) -> float:
         """What replacing `leaving` by `coming` on a rank gains, all ranks together."""
         shift: dict[int, float] = {rank: 0.0}
@@ -186,8 +179,9 @@ class Arrangement:
         for other in self._ranks_of[coming]:
             shift[other] = shift.get(other, 0.0) - self._weight[coming] / (more + 1)
         shift[rank] += self._loads[coming] / (more + 1) - self._loads[leaving] / (less - 1)
-        excess, carried = self._excess, self._carried
-        return sum(excess(carried[other]) - excess(carried[other] + by) for other, by in shift.items())
+        before = (max(self._carried[other] - self._mean, 0.0) for other in shift)
+        after = (max(self._carried[other] + by - self._mean, 0.0) for other, by in shift.items())
+        return sum(over * over for over in before) - sum(over * over for over in after)
 
     def _may_swap(self, one: int, ours: int, other: int, theirs: int) -> bool:
         if ours in self._held[other] or theirs in self._held[one]:
@@ -200,21 +194,18 @@ class Arrangement:
         return self._keeps_nodes(leaving, rank, None) and self._keeps_nodes(coming, None, rank)
 
     def _keeps_nodes(self, expert: int, leaves: int | None, enters: int | None) -> bool:
-        """Whether no more of an expert's copies share a node, while nodes are left, once a copy has moved."""
-        shape, before = self._shape, self._ranks_of[expert]
-        if shape.nodes == 1 or (len(before) == 1 and enters is not None and leaves is not None):
-            return True
-        after = list(before)
-        if leaves is not None:
-            after.remove(leaves)
-        if enters is not None:
-            after.append(enters)
-        return self._crowding(after) <= self._crowding(before)
+        """Whether an expert is on no fewer nodes than its copies allow, once one left a rank or entered one.
 
-    def _crowding(self, ranks: Sequence[int]) -> int:
-        """By how many nodes copies on these ranks are on fewer than they could be."""
-        nodes = {self._shape.node_of[rank] for rank in ranks}
-        return min(len(ranks), self._shape.nodes) - len(nodes)
+        An expert that is on fewer already may stay so.
+        """
+        node_of, most = self._shape.node_of, self._shape.nodes
+        if most == 1 or (leaves is not None and enters is not None and node_of[leaves] == node_of[enters]):
+            return True
+        nodes = [node_of[rank] for rank in self._ranks_of[expert]]
+        lost = leaves is not None and nodes.count(node_of[leaves]) == 1
+        gained = enters is not None and node_of[enters] not in nodes
+        copies = len(nodes) + (enters is not None) - (leaves is not None)
+        return gained - lost >= min(copies, most) - min(len(nodes), most)
 
     def _make(self, change: _Change) -> None:
         """Make a change, and weigh anew what it concerns: copies of these experts, and the ranks that have them."""

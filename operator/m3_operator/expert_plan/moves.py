@@ -18,7 +18,7 @@ from m3_operator.expert_plan.plan import Balance, ExpertPlan, GroupShape, Loads,
 _LEAST_FALL = 0.001
 """Of a layer's ratio, from one stop to the next: for less, no expert is moved."""
 
-_SHARES = 2
+_SHARES = 1.5
 """How many equal shares of the budget a layer may take, among those that need any: bounds the search."""
 
 
@@ -56,7 +56,7 @@ def rebalance(present: ExpertPlan, loads: Loads, max_moved_share: float, enough:
     before = present.balance(loads)
     budget = int(max_moved_share * present.slots)
     in_need = sum(ratio > enough for ratio in before.ratios)
-    most = min(budget, _SHARES * budget // in_need) if in_need else 0
+    most = min(budget, int(_SHARES * budget / in_need)) if in_need else 0
     curves = [
         _curve(present.shape, slots, of_layer, enough, most)
         for slots, of_layer in zip(present.layers, loads, strict=True)

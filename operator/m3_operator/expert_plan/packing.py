@@ -105,13 +105,22 @@ class _Ranks:
 
     def take(self, expert: int, copies: int) -> None:
         """Put all copies of an expert on ranks: on one rank of each node before two of any, where there is room."""
-        node_of, nodes = self._shape.node_of, set[int]()
-        for _ in range(copies):
-            able = [rank for rank in self._free if expert not in self.held[rank]]
-            elsewhere = [rank for rank in able if node_of[rank] not in nodes] if len(nodes) < self._shape.nodes else []
-            rank = min(elsewhere or able, key=self._carried.__getitem__) if able else self._make_room(expert)
+        ranks = self._lightest(copies)
+        for rank in ranks:
             self._put(rank, expert)
-            nodes.add(node_of[rank])
+        for _ in range(copies - len(ranks)):
+            self._put(self._make_room(expert), expert)
+
+    def _lightest(self, count: int) -> list[int]:
+        """So many of the ranks with a free slot, the least loaded of each node first; fewer if there are no more."""
+        if count == 1:
+            return [min(self._free, key=self._carried.__getitem__)]
+        firsts, others, nodes = list[int](), list[int](), set[int]()
+        for rank in sorted(self._free, key=self._carried.__getitem__):
+            node = self._shape.node_of[rank]
+            (others if node in nodes else firsts).append(rank)
+            nodes.add(node)
+        return (firsts + others)[:count]
 
     def _put(self, rank: int, expert: int) -> None:
         self.held[rank].append(expert)
