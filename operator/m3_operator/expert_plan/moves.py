@@ -20,6 +20,8 @@ _LEAST_FALL = 0.001
 
 _SHARES = 1.5
 """How many equal shares of the budget a layer may take, among those that need any: bounds the search."""
+_FEW_SLOTS = 8
+"""That any layer may take: a swap needs two, and where there is little to spend it should go to the worst."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,7 @@ def rebalance(present: ExpertPlan, loads: Loads, max_moved_share: float, enough:
     before = present.balance(loads)
     budget = int(max_moved_share * present.slots)
     in_need = sum(ratio > enough for ratio in before.ratios)
-    most = min(budget, int(_SHARES * budget / in_need)) if in_need else 0
+    most = min(budget, max(int(_SHARES * budget / in_need), _FEW_SLOTS)) if in_need else 0
     curves = [
         _curve(present.shape, slots, of_layer, enough, most)
         for slots, of_layer in zip(present.layers, loads, strict=True)
