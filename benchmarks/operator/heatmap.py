@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
-CELL_WIDTH, CELL_HEIGHT, GAP, LEFT, TOP, BOTTOM = 13, 13, 40, 64, 92, 78
+CELL_WIDTH, CELL_HEIGHT, GAP, LEFT, TOP, BOTTOM = 10, 12, 32, 64, 92, 78
 RED, BLUE = (178, 24, 43), (33, 102, 172)
 SPAN = 0.6
 """From 1, above or below, where a colour is full."""

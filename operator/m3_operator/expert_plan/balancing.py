@@ -47,10 +47,10 @@ class BalancePolicy:
 
 @dataclass(frozen=True)
 class Trial:
-    """A plan that was sent out, and what was expected of it."""
+    """What is expected of a plan that was sent out."""
 
     before: ExpertPlan
-    plan: ExpertPlan
+    """The plan that it replaces."""
     promised: float
     """By how much the mean ratio was to fall."""
 
@@ -100,7 +100,7 @@ def judge(present: ExpertPlan, loads: Loads, watch: Watch, policy: BalancePolicy
     balance = present.balance(loads)
     if _too_few(loads, policy.least_tokens_per_rank * present.shape.ranks):
         return Verdict(Reason.TOO_FEW_TOKENS, watch, balance)
-    watch = _tried(watch, present, balance, loads, policy)
+    watch = _tried(watch, balance, loads, policy)
     is_uneven = balance.worst > policy.trigger_ratio
     watch = replace(watch, uneven_windows=watch.uneven_windows + 1 if is_uneven else 0)
     if watch.pause_windows:
@@ -110,7 +110,7 @@ def judge(present: ExpertPlan, loads: Loads, watch: Watch, policy: BalancePolicy
     found = rebalance(present, loads, policy.max_moved_share, policy.enough_ratio)
     if not found.moves:
         return Verdict(Reason.NOTHING_GAINS, _set_back(watch, policy), balance)
-    trial = Trial(present, found.plan, found.before.mean - found.after.mean)
+    trial = Trial(present, found.before.mean - found.after.mean)
     return Verdict(Reason.REBALANCED, replace(watch, trial=trial), balance, found)
 
 
@@ -118,14 +118,18 @@ def _too_few(loads: Loads, least: float) -> bool:
     return any(sum(of_layer) < least for of_layer in loads)
 
 
-def _tried(watch: Watch, present: ExpertPlan, balance: Balance, loads: Loads, policy: BalancePolicy) -> Watch:
-    """The watch once its trial is over, if there was one. A plan that the group did not take is a setback too."""
+def _tried(watch: Watch, balance: Balance, loads: Loads, policy: BalancePolicy) -> Watch:
+    """The watch once its trial is over, if there was one.
+
+    The plan before is judged by the load of now as well: a drift since then is no fault of the new one. A plan that the
+    group did not take has gained nothing.
+    """
     trial = watch.trial
     if trial is None:
         return watch
     watch = replace(watch, trial=None)
     gained = trial.before.balance(loads).mean - balance.mean
-    if present.layers == trial.plan.layers and gained >= policy.kept_promise * trial.promised:
+    if gained >= policy.kept_promise * trial.promised:
         return replace(watch, setbacks=0)
     return _set_back(watch, policy)
 

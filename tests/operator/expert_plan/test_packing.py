@@ -98,6 +98,16 @@ def test_no_expert_gets_more_copies_than_there_are_ranks() -> None:
     assert copies_by_load(shape, [100, 1, 1, 1], by_weight) == [3, 2, 2, 2]
 
 
+def test_room_is_made_where_every_free_slot_is_beside_a_copy() -> None:
+    # Expert 0 keeps the first rank to itself until the second is full; then both copies of 4 would go to the first.
+    shape = GroupShape(experts=5, nodes=1, ranks_per_node=2, redundant=1)
+
+    slots = pack(shape, [100, 5, 5, 5, 2], [1, 1, 1, 1, 2])
+
+    first, second = map(sorted, shape.by_rank(slots))
+    assert (first, second) == ([0, 3, 4], [1, 2, 4])
+
+
 def test_without_a_profile_ranks_are_even_and_layers_copy_different_experts() -> None:
     shape = GroupShape.with_spare_slots(128, nodes=2, ranks_per_node=8)
 
