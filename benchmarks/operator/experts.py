@@ -11,133 +11,32 @@ import argparse
 import datetime
 import os
 import platform
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
 from random import Random
 from statistics import mean
-from typing import TypeVar
 
-from heatmap import Panel, heatmaps  # beside this file, where Python looks first for what a script imports
-from rivals import contiguous, published_greedy
+from drift import DRIFT_LAYERS, ROUNDS, Drift, drifts_on  # beside this file, where Python looks first
+from heatmap import Panel, heatmaps
+from placing import ENOUGH, GPUS_PER_NODE, MOVED, StaticRow, shape_of, static_row
+from rivals import contiguous
 
-from expert_loads import EXPERTS, KINDS, drifting_loads, layer_loads
-from m3_operator.expert_plan.balancing import BalancePolicy
+from expert_loads import EXPERTS, KINDS, layer_loads
 from m3_operator.expert_plan.moves import rebalance
 from m3_operator.expert_plan.packing import initial_plan
-from m3_operator.expert_plan.plan import ExpertPlan, GroupShape, rank_loads
+from m3_operator.expert_plan.plan import ExpertPlan, rank_loads
 
 HERE = Path(__file__).resolve().parent
 PICTURE = HERE.parents[1] / "docs/images/expert-load.svg"
 
 GPUS = (8, 16, 32, 64)
-GPUS_PER_NODE = 8
 RATIO, RATIO_GPUS, SECONDS = 1.02, (8, 16, 32), 1.0
 """The goals: this max / mean, on so many GPUs; so long for all layers."""
-MOVED, ENOUGH = BalancePolicy().max_moved_share, BalancePolicy().enough_ratio
-ROUNDS, DRIFT_LAYERS, DRIFT_SEED = 8, 10, 1
 PICTURE_GPUS, PICTURE_LAYERS = 32, 24
 
-Layers = Sequence[Sequence[float]]
-T = TypeVar("T")
 
-
-@dataclass(frozen=True)
-class Placement:
-    """How even a plan is, how long finding it took, and what a lost node would take."""
-
-    mean: float
-    """Of the layers' max / mean; `worst` is the highest."""
-    worst: float
-    seconds: float
-    on_one_node: float
-    """Of the experts with copies, the share whose copies are all on one node."""
-
-    @property
-    def text(self) -> str:
-        return f"{self.mean:.3f} ({self.worst:.3f})"
-
-
-@dataclass(frozen=True)
-class StaticRow:
-    """One load on one number of GPUs."""
-
-    kind: str
-    gpus: int
-    contiguous: Placement
-    greedy: Sequence[Placement]
-    """With one and with two spare slots a GPU; so is `ours`."""
-    ours: Sequence[Placement]
-    round_seconds: float
-    """Finding one round of moves, from a plan that knew nothing of the load."""
-
-    @property
-    def text(self) -> str:
-        cells = [self.kind, str(self.gpus)]
-        cells += [placed.text for placed in (self.contiguous, *self.greedy, *self.ours)]
-        lost = [f"{placed.on_one_node:.0%}" for placed in (self.greedy[0], self.ours[0])]
-        cells.append(" / ".join(lost) if self.gpus > GPUS_PER_NODE else "-")
-        seconds = (self.greedy[0].seconds, self.ours[0].seconds, self.ours[1].seconds, self.round_seconds)
-        cells.append(" / ".join(f"{one:.2f}" for one in seconds))
-        return f"| {' | '.join(cells)} |"
-
-
-def shape_of(gpus: int, spare: int) -> GroupShape:
-    """Nodes of eight GPUs, each GPU with so many spare slots."""
-    return GroupShape.with_spare_slots(EXPERTS, gpus // GPUS_PER_NODE, GPUS_PER_NODE, spare)
-
-
-def timed(repetitions: int, work: Callable[[], T]) -> tuple[T, float]:
-    """What it returns, and the least CPU time of it: other processes only ever add to it."""
-    seconds = []
-    for _ in range(repetitions):
-        begun = time.process_time()
-        result = work()
-        seconds.append(time.process_time() - begun)
-    return result, min(seconds)
-
-
-def judged(loads: Layers, repetitions: int, work: Callable[[], ExpertPlan]) -> Placement:
-    """Place all layers and judge the plan."""
-    plan, seconds = timed(repetitions, work)
-    balance = plan.balance(loads)
-    return Placement(balance.mean, balance.worst, seconds, on_one_node(plan))
-
-
-def greedy_plan(shape: GroupShape, loads: Layers) -> ExpertPlan:
-    return ExpertPlan(shape, tuple(published_greedy(shape, of_layer) for of_layer in loads))
-
-
-def on_one_node(plan: ExpertPlan) -> float:
-    """See `Placement.on_one_node`; 0 where there are no copies."""
-    nodes: list[int] = []
-    for slots in plan.layers:
-        for expert in range(plan.shape.experts):
-            ranks = [plan.shape.rank_of(slot) for slot, one in enumerate(slots) if one == expert]
-            if len(ranks) > 1:
-                nodes.append(len({plan.shape.node_of[rank] for rank in ranks}))
-    return sum(count == 1 for count in nodes) / len(nodes) if nodes else 0.0
-
-
-def static_row(kind: str, gpus: int, layers: int, repetitions: int) -> StaticRow:
-    """Every way to place one load from nothing."""
-    loads = [layer_loads(kind, Random(seed)) for seed in range(layers)]
-    bare, *spared = (shape_of(gpus, spare) for spare in range(3))
-    unknowing = initial_plan(spared[0], layers)
-    return StaticRow(
-        kind,
-        gpus,
-        judged(loads, 1, lambda: ExpertPlan(bare, (contiguous(bare),) * layers)),
-        [judged(loads, repetitions, partial(greedy_plan, shape, loads)) for shape in spared],
-        [judged(loads, repetitions, partial(initial_plan, shape, layers, loads)) for shape in spared],
-        timed(repetitions, lambda: rebalance(unknowing, loads, MOVED, ENOUGH))[1],
-    )
-
-
-def goal_lines(rows: Sequence[StaticRow], drifts: Sequence["Drift"], layers: int) -> list[str]:
+def goal_lines(rows: Sequence[StaticRow], drifts: Sequence[Drift], layers: int) -> list[str]:
     """What was wanted, and what was measured."""
     worst = max(row.ours[0].worst for row in rows if row.gpus in RATIO_GPUS)
     slowest = max(max(row.round_seconds, *(placed.seconds for placed in row.ours)) for row in rows)
@@ -149,67 +48,6 @@ def goal_lines(rows: Sequence[StaticRow], drifts: Sequence["Drift"], layers: int
         f"| {layers} layers placed, or a round for them found, 8 to 64 GPUs | under {SECONDS:g} s | {slowest:.2f} s | "
         f"{_met(slowest < SECONDS)} |",
     ]
-
-
-@dataclass(frozen=True)
-class Drift:
-    """One way to follow a drifting load."""
-
-    gpus: int
-    title: str
-    met: Sequence[float]
-    """For each round the mean ratio that the new load meets, `left` what the round leaves."""
-    left: Sequence[float]
-    moved: Sequence[float]
-    """Of all slots."""
-
-    @property
-    def text(self) -> str:
-        rounds = " | ".join(f"{ratio:.3f}" for ratio in self.left)
-        return (
-            f"| {self.gpus} | {self.title} | {rounds} | {mean(self.met):.3f} | {mean(self.left):.3f} | "
-            f"{mean(self.moved):.1%} |"
-        )
-
-
-def drifts_on(gpus: int) -> list[Drift]:
-    """Everyone follows the same load from the same plan."""
-    shape, load = shape_of(gpus, 1), drifting_loads(DRIFT_LAYERS, Random(DRIFT_SEED))
-    first = next(load)
-    loads = [next(load) for _ in range(ROUNDS)]
-    start = initial_plan(shape, DRIFT_LAYERS, first)
-    return [
-        follow("never", start, loads, lambda plan, _: plan),
-        follow("published greedy, anew", start, loads, lambda plan, load: _kept(plan, greedy_plan(shape, load))),
-        follow("**ours**", start, loads, lambda plan, load: rebalance(plan, load, MOVED, 1.0).plan),
-        follow(f"**ours**, to {ENOUGH:g}", start, loads, lambda plan, load: rebalance(plan, load, MOVED, ENOUGH).plan),
-    ]
-
-
-def follow(
-    title: str, start: ExpertPlan, loads: Sequence[Layers], adapt: Callable[[ExpertPlan, Layers], ExpertPlan]
-) -> Drift:
-    """Let the plan follow the loads."""
-    plan, met, left, moved = start, list[float](), list[float](), list[float]()
-    for load in loads:
-        later = adapt(plan, load)
-        met.append(plan.balance(load).mean)
-        left.append(later.balance(load).mean)
-        moved.append(len(plan.moves_to(later)) / plan.slots)
-        plan = later
-    return Drift(start.shape.ranks, title, met, left, moved)
-
-
-def _kept(present: ExpertPlan, later: ExpertPlan) -> ExpertPlan:
-    """`later` with the slots of each rank ordered so that what the rank has already stays where it is."""
-    shape, layers = present.shape, []
-    for slots, wanted in zip(present.layers, later.layers, strict=True):
-        ordered: list[int] = []
-        for have, want in zip(shape.by_rank(slots), map(list, shape.by_rank(wanted)), strict=True):
-            kept = [want.pop(want.index(expert)) if expert in want else None for expert in have]
-            ordered += [want.pop() if expert is None else expert for expert in kept]
-        layers.append(tuple(ordered))
-    return ExpertPlan(shape, tuple(layers))
 
 
 def picture() -> str:
@@ -291,16 +129,18 @@ each round. Met: what the drifted load finds before the round; left: what the ro
 {drifts}
 
 - Moved: slots that take an expert that their GPU did not have. Ours may move {moved:.0%} of all slots in a round; "to
-  {enough:g}" is how the operator does it by default: a layer that even is left alone.
-- The operator waits until the worst layer is above 1.15 for two windows; here there is a round after each step.
+  {enough:g}" is the policy's default: a layer as even as that is left alone.
+- By default the planner waits until the worst layer is above 1.15 for two windows; here a round follows each step.
+- From 32 GPUs on a tenth of the slots is less than what the drift undoes: greedy anew is more even, for ten times the
+  moves.
 
 ## What this does not show
 
 The loads of a real M3 under real traffic; what a moved slot costs a group that serves; how far the last window's load
 foretells the next one's. Load profiles are synthetic and seeded: all figures but the times are the same everywhere.
 
-- Date: {date}. Command: `{command}`. Machine: {cpus} CPUs ({cpu}), load average {load:.1f} before the run;
-  Python {python}.
+- Date: {date}. Command: `{command}`.
+- Machine: {cpus} CPUs ({cpu}), load average {load:.1f} before the run; Python {python}.
 """
 
 
@@ -334,7 +174,7 @@ def main() -> None:
         moved=MOVED,
         enough=ENOUGH,
         date=datetime.datetime.now(datetime.UTC).date(),
-        command="make bench-experts",
+        command="PYTHONPATH=tests/support python benchmarks/operator/experts.py",
         cpus=os.cpu_count(),
         cpu=_cpu_model(),
         load=load,

@@ -5,7 +5,7 @@ are what a round may spend. Each layer is searched from where it is (`arrangemen
 slots moved, so even. The budget is then spent over all layers where a slot gains most. Layers take turns in the engine,
 so a gain is worth the same in each of them.
 
-A fresh plan would be even too, and have three slots of four elsewhere; so nothing is ever planned anew here.
+A fresh plan would be even too, and have most experts elsewhere: nothing is planned anew here.
 """
 
 import heapq
@@ -17,7 +17,6 @@ from m3_operator.expert_plan.plan import Balance, ExpertPlan, GroupShape, Loads,
 
 _LEAST_FALL = 0.001
 """Of a layer's ratio, from one stop to the next: for less, no expert is moved."""
-
 _SHARES = 1.5
 """How many equal shares of the budget a layer may take, among those that need any: bounds the search."""
 _FEW_SLOTS = 8
