@@ -131,8 +131,8 @@ each round. Met: what the drifted load finds before the round; left: what the ro
 - Moved: slots that take an expert that their GPU did not have. Ours may move {moved:.0%} of all slots in a round; "to
   {enough:g}" is the policy's default: a layer as even as that is left alone.
 - By default the planner waits until the worst layer is above 1.15 for two windows; here a round follows each step.
-- From 32 GPUs on a tenth of the slots is less than what the drift undoes: greedy anew is more even, for ten times the
-  moves.
+- From 16 GPUs on the drift undoes more than a tenth of the slots can mend in a round: greedy anew is more even there,
+  for nine times the moves.
 
 ## What this does not show
 
