@@ -21,8 +21,8 @@ from typing import Final, Protocol
 import msgspec
 
 from m3_router.bill import BILLED, NOTHING_USED, Bill, OpenedBill, Outcome, Usage, continued, used_until_now
+from m3_router.config import ContextTier, ServiceTier
 from m3_router.journal import Journal
-from m3_router.prices import PriceTable
 
 RING_BILLS: Final = 10_000
 # A batch costs its readers half of what as many single bills would.
@@ -37,6 +37,16 @@ _decode_lines: Final = msgspec.json.Decoder(Bill).decode_lines
 
 class AlreadySettledError(Exception):
     """A bill was settled a second time: a defect, and the second cost was not counted."""
+
+
+class Prices(Protocol):
+    """What `prices.PriceTable` is for the ledger. `wall`: seconds since the epoch."""
+
+    def context_tier(self, model: str, tokens: int, wall: float) -> ContextTier:
+        """The context tier of a whole request with this many input tokens."""
+
+    def cost(self, model: str, service_tier: ServiceTier, usage: Usage, wall: float) -> tuple[ContextTier, int]:
+        """The context tier and what it costs, in nano-dollars."""
 
 
 class Records(Protocol):
@@ -62,7 +72,7 @@ class Ledger:
 
     def __init__(
         self,
-        prices: PriceTable,
+        prices: Prices,
         write: Callable[[bytes, int], None],
         readers: Iterable[Callable[[list[Bill]], None]],
         call_later: Callable[[float, Callable[[], None]], object],

@@ -182,11 +182,13 @@ class EventStream:
 
     def feed(self, data: bytes) -> bytes:
         """Take what the worker sent; returns what the client gets now."""
-        # The usual case: whole events with an object each, so not [DONE], and nothing to read in them. Some servers
-        # say in each event that it has no usage.
+        # The usual case: whole events with an object each, so not [DONE] and no comments, and nothing to read in them.
+        # Some servers say in each event that it has no usage.
         if (
             self._is_plain
             and data.endswith(b"}\n\n")
+            and not data.startswith(b":")
+            and b"\n:" not in data
             and b'"error"' not in data
             and (b'"usage"' not in data or data.count(b'"usage":null') == data.count(b'"usage"'))
             and not (self._dialect.has_named_events and self._dialect.end in data)

@@ -4,7 +4,14 @@ import asyncio
 
 import pytest
 
-from m3_router.http.worker_end import MAX_HEAD_BYTES, MAX_IDLE_PER_WORKER, Answer, WorkerConnection, WorkerConnections
+from m3_router.http.worker_end import (
+    MAX_HEAD_BYTES,
+    MAX_IDLE_PER_WORKER,
+    Answer,
+    AnswerSink,
+    WorkerConnection,
+    WorkerConnections,
+)
 from m3_router.workers import WorkerAddress
 
 ADDRESS = WorkerAddress(uid="u", name="w", host="127.0.0.1", port=1)
@@ -40,7 +47,7 @@ class FakeTransport(asyncio.Transport):
         self.is_paused = False
 
 
-class Sink:
+class Sink(AnswerSink):
     def __init__(self) -> None:
         self.answers: list[Answer] = []
         self.body = b""

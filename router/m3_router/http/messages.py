@@ -90,7 +90,7 @@ class Answer:
         self.head = head
 
 
-@trait
+@mypyc_attr(allow_interpreted_subclasses=True)
 class Exchange:
     """One request being answered. After `client_lost` it must not touch the connection again."""
 
@@ -168,7 +168,7 @@ class Client:
         """The request's body will not be needed again."""
 
 
-@trait
+@mypyc_attr(allow_interpreted_subclasses=True)
 class Application:
     """What the bytes are for."""
 

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import Final, cast
 
 import httptools
-from mypy_extensions import mypyc_attr, trait
+from mypy_extensions import mypyc_attr
 
 from m3_router.http import wire
 from m3_router.http.alike import AnswersAlike
@@ -28,7 +28,6 @@ MAX_LEARNINGS: Final = 4  # in a connection's life: a worker whose heads differ 
 _COPY_BYTES: Final = 2**16  # above this, head and body are handed over separately rather than copied together
 
 
-@trait
 @mypyc_attr(allow_interpreted_subclasses=True)
 class AnswerSink:
     """Who waits for an answer. After `worker_lost`, or a complete answer, the connection is no longer its own."""

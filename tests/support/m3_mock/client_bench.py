@@ -9,7 +9,7 @@ from m3_router.config import LimitSettings
 from m3_router.errors import Refusal
 from m3_router.http.client_end import ClientConnection
 from m3_router.http.connections import Connections
-from m3_router.http.messages import Request, Start
+from m3_router.http.messages import Application, Exchange, Request, Start
 
 LIMITS = LimitSettings(
     body_bytes=1024,
@@ -71,7 +71,7 @@ class FakeLoop:
             self.soon.pop(0)()
 
 
-class FakeExchange:
+class FakeExchange(Exchange):
     def __init__(self) -> None:
         self.events: list[str] = []
 
@@ -92,7 +92,7 @@ class FakeExchange:
 
 
 @dataclass
-class FakeApplication:
+class FakeApplication(Application):
     """Answers at once, unless `holds`: then the test answers by `connection.respond_json`."""
 
     holds: bool = False
