@@ -29,7 +29,7 @@ check: setup ## linters, types, import contracts
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-check-kernels: setup ## the GPU kernels without a GPU: each in Triton's interpreter, each configuration compiled for Hopper
+check-kernels: setup ## the GPU kernels without a GPU: every case (`make test` has the short ones) in Triton's interpreter, each configuration compiled for Hopper
 	TRITON_INTERPRET=1 OPENBLAS_NUM_THREADS=1 OMP_NUM_THREADS=1 $(PYTEST) -q -n auto tests/kernels/gpu/interpreted
 	$(BIN)/python -m m3_kernels.gpu.compile_table
 	$(PYTEST) -q tests/kernels/gpu/test_compile_gate.py -k "not every_configuration"

@@ -1,4 +1,4 @@
-"""Fixtures that give tests a real Kubernetes, and the marks that go with them.
+"""Fixtures that give tests a real Kubernetes, and the marks that go with them; what is set for every test's process.
 
 A test that asks for `control_plane` is marked `cluster`, one that asks for `real_cluster` is marked `real_cluster`;
 each kind runs in one xdist worker (`--dist loadgroup`), so that one cluster of a kind runs at a time.
@@ -7,6 +7,7 @@ each kind runs in one xdist worker (`--dist loadgroup`), so that one cluster of 
 import logging
 import os
 import secrets
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -26,6 +27,17 @@ settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.load_profile("repeatable")
 
 CLUSTER_FIXTURES = {"control_plane": "cluster", "real_cluster": "real_cluster"}
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Where bytecode may not be written beside sources, as in many containers, it is kept in pytest's cache instead.
+
+    The suite starts far more than a hundred Pythons: without it, importing torch costs each of them 4 seconds more.
+    """
+    if "PYTHONDONTWRITEBYTECODE" in os.environ and (cache := getattr(config, "cache", None)) is not None:
+        del os.environ["PYTHONDONTWRITEBYTECODE"]
+        os.environ["PYTHONPYCACHEPREFIX"] = sys.pycache_prefix = str(cache.mkdir("bytecode"))
+        sys.dont_write_bytecode = False
 
 
 @pytest.hookimpl(tryfirst=True)

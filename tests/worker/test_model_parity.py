@@ -20,7 +20,8 @@ from m3_oracles import hf, mlx, native
 from m3_worker.config import TinySettings
 from m3_worker.model.config import ModelConfig
 from m3_worker.model.m3 import M3Model
-from m3_worker.tiny import write_checkpoint, write_weights
+from m3_worker.tiny import write_checkpoint
+from m3_worker.tiny_weights import write_weights
 
 pytestmark = pytest.mark.xdist_group("oracles")  # importing the oracles takes seconds: once is enough
 

@@ -1,10 +1,8 @@
 """Random tiny checkpoints in the official form of MiniMax-M3, for tests, demos and trying things out.
 
-Owns what such a directory holds: config.json, weights in two shards with their index, a byte-level tokenizer with M3's
-special tokens, a chat template in M3's format, generation defaults. The same settings give the same bytes.
-The weights are random everywhere, norms and router bias too: zeros there would hide a norm without its "1 +" or a
-router that ignores its bias. The vision tower takes M3's patches, so that images are sized and cut as for M3, and has
-tiny widths.
+Owns the command, and what such a directory holds: config.json, a byte-level tokenizer with M3's special tokens, a chat
+template in M3's format, generation defaults; the weights are tiny_weights'. The same settings give the same bytes.
+The vision tower takes M3's patches, so that images are sized and cut as for M3, and has tiny widths.
 """
 
 import json
@@ -13,20 +11,12 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors.torch import save
-from torch import Tensor
-
-from m3_kernels.mxfp8 import quantise
 from m3_worker.byte_vocabulary import M3_TOKENS, byte_level_tokenizer
 from m3_worker.config import TinySettings
-from m3_worker.model.checkpoint import SCALES, tensor_places, weight_kind
 from m3_worker.model.config import ModelConfig
-from m3_worker.model.m3 import ModelWeights
 
 _TOKEN_IDS = {text: 256 + number for number, (text, _) in enumerate(M3_TOKENS)}
 _VOCAB_SIZE = 256 + len(M3_TOKENS)
-_SHARDS = 2
 _MXFP8_JSON = {
     "quantization_config": {
         "quant_method": "mxfp8",
@@ -36,8 +26,6 @@ _MXFP8_JSON = {
         "modules_to_not_convert": ["lm_head", "embed_tokens", "gate", "vision_tower"],
     }
 }
-_PLAIN_NORMS = ("layrnorm.weight", "layer_norm1.weight", "layer_norm2.weight")
-"""Norms of which the weight itself is applied."""
 
 
 def main() -> None:
@@ -55,6 +43,8 @@ def write_checkpoint(settings: TinySettings) -> int:
 
     Files of the same names are replaced; raises OSError if one cannot be written.
     """
+    from m3_worker.tiny_weights import write_weights  # takes torch, which help and refused flags should not wait for
+
     directory = settings.directory
     directory.mkdir(parents=True, exist_ok=True)
     config = config_json(settings)
@@ -182,42 +172,6 @@ def _tokenizer_config_json(settings: TinySettings) -> dict[str, Any]:
         "add_bos_token": False,
         "clean_up_tokenization_spaces": False,
     }
-
-
-def write_weights(directory: Path, config: ModelConfig, seed: int) -> int:
-    """Write random weights for any config into its directory, with their index. Returns the bytes of the tensors."""
-    places = tensor_places(ModelWeights.allocate(config, getattr(torch, config.dtype), "meta"), config)
-    generator = torch.Generator().manual_seed(seed)
-    tensors: dict[str, Tensor] = {}
-    for name, place in places.items():
-        tensors[name] = _random(name, place, generator)
-        if config.is_mxfp8 and weight_kind(name) is not None:
-            quantised = quantise(tensors[name])
-            tensors[name], tensors[name + SCALES] = quantised.values, quantised.scales
-    names = list(tensors)
-    per_shard = -(-len(names) // _SHARDS)
-    weight_map: dict[str, str] = {}
-    for number in range(_SHARDS):
-        file = f"model-{number + 1:05}-of-{_SHARDS:05}.safetensors"
-        part = {name: tensors[name] for name in names[number * per_shard : (number + 1) * per_shard]}
-        (directory / file).write_bytes(save(part, metadata={"format": "pt"}))
-        weight_map |= dict.fromkeys(part, file)
-    total_bytes = sum(tensor.nbytes for tensor in tensors.values())
-    index = {"metadata": {"total_size": total_bytes}, "weight_map": weight_map}
-    _write_json(directory / "model.safetensors.index.json", index)
-    return total_bytes
-
-
-def _random(name: str, place: Tensor, generator: torch.Generator) -> Tensor:
-    """Normal values that keep a random model lively: matrices pass on the variance of their input."""
-    values = torch.randn(place.shape, generator=generator)
-    if place.dim() == 1:  # biases, and norm weights of which mostly 1 + w is applied
-        values *= 0.2
-        if name.startswith("vision_tower.") and name.endswith(_PLAIN_NORMS):
-            values += 1
-    elif "embed_tokens" not in name:
-        values *= place[0].numel() ** -0.5
-    return values.to(place.dtype)
 
 
 def _write_json(path: Path, value: dict[str, Any]) -> None:

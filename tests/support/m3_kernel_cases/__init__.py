@@ -19,7 +19,7 @@ SHAPES: dict[str, list[tuple[int, int]]] = {
     "one_token": [(1, 1)],
     "one_token_of_a_new_page": [(1, 8 * B + 1)],
     "exactly_full_pages": [(2 * B, 8 * B), (1, 4 * B)],
-    "a_prompt_of_few_blocks": [(2 * B + 3, 2 * B + 3)],
+    "a_prompt_of_few_blocks": [(B + 3, B + 3)],
     "a_prompt_of_many_blocks": [(9 * B + 5, 9 * B + 5)],
     "a_chunk_after_a_prefix": [(B + 7, 11 * B + 3)],
     "two_tokens_across_a_page": [(2, 7 * B + 1)],

@@ -21,6 +21,10 @@ from m3_kernels.layout import LayerPages
 K = 3
 TOLERANCE = {torch.float32: 2e-6, torch.float16: 2e-3}
 ORDERS = pytest.mark.parametrize("order", LoopOrder, ids=lambda order: order.value)
+EVERY_SHAPE = pytest.mark.parametrize(
+    "shape",
+    [pytest.param(shape, marks=[pytest.mark.long] * (shape == "a_prompt_of_many_blocks")) for shape in SHAPES],
+)
 
 
 @pytest.fixture(autouse=True)
@@ -30,7 +34,7 @@ def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     for kernel in ("union_tile", "dense_tile", "kv_outer", "decode"):
         monkeypatch.setattr(attention_tiles, kernel, lambda *_dtypes: tile)
     monkeypatch.setattr(attention_tiles, "KV_OUTER_RUN", 20)
-    monkeypatch.setattr(attention_tiles, "KV_OUTER_ROWS", 100)
+    monkeypatch.setattr(attention_tiles, "KV_OUTER_ROWS", 30)
     monkeypatch.setattr(attention_tiles, "SINGLE_WAVE", 1)
 
 
@@ -64,13 +68,13 @@ def assert_same(actual: Tensor, expected: Tensor) -> None:
     torch.testing.assert_close(actual, expected, rtol=0, atol=TOLERANCE[actual.dtype])
 
 
-@pytest.mark.parametrize("shape", SHAPES)
+@EVERY_SHAPE
 @ORDERS
 def test_sparse_attention_is_that_of_the_reference(shape: str, order: LoopOrder) -> None:
     assert_sparse(step(SHAPES[shape]), order)
 
 
-@pytest.mark.parametrize("shape", SHAPES)
+@EVERY_SHAPE
 def test_dense_attention_is_that_of_the_reference(shape: str) -> None:
     case = step(SHAPES[shape])
     expected = reference.dense_attention(case.q, case.without_poison().pages, case.batch)
@@ -94,7 +98,7 @@ def test_pages_may_be_read_in_halves(shape: str) -> None:
     assert_same(attention.dense_attention(case.q, case.pages, case.batch), expected)
 
 
-@pytest.mark.parametrize("cache", [torch.float16, torch.float8_e4m3fn])
+@pytest.mark.parametrize("cache", [pytest.param(torch.float16, marks=pytest.mark.long), torch.float8_e4m3fn])
 @ORDERS
 def test_half_precision_is_that_of_the_reference(cache: torch.dtype, order: LoopOrder) -> None:
     assert_sparse(step(SHAPES["prefill_chunks_and_decodes"], torch.float16, cache), order)
@@ -107,7 +111,14 @@ def test_dense_half_precision_is_that_of_the_reference(cache: torch.dtype) -> No
     assert_same(attention.dense_attention(case.q, case.pages, case.batch), expected)
 
 
-@pytest.mark.parametrize("shape", ["one_token_of_a_new_page", "two_tokens_across_a_page", "a_chunk_after_a_prefix"])
+@pytest.mark.parametrize(
+    "shape",
+    [
+        "one_token_of_a_new_page",
+        "two_tokens_across_a_page",
+        pytest.param("a_chunk_after_a_prefix", marks=pytest.mark.long),
+    ],
+)
 def test_a_walk_that_is_split_gives_the_same(shape: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(attention_tiles, "SINGLE_WAVE", 12)
     case = step(SHAPES[shape])

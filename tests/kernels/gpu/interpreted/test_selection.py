@@ -118,8 +118,14 @@ def small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("small_steps")
 @pytest.mark.parametrize(
     ("shape", "types", "k"),
-    [(shape, "fp32", 3) for shape in SHAPES]
-    + [("prefill_chunks_and_decodes", types, 4) for types in ("fp16", "fp8_keys")],
+    [
+        pytest.param(shape, "fp32", 3, marks=[pytest.mark.long] * (shape == "a_prompt_of_many_blocks"))
+        for shape in SHAPES
+    ]
+    + [
+        pytest.param("prefill_chunks_and_decodes", "fp16", 4, marks=pytest.mark.long),
+        ("prefill_chunks_and_decodes", "fp8_keys", 4),
+    ],
 )
 def test_the_choice_is_the_definitions(shape: str, types: str, k: int) -> None:
     case = whole(step(SHAPES[shape], *TYPES[types]))
@@ -165,7 +171,8 @@ def test_scores_of_a_prompt_exist_for_few_tiles_at_a_time(monkeypatch: pytest.Mo
 @pytest.mark.parametrize(
     ("shape", "parts"),
     [
-        ("prefill_chunks_and_decodes", 2),
+        pytest.param("prefill_chunks_and_decodes", 2, marks=pytest.mark.long),
+        ("two_tokens_across_a_page", 2),
         ("decodes_of_different_lengths", 3),
         ("one_token", 2),
         ("a_chunk_after_a_prefix", 1),
@@ -198,7 +205,7 @@ def test_decoding_asks_the_host_for_shapes_alone() -> None:
         def __iter__(self) -> Any:
             raise AssertionError("read on the host")
 
-    case = whole(step(SHAPES["decodes_of_different_lengths"]))
+    case = whole(step([(1, 6 * B), (1, 1), (1, 3 * B + 1)]))
     unread = replace(case.batch, context_lengths=Unread(case.batch.context_lengths))
     chosen = selection.choose_blocks(case.index_q, case.index_k, unread, 4)
     assert torch.equal(chosen, selection.choose_blocks(case.index_q, case.index_k, case.batch, 4))
