@@ -76,7 +76,8 @@ class RankGroup:
 @contextmanager
 def rank_group(ranks: int) -> Iterator[RankGroup]:
     """Processes that wait for cases."""
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["m3_worker.ranks.loading", "m3_worker.runner"])  # torch: 3 seconds, once
     ends, processes = [], []
     for rank in range(ranks):
         here, there = context.Pipe()
