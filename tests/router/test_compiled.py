@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-# Whatever passes through the compiled modules from one end to the other, and what works on bytes, bits and counts. Random
-# searches for properties of decisions (fair_queue, placement, prices, quotas) say nothing about how those are compiled:
-# the relay's tests are served by them, too.
+# What passes through the compiled modules from end to end and what works on bytes, bits and counts. Random searches
+# for properties of decisions (fair_queue, placement, prices, quotas) say nothing about how those are compiled; the
+# relay's tests are served by them, too.
 SAME_TESTS = (
     "affinity",
     "alike",
