@@ -54,7 +54,7 @@ cluster-bin: setup ## build Kubernetes for the tests (17 minutes once, then cach
 cluster: cluster-bin ## a real two-node cluster until Ctrl-C; prints the kubeconfig to use (needs root)
 	@PYTHONPATH=tests/support $(BIN)/python -m m3_testcluster up
 
-bench-router: setup ## the router against nginx, vLLM Router and SMG in front of the same mock engines; ARGS=--quick: whether it runs
+bench-router: setup ## the router against nginx, vLLM Router and SMG in front of the same mock engines; ARGS=--quick: whether it runs; ARGS=--simulate: placement
 	PYTHONPATH=tests/support $(BIN)/python benchmarks/router/bench.py $(ARGS)
 
 fuzz-router: setup ## ten minutes of hostile clients and workers against the compiled router, and bytes cut anywhere; prints its seed

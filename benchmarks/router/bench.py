@@ -1,6 +1,7 @@
 """What the router costs: the same load straight at mock engines, through nginx, through peers, and through m3-router.
 
     PYTHONPATH=tests/support python benchmarks/router/bench.py [--quick] [--targets NAME,..] [--rows NAME,..]
+    ... bench.py --simulate [options of simulate.py]    what placement by prefix is worth, instead
 
 The target alone runs on one CPU; two mock engines, Redis and the load driver share the other. All targets stay up and
 take turns within each repetition, so that a busy neighbour hurts them alike. CPU time and memory are read from /proc
@@ -22,6 +23,7 @@ from pathlib import Path
 import failover
 import peers
 import report
+import simulate
 from launching import launcher
 from rig import (
     HERE,
@@ -183,7 +185,13 @@ def main() -> None:
     parser.add_argument("--targets", type=lambda text: text.split(","), default=names, help=", ".join(names))
     parser.add_argument("--rows", type=lambda text: text.split(","), default=rows, help=", ".join(rows))
     parser.add_argument("--output", type=Path, help="the table; default: RESULTS.md, or the screen with --quick")
-    options = parser.parse_args()
+    parser.add_argument("--simulate", action="store_true", help="placement by prefix, simulated: AFFINITY.md")
+    options, others = parser.parse_known_args()
+    if options.simulate:
+        simulate.main(others)
+        return
+    if others:
+        parser.error(f"unknown: {' '.join(others)}")
     if options.quick:
         options.seconds, options.repetitions, options.failover_seconds = 0.6, 1, 6.0
     load = os.getloadavg()[0]

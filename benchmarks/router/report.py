@@ -118,7 +118,7 @@ def _notes(outcome: "Outcome", options: argparse.Namespace, load: float) -> list
     libraries = ", ".join(f"{name} {version(name)}" for name in ("uvloop", "httptools", "msgspec", "redis"))
     machine = f"{os.cpu_count()} CPUs ({cpu_model()}), Linux {platform.release()}"
     return [
-        f"- Date: {datetime.datetime.now(tz=datetime.UTC).date()}. Command: `{_command(options)}`; "
+        f"- Date: {datetime.datetime.now(tz=datetime.UTC).date()}. Command: `{_command()}`; "
         f"{options.repetitions} repetitions of {options.seconds:g} s.",
         f"- Machine: {machine}; load average {load:.1f} before the run.",
         f"- Versions: {_nginx_version()}, {', '.join(peers.versions())};",
@@ -134,8 +134,8 @@ def _notes(outcome: "Outcome", options: argparse.Namespace, load: float) -> list
     ]
 
 
-def _command(options: argparse.Namespace) -> str:
-    return "make bench-router" if not options.quick else " ".join(["benchmarks/router/bench.py", *sys.argv[1:]])
+def _command() -> str:
+    return f"make bench-router ARGS='{' '.join(sys.argv[1:])}'" if sys.argv[1:] else "make bench-router"
 
 
 def _nginx_version() -> str:

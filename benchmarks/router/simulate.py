@@ -11,7 +11,7 @@ import argparse
 import datetime
 import heapq
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
@@ -253,13 +253,13 @@ time to the first byte.
 """
 
 
-def main() -> None:
+def main(words: Sequence[str] | None = None) -> None:
     """Measure, and write page and plot."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--minutes", type=float, default=10)
     parser.add_argument("--output", type=Path, default=HERE / "AFFINITY.md")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(words)
     seconds = 60 * arguments.minutes
     results, rates = measure(arguments.seeds, seconds)
     arguments.output.write_text(report(results, rates, arguments.seeds, seconds), encoding="utf-8")
