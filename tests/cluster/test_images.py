@@ -120,7 +120,8 @@ def test_bytecode_is_used_by_the_interpreter_without_a_look_at_the_source(tmp_pa
     (tmp_path / "lib" / "said.py").write_text("print('from source')\n")
 
     command = [sys.executable, "-c", "import said"]
-    ran = subprocess.run(command, cwd=tmp_path / "lib", capture_output=True, text=True, check=True)
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPYCACHEPREFIX"}
+    ran = subprocess.run(command, cwd=tmp_path / "lib", env=environment, capture_output=True, text=True, check=True)
 
     assert ran.stdout == "from bytecode\n"
     compiled = f"/lib/__pycache__/said.{sys.implementation.cache_tag}.pyc"

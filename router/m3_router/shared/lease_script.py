@@ -5,7 +5,10 @@ window a hash holds, in whole numbers:
 
     REPLICA   "GRANTED USED"   what it may use in all, and what it had used when it last said so
     "-"       USED             by replicas that left, or that only others remember
-    "?"       "REPLICA AMOUNT" who was last in need of more than its share
+    "?"       "REPLICA AMOUNT SINCE" who is in need of more than its share, and since when (milliseconds)
+
+Who is in need goes first for NEED_MILLISECONDS; if the next one took its turn sooner, two that need the last of a limit
+would take it from each other until its end.
 
 One set lists the windows that are asked for, by when; one hash says of each replica which others it has adapted to.
 Scripts are sent whole (EVAL): some proxies in front of Redis refuse to keep them. All keys have one hash tag.
@@ -15,11 +18,15 @@ from typing import Final
 
 import msgspec
 
+NEED_MILLISECONDS: Final = 1000
+
 # KEYS: the set of windows that are asked for, then windows. ARGV: this replica, the live ones joined by commas, whether
 # to reply what is asked for; then for each window: limit, used, keep, held, want, gone, seconds to live, whether the
 # use of the gone counts, whether to ask the others. Reply: what is asked for and when (a flat list); then for each
 # window granted, what others have used, what of that the gone, and what another replica is in need of.
-REGISTER: Final = """
+REGISTER: Final = (
+    f"local need_milliseconds = {NEED_MILLISECONDS}"
+    + """
 local me, live, count = ARGV[1], {}, 0
 for id in string.gmatch(ARGV[2], '[^,]+') do
   live[id] = true
@@ -35,7 +42,7 @@ for i = 2, #KEYS do
   local held, want, gone = tonumber(ARGV[at + 4]), tonumber(ARGV[at + 5]), tonumber(ARGV[at + 6])
   local seconds, counts_gone, asks = ARGV[at + 7], ARGV[at + 8] == '1', ARGV[at + 9] == '1'
   local left_by_gone, gone_used, others_used, others_granted = 0, 0, 0, 0
-  local registered, is_known, asker, amount = 0, false, nil, 0
+  local registered, is_known, asker, amount, since = 0, false, nil, 0, 0
   local fields = redis.call('HGETALL', key)
   for f = 1, #fields, 2 do
     local name, value = fields[f], fields[f + 1]
@@ -43,7 +50,11 @@ for i = 2, #KEYS do
     if name == '-' then
       left_by_gone = tonumber(value)
     elseif name == '?' then
-      asker, amount = first, tonumber(second)
+      asker, amount, since = string.match(value, '^(%S+) (%S+) (%S+)$')
+      amount, since = tonumber(amount), tonumber(since)
+      if asker ~= me and (not live[asker] or (want > 0 and now - since >= need_milliseconds)) then
+        asker = nil
+      end
     elseif name == me then
       is_known = true
     elseif live[name] then
@@ -63,12 +74,12 @@ for i = 2, #KEYS do
   end
   local left = math.max(0, limit - gone_used - others_used - used)
   local share, yielded = math.floor(left / count), 0
-  if want > 0 then
-    redis.call('HSET', key, '?', me .. ' ' .. whole(want))
+  if want > 0 and (asker == nil or asker == me) then
+    redis.call('HSET', key, '?', me .. ' ' .. whole(want) .. ' ' .. whole(asker and since or now))
     share = math.max(share, want)
   elseif asker == me then
     redis.call('HDEL', key, '?')
-  elseif asker and live[asker] then
+  elseif asker then
     yielded = amount
     share = math.floor(math.max(0, left - amount) / count)
   end
@@ -99,6 +110,7 @@ if ARGV[3] == '1' then
 end
 return {asked, granted_of}
 """
+)
 
 # KEYS: the hash of views. ARGV: this replica, the live ones joined by commas, seconds to live. Reply: the hash, without
 # those that are no more.

@@ -13,7 +13,7 @@ it. With `limit` L, n live replicas, and replica i's allowance A_i and use u_i <
    then, and give back what is more than their share of what is left. What is given back is given up here first, and
    told in the next call (`keep`), so that no request can use it while the call is under way, or if its answer is lost.
 4. A request that needs more than its replica's headroom, though it is left, is refused with Retry-After 1; and its
-   amount is asked for: the others keep only shares of the rest. The newest such need goes first.
+   amount is asked for: the others keep only shares of the rest. Of several such needs one goes first, for a second.
 5. A replica that joins holds nothing of the windows that are open (`join`, before it is ready). Once the others hear
    of it, each lets idle windows have the share of one more replica, registers in all that it has used, and then says
    so (its view). When all have, the newcomer takes its share of the windows in which nobody has registered, and
@@ -335,7 +335,9 @@ class Leases:
         has_given_up = meter.wanted > meter.left
         if has_given_up:
             meter.wanted = 0
-        share = max(meter.wanted, max(0, meter.left - outcome.yielded) // max(1, len(self._live)))
+        share = max(0, meter.left - outcome.yielded) // max(1, len(self._live))
+        if not outcome.yielded:  # else another replica's need goes first
+            share = max(meter.wanted, share)
         headroom = outcome.granted - meter.used
         if headroom - share > share // 8:
             meter.allow(meter.used + share)

@@ -202,6 +202,17 @@ async def test_a_request_above_its_replicas_share_is_admitted_at_its_retry() -> 
     assert second.reserve(15_000) is None
 
 
+@pytest.mark.parametrize("steps_between", [1, 2, 3, 5])
+async def test_two_that_need_what_only_one_can_have_do_not_take_it_from_each_other(steps_between: int) -> None:
+    world = await world_with(2, PlanSettings(tokens_per_day=5))
+    for _ in range(40):
+        for replica in world.replicas:
+            if replica.reserve(5) is None:
+                return
+            await steps(world, steps_between)
+    raise AssertionError("five tokens were left, and nobody got them")
+
+
 async def test_what_a_request_needed_and_did_not_come_back_for_is_free_again() -> None:
     world = await world_with(2, PlanSettings(tokens_per_day=100_000))
     first, second = world.replicas

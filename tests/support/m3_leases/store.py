@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from m3_router.shared.lease_script import KNOWN, LEAVE, REGISTER, VIEW
+from m3_router.shared.lease_script import KNOWN, LEAVE, NEED_MILLISECONDS, REGISTER, VIEW
 
 WINDOW_ARGUMENTS = 9
 ASKED_MILLISECONDS = 2000
@@ -11,8 +11,9 @@ ASKED_MILLISECONDS = 2000
 class Store:
     """Stands in for the client of a Redis: `eval` takes the scripts and nothing else."""
 
-    def __init__(self, milliseconds: Callable[[], int]) -> None:
+    def __init__(self, milliseconds: Callable[[], int], need_milliseconds: int = NEED_MILLISECONDS) -> None:
         self._milliseconds = milliseconds
+        self._need_milliseconds = need_milliseconds
         self.hashes: dict[str, dict[str, str]] = {}
         self.views: dict[str, str] = {}
         self.asked: dict[str, int] = {}
@@ -70,9 +71,11 @@ class Store:
         others_used = sum(int(told) for _, told in others.values())
         left = max(0, limit - gone_used - others_used - used)
         share, yielded = left // len(live), 0
-        asker, amount = fields.get("?", "none 0").split()
-        if want:
-            fields["?"] = f"{me} {want}"
+        now = self._milliseconds()
+        asker, amount, since = fields.get("?", "none 0 0").split()
+        has_had_its_turn = want > 0 and now - int(since) >= self._need_milliseconds
+        if want and (asker == me or asker not in live or has_had_its_turn):
+            fields["?"] = f"{me} {want} {since if asker == me else now}"
             share = max(share, want)
         elif asker == me:
             del fields["?"]

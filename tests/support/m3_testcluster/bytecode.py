@@ -5,7 +5,9 @@ Owns the form of the .pyc files: the unchecked kind of PEP 552, which does not d
 
 import importlib.util
 import marshal
+import sys
 import warnings
+from pathlib import PurePosixPath
 
 from m3_testcluster.images import Entry, Layer
 
@@ -16,8 +18,14 @@ def with_bytecode(layer: Layer) -> Layer:
     Files that do not compile stay without: some packages carry templates whose names end in .py.
     """
     modules = {path: entry for path, entry in layer.files.items() if path.endswith(".py") and not entry.link}
-    compiled = {importlib.util.cache_from_source(path): _compile(entry.read(), path) for path, entry in modules.items()}
+    compiled = {_beside(path): _compile(entry.read(), path) for path, entry in modules.items()}
     return Layer({**layer.files, **{path: Entry(body) for path, body in compiled.items() if body}}, layer.directories)
+
+
+def _beside(path: str) -> str:
+    """Where Python looks for the bytecode of a source, unless it was told to look elsewhere."""
+    source = PurePosixPath(path)
+    return str(source.parent / "__pycache__" / f"{source.stem}.{sys.implementation.cache_tag}.pyc")
 
 
 def _compile(source: bytes, path: str) -> bytes:
