@@ -22,7 +22,7 @@ from m3_router.transcript import Transcript
 from m3_router.usage import BodyTail, EventStream, with_cost
 
 MAX_HELD_BYTES: Final = 8 * 2**20  # of an answer whose cost goes into its head; a longer one goes without
-MAX_TRANSCRIPT_BYTES: Final = 4 * 2**20  # of a stream that somebody else could go on with
+MAX_TRANSCRIPT_BYTES: Final = 2**20  # of a stream that somebody else could go on with: a quarter of a million tokens
 _EVENT_STREAM: Final = b"text/event-stream"
 _SIGNS_OF_LIFE: Final = (b":", b"event: ping\n")
 _TIERS: Final = {
