@@ -61,7 +61,10 @@ def test_a_process_does_not_outlive_a_killed_owner(tmp_path: Path) -> None:
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as owner:
         assert owner.stdout
         pid = int(owner.stdout.readline())
-        assert is_alive(pid)
+        deadline = time.monotonic() + 30
+        while not Path(f"/proc/{pid}/cmdline").read_bytes().startswith(b"sleep\0"):  # until then, nobody is tied to it
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
         owner.kill()
 
     deadline = time.monotonic() + 10

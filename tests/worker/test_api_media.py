@@ -136,6 +136,7 @@ def test_an_answer_about_images_is_that_of_transformers(
     assert usage["prompt_tokens"] == len(prompt)
 
 
+@pytest.mark.worker_only("another picture may go to another worker, which has nothing of it cached")
 def test_what_is_cached_depends_on_what_the_image_shows(client: httpx.Client) -> None:
     other = image_file(picture(150, 100, 9))
     question = text("What is on it, then? " * 3)
