@@ -258,4 +258,5 @@ def _origin_form(target: bytes) -> bytes:
     if url.path is None:
         raise malformed("The request target is not a path.")
     path: bytes = url.path
-    return path + b"?" + url.query if url.query is not None else path
+    query: bytes | None = url.query
+    return path if query is None else path + b"?" + query
