@@ -10,12 +10,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from m3_configs import of_released_sizes
 from m3_worker.config import TinySettings
 from m3_worker.model.cache import PagedCache
 from m3_worker.model.checkpoint import load_model, tensor_places
 from m3_worker.model.config import CheckpointError, ModelConfig
 from m3_worker.model.m3 import M3Model, ModelWeights
-from m3_worker.tiny import config_json, write_checkpoint
+from m3_worker.tiny import write_checkpoint
 
 SHARD_1, SHARD_2 = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
 LAYER_1 = "language_model.model.layers.1"
@@ -69,32 +70,7 @@ def test_every_tensor_lands_in_its_place_and_every_weight_is_filled(checkpoint: 
 def test_the_released_model_has_its_published_tensors() -> None:
     """Tensors and parameters as published for the release, with and without vision; shapes from its table."""
     by_layer = [0] * 3 + [1] * 57
-    tiny = config_json(
-        TinySettings(
-            directory=Path("unused"),
-            layers=60,
-            dense_layers=3,
-            hidden=6144,
-            heads=64,
-            kv_heads=4,
-            head_dim=128,
-            index_dim=128,
-            experts=128,
-            experts_per_token=4,
-            intermediate=3072,
-            block=128,
-            topk=16,
-            dtype="bfloat16",
-        )
-    )
-    tiny["text_config"] |= {"vocab_size": 200064, "dense_intermediate_size": 12288}
-    tiny["vision_config"] |= {
-        "hidden_size": 1280,
-        "num_hidden_layers": 32,
-        "num_attention_heads": 16,
-        "intermediate_size": 5120,
-    }
-    config = ModelConfig.from_json(tiny)
+    config = ModelConfig.from_json(of_released_sizes())
     assert list(config.moe_layers) == by_layer
     places = tensor_places(ModelWeights.allocate(config, torch.bfloat16, "meta"), config)
     assert len(places) == 23_416

@@ -1,12 +1,12 @@
 """A config.json is read field by field, and what this engine does not compute is refused by name."""
 
-import copy
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from m3_configs import with_field
 from m3_worker.config import TinySettings
 from m3_worker.model.config import CheckpointError, ModelConfig
 from m3_worker.model.vision_config import VisionConfig
@@ -105,16 +105,7 @@ def released() -> dict[str, Any]:
 
 def changed(path: str, value: Any) -> dict[str, Any]:
     """The released config with one field (a dotted path) set, or taken out where value is ..."""
-    config = copy.deepcopy(released())
-    *parents, name = path.split(".")
-    section = config
-    for parent in parents:
-        section = section[parent]
-    if value is ...:
-        del section[name]
-    else:
-        section[name] = value
-    return config
+    return with_field(released(), path, value)
 
 
 def test_the_released_config_is_read_as_it_is() -> None:

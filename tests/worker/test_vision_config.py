@@ -1,11 +1,11 @@
 """The vision fields of a config.json: read, checked, and refused by name where they mean another computation."""
 
-import copy
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from m3_configs import with_field
 from m3_worker.config import TinySettings
 from m3_worker.model.config import CheckpointError, ModelConfig
 from m3_worker.tiny import config_json
@@ -15,16 +15,7 @@ COMPRESSION = "img_token_compression_config"
 
 def changed(path: str, value: Any) -> dict[str, Any]:
     """A tiny config with one field (a dotted path) set, or taken out where value is ..."""
-    config = copy.deepcopy(config_json(TinySettings(directory=Path("unused"))))
-    *parents, name = path.split(".")
-    section = config
-    for parent in parents:
-        section = section[parent]
-    if value is ...:
-        del section[name]
-    else:
-        section[name] = value
-    return config
+    return with_field(config_json(TinySettings(directory=Path("unused"))), path, value)
 
 
 @pytest.mark.parametrize(

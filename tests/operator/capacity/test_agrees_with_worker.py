@@ -14,6 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from m3_configs import of_released_sizes
 from m3_kernels.mxfp8 import Mxfp8
 from m3_operator.api import parse_deployment
 from m3_operator.capacity import group
@@ -38,33 +39,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "fp8": torch.flo
 
 def released(**changes: Any) -> dict[str, Any]:
     """The released MiniMax-M3's config.json, in the fields that are read."""
-    config = config_json(
-        TinySettings(
-            directory=Path("unused"),
-            layers=60,
-            dense_layers=3,
-            hidden=6144,
-            heads=64,
-            kv_heads=4,
-            head_dim=128,
-            index_dim=128,
-            experts=128,
-            experts_per_token=4,
-            intermediate=3072,
-            block=128,
-            topk=16,
-            context=1_048_576,
-            dtype="bfloat16",
-        )
-    )
-    config["text_config"] |= {"vocab_size": 200_064, "dense_intermediate_size": 12_288}
-    config["vision_config"] |= {
-        "hidden_size": 1280,
-        "num_hidden_layers": 32,
-        "num_attention_heads": 16,
-        "intermediate_size": 5120,
-    }
-    return config | changes
+    return of_released_sizes() | changes
 
 
 def tiny(**shape: Any) -> dict[str, Any]:

@@ -1,12 +1,12 @@
 """A checkpoint's config.json: what is read of it, and how a file reads that does not say how large its model is."""
 
-import copy
 import json
 from importlib import resources
 from typing import Any
 
 import pytest
 
+from m3_configs import with_field
 from m3_operator.capacity.checkpoint_config import ConfigFileError, shape_of_config
 from m3_operator.capacity.releases import PACKAGED
 
@@ -15,16 +15,7 @@ CONFIG: dict[str, Any] = json.loads((resources.files("m3_worker") / "data/tiny/c
 
 def changed(path: str, value: Any) -> dict[str, Any]:
     """The packaged model's config with one field (a dotted path) set, or taken out where value is ..."""
-    config = copy.deepcopy(CONFIG)
-    *parents, name = path.split(".")
-    section = config
-    for parent in parents:
-        section = section[parent]
-    if value is ...:
-        del section[name]
-    else:
-        section[name] = value
-    return config
+    return with_field(CONFIG, path, value)
 
 
 @pytest.mark.parametrize(
