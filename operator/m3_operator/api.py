@@ -10,9 +10,9 @@ from typing import Any, Final, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic.alias_generators import to_camel
 
-from m3_operator.deployment_spec import M3DeploymentSpec
-from m3_operator.fragments import Model, OwnerName
-from m3_operator.router_spec import M3RouterSpec
+from m3_operator.spec.deployment import M3DeploymentSpec
+from m3_operator.spec.fragments import Model, OwnerName
+from m3_operator.spec.router import M3RouterSpec
 
 __all__ = [
     "M3Deployment",

@@ -12,9 +12,9 @@ import yaml
 from pydantic import BaseModel
 
 from m3_operator import names
-from m3_operator.deployment_spec import M3DeploymentSpec
-from m3_operator.router_spec import M3RouterSpec
-from m3_operator.status_fields import M3DeploymentStatus, M3RouterStatus
+from m3_operator.spec.deployment import M3DeploymentSpec
+from m3_operator.spec.router import M3RouterSpec
+from m3_operator.spec.status import M3DeploymentStatus, M3RouterStatus
 
 PLURALS: Final = {names.DEPLOYMENT_KIND: "m3deployments", names.ROUTER_KIND: "m3routers"}
 

@@ -5,14 +5,14 @@ then could not be deleted while the operator is down. What was owned goes by own
 cycles run as tasks of our own that take from one work queue.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
 import kopf
 from kubernetes.client import ApiClient
 
-from m3_operator.resources import CHILD_SELECTORS, RESOURCES, WATCHED_KINDS
+from m3_operator.resources import CHILD_SELECTORS, RESOURCES
 from m3_operator.stateless import NoDiffBase, NoProgress
 from m3_operator.store import Store
 from m3_operator.workqueue import WorkQueue
@@ -36,10 +36,10 @@ class Feed:
         self.queue.wake_all(change(kind, event["object"]))
 
 
-def build_registry(feed: Feed, client: ApiClient) -> kopf.OperatorRegistry:
-    """All that kopf calls: one handler per watched kind, the login and the probe."""
+def build_registry(feed: Feed, client: ApiClient, kinds: Iterable[str]) -> kopf.OperatorRegistry:
+    """All that kopf calls: one handler for each of these kinds, the login and the probe."""
     registry = kopf.OperatorRegistry()
-    for kind in WATCHED_KINDS:
+    for kind in kinds:
         _watch(registry, feed, kind)
 
     @kopf.on.login(registry=registry)
@@ -53,7 +53,7 @@ def build_registry(feed: Feed, client: ApiClient) -> kopf.OperatorRegistry:
     return registry
 
 
-def build_settings() -> kopf.OperatorSettings:
+def build_settings(kinds: Iterable[str]) -> kopf.OperatorSettings:
     """kopf as we use it: it watches, logs in and answers probes, and writes nothing."""
     settings = kopf.OperatorSettings()
     settings.posting.enabled = False
@@ -63,8 +63,10 @@ def build_settings() -> kopf.OperatorSettings:
     settings.persistence.progress_storage = NoProgress()
     settings.watching.server_timeout = _WATCH_SECONDS
     settings.networking.request_timeout = _REQUEST_TIMEOUT_SECONDS
-    for kind, selector in CHILD_SELECTORS.items():
-        resource = RESOURCES[kind]
+    for kind in kinds:
+        selector, resource = CHILD_SELECTORS.get(kind), RESOURCES[kind]
+        if selector is None:
+            continue
         where = f"{resource.plural}.{resource.group}" if resource.group else f"v1/{resource.plural}"
         settings.watching.label_selectors[where] = selector
     return settings

@@ -24,11 +24,11 @@ from kubernetes import client as kubernetes_client
 from kubernetes import config as kubernetes_config
 
 from m3_operator.cluster import Cluster
-from m3_operator.decide import Images
+from m3_operator.decide.installation import Installation
 from m3_operator.errors import NotFoundError, OperatorError, RefusedError, UnavailableError
 from m3_operator.handlers import Feed, build_registry, build_settings
-from m3_operator.reconcile import Reconciler
-from m3_operator.resources import CHILD_SELECTORS, OWN_KINDS, RESOURCES, WATCHED_KINDS
+from m3_operator.reconcile.cycle import Reconciler
+from m3_operator.resources import CHILD_SELECTORS, OPTIONAL_KINDS, OWN_KINDS, RESOURCES, WATCHED_KINDS
 from m3_operator.store import Store
 from m3_operator.workqueue import WorkQueue
 
@@ -46,7 +46,8 @@ class Options:
 
     kubeconfig: Path | None
     namespace: str | None
-    images: Images
+    worker_image: str | None
+    router_image: str | None
     health_host: str
     health_port: int
     log_level: str
@@ -85,7 +86,8 @@ def parse_options(arguments: Sequence[str], environment: Mapping[str, str]) -> O
     return Options(
         kubeconfig=given.kubeconfig,
         namespace=given.namespace,
-        images=Images(given.worker_image or None, given.router_image or None),
+        worker_image=given.worker_image or None,
+        router_image=given.router_image or None,
         health_host=given.health_host,
         health_port=given.health_port,
         log_level=given.log_level,
@@ -98,17 +100,22 @@ async def run(options: Options) -> None:
     store, queue = Store(), WorkQueue()
     with ThreadPoolExecutor(_THREADS, thread_name_prefix="api") as executor:
         cluster = Cluster(client, executor)
-        await first_look(cluster, store, options.namespace)
+        kinds = await first_look(cluster, store, options.namespace)
         queue.wake_all(store.owners())
         logger.info("serving %s: %r", options.namespace or "all namespaces", store)
         clock = partial(datetime.now, UTC)
-        reconciler = Reconciler(cluster, store, options.images, clock=clock, wake=queue.wake_all)
+        installation = Installation(
+            worker_image=options.worker_image,
+            router_image=options.router_image,
+            optional_kinds=frozenset(kinds).intersection(OPTIONAL_KINDS),
+        )
+        reconciler = Reconciler(cluster, store, installation, clock=clock, wake=queue.wake_all)
         async with asyncio.TaskGroup() as tasks:
             ours = [tasks.create_task(_work(queue, reconciler)) for _ in range(_CYCLES_AT_ONCE)]
-            ours.append(tasks.create_task(_look_again(cluster, store, queue, options.namespace)))
+            ours.append(tasks.create_task(_look_again(cluster, store, queue, kinds, options.namespace)))
             await kopf.operator(
-                registry=build_registry(Feed(store, queue), client),
-                settings=build_settings(),
+                registry=build_registry(Feed(store, queue), client, kinds),
+                settings=build_settings(kinds),
                 namespaces=[options.namespace] if options.namespace else [],
                 clusterwide=options.namespace is None,
                 # kopf would ask the system for its user's name, and a container's user often has none.
@@ -137,12 +144,16 @@ def connect(kubeconfig: Path | None) -> kubernetes_client.ApiClient:
     return kubernetes_client.ApiClient(configuration)
 
 
-async def first_look(cluster: Cluster, store: Store, namespace: str | None) -> None:
-    """Fill the store. Raises OperatorError that says what is missing."""
+async def first_look(cluster: Cluster, store: Store, namespace: str | None) -> tuple[str, ...]:
+    """Fill the store; which kinds there are to watch. Raises OperatorError that says what is missing."""
+    found: list[str] = []
     for kind in WATCHED_KINDS:
         try:
             await look(cluster, store, kind, namespace)
+            found.append(kind)
         except NotFoundError as error:
+            if kind in OPTIONAL_KINDS:
+                continue
             if kind in OWN_KINDS:
                 raise OperatorError(
                     f"the API server does not know {kind}: install the CRDs first "
@@ -150,9 +161,13 @@ async def first_look(cluster: Cluster, store: Store, namespace: str | None) -> N
                 ) from None
             raise OperatorError(f"cannot list {RESOURCES[kind].plural}: {error}") from None
         except RefusedError as error:
+            if kind in OPTIONAL_KINDS:
+                logger.warning("%s are not used: %s", RESOURCES[kind].plural, error)
+                continue
             raise OperatorError(f"lacks a permission: {error}") from None
         except UnavailableError as error:
             raise OperatorError(f"cannot reach the API server: {error}") from None
+    return tuple(found)
 
 
 async def look(cluster: Cluster, store: Store, kind: str, namespace: str | None) -> set[object]:
@@ -175,11 +190,13 @@ async def _work(queue: WorkQueue, reconciler: Reconciler) -> None:
             queue.done(key, wake_in)
 
 
-async def _look_again(cluster: Cluster, store: Store, queue: WorkQueue, namespace: str | None) -> None:
+async def _look_again(
+    cluster: Cluster, store: Store, queue: WorkQueue, kinds: Sequence[str], namespace: str | None
+) -> None:
     """A full list and a cycle of everything now and then, for what a broken watch did not tell."""
     while True:
         await asyncio.sleep(_RELIST_SECONDS * random.uniform(0.9, 1.1))  # noqa: S311 - spreading load
         with contextlib.suppress(UnavailableError, RefusedError):  # the next one may succeed; the watch goes on
-            for kind in WATCHED_KINDS:
+            for kind in kinds:
                 await look(cluster, store, kind, namespace)
         queue.wake_all(store.owners())

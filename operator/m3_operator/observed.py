@@ -69,7 +69,7 @@ class DeploymentSnapshot:
     manifest: Manifest
     pods: tuple[ObservedPod, ...]  # its own, by group and rank
     names_in_the_way: frozenset[str]  # pods of its names that are not its own
-    services: Mapping[str, Manifest]  # its own, by name
+    children: Mapping[tuple[str, str], Manifest]  # its own but pods, by kind and name
     router: Manifest | None  # the M3Router that should serve it: the one it names, or the one of its own name
     namesake: Manifest | None  # the M3Router of its own name, whoever made it
 

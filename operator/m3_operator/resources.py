@@ -46,6 +46,9 @@ RESOURCES: Final[Mapping[str, Resource]] = {
     "Event": Resource("events.k8s.io/v1", "events"),
 }
 
+# Kinds of other projects or of newer API servers: used where they are known and allowed, and never needed.
+OPTIONAL_KINDS: Final[frozenset[str]] = frozenset()
+
 OWN_KINDS: Final = (names.DEPLOYMENT_KIND, names.ROUTER_KIND)
 # Pods exist for routers too, by way of their Deployment; only workers' pods are ours to see.
 CHILD_SELECTORS: Final[Mapping[str, str]] = {

@@ -101,20 +101,20 @@ class Store:
         manifest = self.get(key)
         if manifest is None:
             return None
-        own, pods, strangers, services = uid(manifest), [], set(), {}
+        own, pods, strangers, children = uid(manifest), [], set(), {}
         for identity in self._children.get(key, ()):
             pod = self._pods.get(identity)
             if pod is not None and pod.owner_uid == own:
                 pods.append(pod)
             elif pod is not None:
                 strangers.add(pod.name)
-            elif identity[0] == "Service" and owner_uid(self._objects[identity]) == own:
-                services[identity[2]] = self._objects[identity]
+            elif owner_uid(self._objects[identity]) == own:
+                children[identity[0], identity[2]] = self._objects[identity]
         return DeploymentSnapshot(
             manifest=manifest,
             pods=tuple(sorted(pods, key=lambda pod: (pod.group, pod.rank))),
             names_in_the_way=frozenset(strangers),
-            services=services,
+            children=children,
             router=self._objects.get((names.ROUTER_KIND, key.namespace, _router_of(manifest))),
             namesake=self._objects.get((names.ROUTER_KIND, key.namespace, key.name)),
         )

@@ -4,10 +4,11 @@ from typing import Any
 
 import pytest
 
-from m3_operator.decide import DeploymentDecision, Images, decide_deployment
+from m3_operator.decide.deployment import DeploymentDecision, decide_deployment
+from m3_operator.decide.installation import Installation
 from m3_operator.observed import DeploymentSnapshot, ObservedPod
 from m3_operator.plan.actions import CreatePods, DeletePods
-from m3_operator.status import deployment_status
+from m3_operator.status.deployment import deployment_status
 from operator_world import NOW, failed, pod
 
 READY_ROUTER = {
@@ -28,14 +29,14 @@ def snapshot(*pods: ObservedPod, release: str | None = "MiniMax-M3", **spec: Any
         },
         pods=tuple(pods),
         names_in_the_way=frozenset(),
-        services={},
+        children={},
         router=READY_ROUTER,
         namesake=READY_ROUTER,
     )
 
 
 def decide(found: DeploymentSnapshot) -> DeploymentDecision:
-    return decide_deployment(found, Images("w", "r"), NOW)
+    return decide_deployment(found, Installation(worker_image="w", router_image="r"), NOW)
 
 
 def conditions(found: DeploymentSnapshot) -> dict[str, tuple[str, str, str]]:

@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 
 from m3_operator.cluster import classify
-from m3_operator.decide import Images
 from m3_operator.errors import ApiError, ConflictError, NotFoundError, RefusedError, UnavailableError
 from m3_operator.handlers import STUCK_AFTER_SECONDS, build_settings, check_pace
 from m3_operator.main import Options, parse_options
+from m3_operator.resources import WATCHED_KINDS
 from m3_operator.workqueue import WorkQueue
 
 
@@ -18,7 +18,8 @@ def test_flags_and_environment_become_options() -> None:
     assert found == Options(
         kubeconfig=Path("/k"),
         namespace="ns",
-        images=Images(worker="w:flag", router="r:env"),
+        worker_image="w:flag",
+        router_image="r:env",
         health_host="127.0.0.1",
         health_port=8085,
         log_level="info",
@@ -26,7 +27,7 @@ def test_flags_and_environment_become_options() -> None:
 
 
 def test_no_image_is_invented() -> None:
-    assert parse_options(["--all-namespaces"], {}).images == Images(None, None)
+    assert parse_options(["--all-namespaces"], {}).worker_image is None
 
 
 @pytest.mark.parametrize(
@@ -71,7 +72,7 @@ def test_an_answer_is_told_by_what_is_to_be_done_about_it(status: int, kind: typ
 
 
 def test_kopf_writes_nothing_and_sees_only_what_is_ours() -> None:
-    settings = build_settings()
+    settings = build_settings(WATCHED_KINDS)
     assert settings.posting.enabled is False
     assert settings.peering.standalone
     assert settings.scanning.disabled

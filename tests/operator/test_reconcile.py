@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from m3_operator.decide import Images
+from m3_operator.decide.installation import Installation
 from m3_operator.errors import NameTakenError, OperatorError, RefusedError, UnavailableError
 from m3_operator.observed import Key
-from m3_operator.reconcile import Reconciler
+from m3_operator.reconcile.cycle import Reconciler
 from m3_operator.store import Store
 from operator_world import NOW
 
@@ -92,13 +92,13 @@ def router(**spec: Any) -> dict[str, Any]:
 class World:
     """A store, a writer and a reconciler over them."""
 
-    def __init__(self, *manifests: dict[str, Any], images: Images | None = None) -> None:
+    def __init__(self, *manifests: dict[str, Any], installation: Installation | None = None) -> None:
         self.store, self.writer, self.clock = Store(), Remembering(), Clock()
         self.woken: set[Key] = set()
         for manifest in manifests:
             self.store.put(manifest["kind"], manifest)
-        images = images or Images("worker.test/m3:1", "router.test/m3:1")
-        self.reconciler = Reconciler(self.writer, self.store, images, clock=self.clock, wake=self.woken.update)
+        installation = installation or Installation(worker_image="worker.test/m3:1", router_image="router.test/m3:1")
+        self.reconciler = Reconciler(self.writer, self.store, installation, clock=self.clock, wake=self.woken.update)
 
     async def cycle(self, key: Key) -> float | None:
         return await self.reconciler.cycle(key)
@@ -133,7 +133,7 @@ async def test_a_second_cycle_of_an_unchanged_world_writes_nothing_however_late(
     world.reconciler = Reconciler(  # a restart
         world.writer,
         world.store,
-        Images("worker.test/m3:1", "router.test/m3:1"),
+        Installation(worker_image="worker.test/m3:1", router_image="router.test/m3:1"),
         clock=world.clock,
         wake=world.woken.update,
     )
@@ -151,9 +151,9 @@ async def test_an_object_that_is_being_deleted_is_left_to_the_garbage_collector(
 
 
 @pytest.mark.parametrize(
-    ("spec", "images", "reason"),
+    ("spec", "installation", "reason"),
     [
-        ({}, Images(None, None), "ImageMissing"),
+        ({}, Installation(), "ImageMissing"),
         ({"replicas": "many"}, None, "InvalidSpec"),
         ({"router": {"name": "nowhere"}}, None, "RouterNotFound"),
         ({"replicas": 0}, None, "ScaledToZero"),
@@ -161,9 +161,9 @@ async def test_an_object_that_is_being_deleted_is_left_to_the_garbage_collector(
     ],
 )
 async def test_what_only_the_operator_can_know_is_a_condition(
-    spec: dict[str, Any], images: Images | None, reason: str
+    spec: dict[str, Any], installation: Installation | None, reason: str
 ) -> None:
-    world = World(deployment(**spec), images=images)
+    world = World(deployment(**spec), installation=installation)
     await world.cycle(M3)
     assert world.reason() == reason
 

@@ -9,9 +9,9 @@ import kubernetes_validate
 import pytest
 
 from m3_operator.api import M3Deployment, M3Router, parse_deployment, parse_router
-from m3_operator.fragments import Model
 from m3_operator.render import router as render
-from m3_operator.router_spec import M3RouterSpec
+from m3_operator.spec.fragments import Model
+from m3_operator.spec.router import M3RouterSpec
 from m3_router.config import ConfigError, RouterConfig, ServiceWorkers, access_from_yaml
 
 KUBERNETES = "1.37"

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from m3_operator.api import M3Deployment, parse_deployment
-from m3_operator.deployment_spec import TinySource
 from m3_operator.render import worker
+from m3_operator.spec.model import TinySource
 from m3_worker.config import RankSettings, TinySettings, WorkerSettings
 
 KUBERNETES = "1.37"

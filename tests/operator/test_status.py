@@ -5,10 +5,11 @@ from typing import Any
 
 import pytest
 
-from m3_operator.conditions import Verdict, build
-from m3_operator.decide import Images, decide_deployment
+from m3_operator.decide.deployment import decide_deployment
+from m3_operator.decide.installation import Installation
 from m3_operator.observed import DeploymentSnapshot, ObservedPod, read_pod
-from m3_operator.status import deployment_status
+from m3_operator.status.conditions import Verdict, build
+from m3_operator.status.deployment import deployment_status
 from operator_world import NOW, failed, members, pod, terminating
 
 READY_ROUTER = {
@@ -29,19 +30,19 @@ def snapshot(pods: list[ObservedPod], router: Any = READY_ROUTER, **spec: Any) -
         },
         pods=tuple(pods),
         names_in_the_way=frozenset(),
-        services={},
+        children={},
         router=router,
         namesake=router,
     )
 
 
 def status_of(found: DeploymentSnapshot) -> dict[str, Any]:
-    decision = decide_deployment(found, Images("w", "r"), NOW)
+    decision = decide_deployment(found, Installation(worker_image="w", router_image="r"), NOW)
     return deployment_status(found, decision, decision.records, decision.problem, NOW)
 
 
 def current(found: DeploymentSnapshot) -> str:
-    revision = decide_deployment(found, Images("w", "r"), NOW).revision
+    revision = decide_deployment(found, Installation(worker_image="w", router_image="r"), NOW).revision
     assert revision is not None
     return revision
 

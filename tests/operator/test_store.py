@@ -95,7 +95,7 @@ def test_children_of_an_earlier_owner_are_not_ours_and_stand_in_the_way() -> Non
     assert snapshot is not None
     assert snapshot.pods == ()
     assert snapshot.names_in_the_way == {"m3-g0-r0"}
-    assert snapshot.services == {}
+    assert snapshot.children == {}
 
 
 def test_a_deployment_wakes_the_routers_that_list_it_and_a_router_those_it_lists() -> None:

@@ -10,7 +10,7 @@ from types import MappingProxyType
 from typing import Final
 
 from m3_operator.capacity.shape import ModelShape, Precision, VisionShape
-from m3_operator.deployment_spec import Release, TinySource
+from m3_operator.spec.model import Release, TinySource
 
 _M3: Final = ModelShape(
     vocab_size=200_064,

@@ -13,6 +13,7 @@ class CreatePods:
 
     group: int
     ranks: tuple[int, ...]
+    revision: str
     reason: str
 
 

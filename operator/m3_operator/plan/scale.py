@@ -15,9 +15,9 @@ def scale(groups: Mapping[int, Group], wanted: int, nodes: int, revision: str) -
     for index in range(wanted):
         group = groups.get(index, Group(index))
         if group.state is GroupState.ABSENT:
-            actions.append(CreatePods(index, tuple(range(nodes)), f"{wanted} groups are wanted"))
+            actions.append(CreatePods(index, tuple(range(nodes)), revision, f"{wanted} groups are wanted"))
         elif group.state is GroupState.CREATING and group.revision == revision:
-            actions.append(CreatePods(index, group.missing_ranks, "the group is not complete"))
+            actions.append(CreatePods(index, group.missing_ranks, revision, "the group is not complete"))
     for index in sorted(groups, reverse=True):
         if index >= wanted:
             actions += drain(groups[index], f"only {wanted} groups are wanted")

@@ -8,8 +8,8 @@ runAsUser, which it chooses itself).
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from m3_operator.fragments import LocalReference, PodTemplate
 from m3_operator.names import API_VERSION
+from m3_operator.spec.fragments import LocalReference, PodTemplate
 
 # Endpoints take a moment to reach every router and kube-proxy; until then requests still arrive at a pod that is going.
 PROPAGATION_SECONDS: Final = 5

@@ -15,8 +15,8 @@ from typing import Any, Final
 
 from m3_operator import names
 from m3_operator.api import M3Deployment
-from m3_operator.fragments import EnvVar
 from m3_operator.render import pod
+from m3_operator.spec.fragments import EnvVar
 from m3_worker.config import TinySettings, WorkerSettings
 
 MODEL_DIRECTORY: Final = PurePosixPath("/model")

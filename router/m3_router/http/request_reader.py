@@ -6,7 +6,7 @@ reads gets `Refusal` raised where the bytes cannot be read on, and asks for noth
 """
 
 from abc import abstractmethod
-from typing import Final
+from typing import Any, Final
 
 import httptools
 from mypy_extensions import trait
@@ -252,7 +252,8 @@ class RequestReader:
 def _origin_form(target: bytes) -> bytes:
     """`/path?query` of a target in absolute form (RFC 9112, 3.2.2). Raises Refusal (400)."""
     try:
-        url = httptools.parse_url(target)
+        # Its stubs call every part bytes, and parts that are absent are None: compiled code would believe the stubs.
+        url: Any = httptools.parse_url(target)
     except httptools.HttpParserInvalidURLError as error:
         raise malformed("The request target is not a path.") from error
     if url.path is None:

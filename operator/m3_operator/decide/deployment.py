@@ -1,8 +1,7 @@
-"""From a snapshot to a decision: read the spec, render what it asks for, plan the difference. Pure.
+"""What one M3Deployment needs now: read the spec, render what it asks for, plan the difference.
 
 A decision also says what stands in the way, as a `Problem` with the reason that becomes a condition: what only the
-operator can know. A problem stops no more than it must: a missing router stops no worker, and a router serves the
-deployments that are there.
+operator can know. A problem stops no more than it must: a missing router stops no worker.
 """
 
 from collections.abc import Mapping
@@ -11,34 +10,26 @@ from datetime import datetime
 from typing import Any
 
 from m3_operator import names
-from m3_operator.api import M3Deployment, M3Router, SpecError, parse_deployment, parse_router
+from m3_operator.api import M3Deployment, SpecError, parse_deployment
 from m3_operator.capacity.assessment import Assessment, assess
+from m3_operator.decide.installation import Installation
+from m3_operator.decide.problem import Problem
 from m3_operator.groups import Group, by_index
-from m3_operator.observed import DeploymentSnapshot, Manifest, RouterSnapshot, owner_uid, parse_time, uid
+from m3_operator.observed import DeploymentSnapshot, Manifest, owner_uid, parse_time, uid
 from m3_operator.plan.actions import DeletePods, ObjectAction
 from m3_operator.plan.objects import differences
 from m3_operator.plan.recovery import FailureRecord
 from m3_operator.plan.steps import Steps, Wanted, next_steps
 from m3_operator.render.pod import owner_reference
-from m3_operator.render.router import cluster_config, router_objects
 from m3_operator.render.worker import group_service, revision, workers_service
-from m3_router.config import ConfigError
 
 
 @dataclass(frozen=True)
-class Images:
-    """What runs where a spec names no image."""
+class Template:
+    """What the pods of one revision are rendered from."""
 
-    worker: str | None = None
-    router: str | None = None
-
-
-@dataclass(frozen=True)
-class Problem:
-    """What stands in the way: a reason for programs, a sentence for people."""
-
-    reason: str
-    message: str
+    deployment: M3Deployment
+    image: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,8 +37,9 @@ class DeploymentDecision:
     """What to do about one M3Deployment."""
 
     deployment: M3Deployment | None  # None: its spec cannot be read
-    image: str | None
-    revision: str | None
+    templates: Mapping[str, Template]  # by revision; the steps create groups of these
+    revision: str | None  # of new groups; None: there can be none
+    wanted: int  # how many groups should run
     groups: Mapping[int, Group]
     records: Mapping[int, FailureRecord]
     assessment: Assessment | None = None  # None: its spec cannot be read
@@ -58,21 +50,10 @@ class DeploymentDecision:
     @property
     def is_refused(self) -> bool:
         """Whether no group can be made of the spec as it is: it does not fit, and groups are wanted."""
-        is_wanted = self.deployment is not None and self.deployment.spec.desired_groups > 0
-        return is_wanted and self.assessment is not None and self.assessment.answer == "no"
+        return self.wanted > 0 and self.assessment is not None and self.assessment.answer == "no"
 
 
-@dataclass(frozen=True, kw_only=True)
-class RouterDecision:
-    """What to do about one M3Router."""
-
-    router: M3Router | None  # None: its spec cannot be read
-    objects: tuple[ObjectAction, ...] = ()
-    needs_keys: bool = False
-    problem: Problem | None = None
-
-
-def decide_deployment(snapshot: DeploymentSnapshot, images: Images, now: datetime) -> DeploymentDecision:
+def decide_deployment(snapshot: DeploymentSnapshot, installation: Installation, now: datetime) -> DeploymentDecision:
     """What one M3Deployment needs now."""
     groups, records = by_index(snapshot.pods), failure_records(snapshot.manifest)
     try:
@@ -80,18 +61,19 @@ def decide_deployment(snapshot: DeploymentSnapshot, images: Images, now: datetim
     except SpecError as error:
         problem = Problem("InvalidSpec", str(error))
         return DeploymentDecision(
-            deployment=None, image=None, revision=None, groups=groups, records=records, problem=problem
+            deployment=None, templates={}, revision=None, wanted=0, groups=groups, records=records, problem=problem
         )
     assessment = assess(deployment)
-    image = deployment.spec.engine.image or images.worker
+    image = deployment.spec.engine.image or installation.worker_image
     if image is None:
         problem = Problem(
             "ImageMissing", "set spec.engine.image, or start the operator with --worker-image: there is no default"
         )
         return DeploymentDecision(
             deployment=deployment,
-            image=None,
+            templates={},
             revision=None,
+            wanted=deployment.spec.desired_groups,
             groups=groups,
             records=records,
             assessment=assessment,
@@ -106,8 +88,9 @@ def decide_deployment(snapshot: DeploymentSnapshot, images: Images, now: datetim
     )
     decision = DeploymentDecision(
         deployment=deployment,
-        image=image,
+        templates={current: Template(deployment, image)},
         revision=current,
+        wanted=wanted.groups,
         groups=groups,
         records=records,
         assessment=assessment,
@@ -123,41 +106,16 @@ def _refused(decision: DeploymentDecision, assessment: Assessment) -> Deployment
 
     Nothing is made, and no group is replaced: there is nothing to replace it by.
     """
-    wanted = decision.deployment.spec.desired_groups if decision.deployment else 0
-    surplus = [action for action in decision.steps.actions if isinstance(action, DeletePods) and action.group >= wanted]
+    surplus = [
+        action
+        for action in decision.steps.actions
+        if isinstance(action, DeletePods) and action.group >= decision.wanted
+    ]
     return replace(
         decision,
         objects=decision.objects if decision.groups else (),
         steps=Steps(tuple(surplus)),
         problem=Problem(assessment.reason, assessment.message),
-    )
-
-
-def decide_router(snapshot: RouterSnapshot, images: Images) -> RouterDecision:
-    """What one M3Router needs now."""
-    try:
-        router = parse_router(snapshot.manifest, strict=False)
-    except SpecError as error:
-        return RouterDecision(router=None, problem=Problem("InvalidSpec", str(error)))
-    image = router.spec.image or images.router
-    if image is None:
-        problem = Problem(
-            "ImageMissing", "set spec.image, or start the operator with --router-image: there is no default"
-        )
-        return RouterDecision(router=router, problem=problem)
-    deployments, missing = _readable_deployments(snapshot)
-    if not deployments:
-        return RouterDecision(router=router, problem=missing)
-    try:
-        config = cluster_config(router, deployments)
-    except ConfigError as error:
-        return RouterDecision(router=router, problem=Problem("ConfigRefused", " ".join(str(error).split())))
-    desired = router_objects(router, config, image=image)
-    return RouterDecision(
-        router=router,
-        objects=tuple(differences(desired, snapshot.children, snapshot.manifest)),
-        needs_keys=_needs_keys(router, snapshot),
-        problem=missing,
     )
 
 
@@ -197,7 +155,7 @@ def _deployment_objects(
 ) -> list[ObjectAction]:
     indexes = sorted({*range(deployment.spec.desired_groups), *groups})
     desired = [workers_service(deployment), *(group_service(deployment, index) for index in indexes)]
-    live = {("Service", name): service for name, service in snapshot.services.items()}
+    live = dict(snapshot.children)
     namesake = snapshot.namesake
     is_ours = namesake is not None and owner_uid(namesake) == uid(snapshot.manifest)
     if namesake is not None and is_ours:
@@ -221,29 +179,6 @@ def _own_router(deployment: M3Deployment) -> dict[str, Any]:
         },
         "spec": {"deployments": [{"name": meta.name}]},
     }
-
-
-def _readable_deployments(snapshot: RouterSnapshot) -> tuple[list[M3Deployment], Problem | None]:
-    deployments: list[M3Deployment] = []
-    problem: Problem | None = None
-    for name, manifest in snapshot.deployments.items():
-        if manifest is None:
-            message = f"spec.deployments: there is no M3Deployment {name} in this namespace"
-            problem = problem or Problem("DeploymentNotFound", message)
-            continue
-        try:
-            deployments.append(parse_deployment(manifest, strict=False))
-        except SpecError as error:
-            problem = problem or Problem("DeploymentInvalid", f"M3Deployment {name}: {error}")
-    return deployments, problem
-
-
-def _needs_keys(router: M3Router, snapshot: RouterSnapshot) -> bool:
-    """Whether the generated keys may be missing: only while no router runs, for a running one has read them."""
-    if router.spec.auth.mode != "Keys" or router.spec.auth.secret_name is not None:
-        return False
-    running = snapshot.children.get(("Deployment", names.router_name(router.metadata.name)), {})
-    return not running.get("status", {}).get("availableReplicas")
 
 
 def _served_names(router: Manifest) -> set[str]:

@@ -1,4 +1,4 @@
-"""The status of M3Deployments and M3Routers: counts, groups, conditions, as one value. Pure, and built last.
+"""The status of M3Deployments: counts, groups, conditions.
 
 Two builds from the same observation are equal, times included, so that an unchanged status is never written.
 """
@@ -8,12 +8,14 @@ from datetime import datetime
 from typing import Any
 
 from m3_operator import names
-from m3_operator.conditions import Verdict, build, timestamp
-from m3_operator.decide import DeploymentDecision, Problem, RouterDecision
+from m3_operator.decide.deployment import DeploymentDecision
+from m3_operator.decide.problem import Problem
 from m3_operator.groups import Group, GroupState
-from m3_operator.observed import DeploymentSnapshot, Manifest, RouterSnapshot, condition
+from m3_operator.observed import DeploymentSnapshot, condition
 from m3_operator.plan.recovery import FailureRecord
-from m3_operator.status_fields import GROUPS_SHOWN
+from m3_operator.spec.status import GROUPS_SHOWN
+from m3_operator.status.conditions import Verdict, build, timestamp
+from m3_operator.status.endpoint import endpoint
 
 
 def deployment_status(
@@ -41,47 +43,10 @@ def deployment_status(
     if deployment is not None:
         held = sum(not pod.is_finished for group in groups.values() for pod in group.pods)
         status["gpus"] = held * deployment.spec.parallelism.gpus_per_node
-    shown = sorted({*groups, *_wanted_indexes(decision)})[:GROUPS_SHOWN]
+    shown = sorted({*groups, *range(decision.wanted)})[:GROUPS_SHOWN]
     if shown:
         status["groups"] = [_group(groups.get(index, Group(index)), records.get(index)) for index in shown]
     return status
-
-
-def router_status(
-    snapshot: RouterSnapshot, decision: RouterDecision, problem: Problem | None, now: datetime
-) -> dict[str, Any]:
-    """The status of an M3Router. `snapshot` is of after the actions."""
-    manifest, router = snapshot.manifest, decision.router
-    name = manifest["metadata"]["name"]
-    running = snapshot.children.get(("Deployment", names.router_name(name)), {})
-    counts = running.get("status", {})
-    configured = problem or Problem("Rendered", "the routers have the configuration of this spec")
-    verdicts = [
-        _routers_ready(running, decision, problem),
-        Verdict("Configured", problem is None, configured.reason, configured.message),
-    ]
-    status: dict[str, Any] = {
-        "observedGeneration": manifest["metadata"].get("generation", 0),
-        "replicas": counts.get("replicas", 0),
-        "readyReplicas": counts.get("readyReplicas", 0),
-        "selector": names.selector_text(names.router_selector(name)),
-        "endpoint": endpoint(manifest),
-        "conditions": build(manifest, verdicts, now),
-    }
-    if router is not None and router.spec.auth.mode == "Keys":
-        status["keysSecret"] = router.spec.auth.secret_name or names.keys_secret_name(name)
-    return status
-
-
-def endpoint(router: Manifest) -> str:
-    """The URL of a router's Service, inside the cluster."""
-    metadata, port = router["metadata"], router.get("spec", {}).get("service", {}).get("port", 80)
-    suffix = "" if port == 80 else f":{port}"
-    return f"http://{names.router_name(metadata['name'])}.{metadata['namespace']}.svc{suffix}"
-
-
-def _wanted_indexes(decision: DeploymentDecision) -> range:
-    return range(decision.deployment.spec.desired_groups if decision.deployment else 0)
 
 
 def _group(group: Group, record: FailureRecord | None) -> dict[str, Any]:
@@ -102,7 +67,7 @@ def _group(group: Group, record: FailureRecord | None) -> dict[str, Any]:
 
 
 def _verdicts(snapshot: DeploymentSnapshot, decision: DeploymentDecision, problem: Problem | None) -> list[Verdict]:
-    wanted = _wanted_indexes(decision)
+    wanted = range(decision.wanted)
     serving = [index for index in wanted if index in decision.groups and decision.groups[index].is_ready]
     blocker = problem or _idle(decision) or _unready_group(decision) or _unready_router(snapshot)
     how_many = f"{len(serving)} of {len(wanted)} groups serve"
@@ -121,7 +86,7 @@ def _verdicts(snapshot: DeploymentSnapshot, decision: DeploymentDecision, proble
 
 
 def _idle(decision: DeploymentDecision) -> Problem | None:
-    if decision.deployment is None or decision.deployment.spec.desired_groups:
+    if decision.deployment is None or decision.wanted:
         return None
     if decision.deployment.spec.suspend:
         return Problem("Suspended", "spec.suspend is set: no group runs")
@@ -129,7 +94,7 @@ def _idle(decision: DeploymentDecision) -> Problem | None:
 
 
 def _unready_group(decision: DeploymentDecision) -> Problem | None:
-    for index in _wanted_indexes(decision):
+    for index in range(decision.wanted):
         group = decision.groups.get(index, Group(index))
         if not group.is_ready:
             words = f"group {index} is {group.state}"
@@ -182,7 +147,7 @@ def _fits(decision: DeploymentDecision) -> list[Verdict]:
 def _progressing(decision: DeploymentDecision) -> Verdict:
     if decision.is_refused:
         return Verdict("Progressing", False, "Refused", "no group is made or replaced until the spec fits")
-    groups, wanted = decision.groups, _wanted_indexes(decision)
+    groups, wanted = decision.groups, range(decision.wanted)
     outdated = [index for index in wanted if index in groups and groups[index].revision != decision.revision]
     failed = [index for index, group in groups.items() if group.state is GroupState.FAILED]
     unready = [index for index in wanted if index not in groups or not groups[index].is_ready]
@@ -197,20 +162,3 @@ def _progressing(decision: DeploymentDecision) -> Verdict:
             message = f"{len(unready)} groups are coming, {len(surplus)} are going"
             return Verdict("Progressing", True, "Scaling", message)
     return Verdict("Progressing", False, "Settled", "nothing is left to do")
-
-
-def _routers_ready(running: Mapping[str, Any], decision: RouterDecision, problem: Problem | None) -> Verdict:
-    if problem is not None:
-        return Verdict("Ready", False, problem.reason, problem.message)
-    wanted = decision.router.spec.replicas if decision.router else 0
-    if wanted == 0:
-        return Verdict("Ready", False, "ScaledToZero", "spec.replicas is 0: no router runs")
-    status, generation = running.get("status", {}), running.get("metadata", {}).get("generation", 0)
-    is_current = bool(running) and status.get("observedGeneration", 0) >= generation
-    current = min(status.get("updatedReplicas", 0), status.get("availableReplicas", 0)) if is_current else 0
-    words = f"{current} of {wanted} routers answer"
-    if current >= wanted:
-        return Verdict("Ready", True, "AllRoutersReady", words)
-    available = condition(running, "Progressing")
-    is_stuck = available.get("status") == "False"
-    return Verdict("Ready", False, "RoutersNotReady", f"{words}; {available.get('message')}" if is_stuck else words)

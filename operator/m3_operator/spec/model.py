@@ -1,33 +1,22 @@
-"""What an M3Deployment's `spec` may say: fields, bounds, defaults and the rules between fields.
-
-Each rule is written twice, as CEL for the API server and as a validator for files that never meet one, with one
-sentence for both; a test holds them together. Nothing is immutable: a change that workers must see replaces their
-groups one by one.
-"""
+"""What is served: the model's names, where its checkpoint comes from, and which published release it is."""
 
 from typing import Annotated, Literal, Self
 
 from pydantic import ConfigDict, Field, StringConstraints, model_validator
 
-from m3_operator.fragments import (
+from m3_operator.spec.fragments import (
     ATOMIC,
     AbsolutePath,
     DnsSubdomain,
-    EnvVar,
     ImageReference,
-    LocalReference,
     Model,
-    OwnerName,
-    PodTemplate,
     PullPolicy,
     cel,
-    list_map,
     require,
 )
 
 ModelName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/-]*$", max_length=128)]
 DType = Literal["auto", "float32", "bfloat16"]
-CacheType = Literal["auto", "float32", "bfloat16", "fp8"]
 Release = Literal["MiniMax-M3", "MiniMax-M3-MXFP8", "MiniMax-M3-NVFP4", "MiniMax-M3.1-Flash"]
 
 
@@ -186,147 +175,3 @@ class ModelSpec(Model):
     def served_name(self) -> str:
         """The one name that workers answer to and routers route by."""
         return self.served_names[0] if self.served_names else self.name
-
-
-class EngineSpec(Model):
-    """The engine that runs the model, and its limits."""
-
-    type: Literal["native"] = "native"
-    """Which engine runs the model."""
-    image: ImageReference | None = None
-    """Image of the engine; absent: the one that the operator was configured with."""
-    image_pull_policy: PullPolicy = "IfNotPresent"
-    """When a node pulls the image."""
-    image_pull_secrets: Annotated[
-        tuple[LocalReference, ...], Field(max_length=8, json_schema_extra=list_map("name"))
-    ] = ()
-    """Secrets for pulling images."""
-    args: Annotated[
-        tuple[Annotated[str, StringConstraints(max_length=1024)], ...], Field(max_length=64, json_schema_extra=ATOMIC)
-    ] = ()
-    """Flags added after those that the operator renders."""
-    env: Annotated[tuple[EnvVar, ...], Field(max_length=64, json_schema_extra=list_map("name"))] = ()
-    """Environment variables added to the engine."""
-    port: Annotated[int, Field(ge=1024, le=65535)] = 8000
-    """Port of the engine's HTTP API."""
-    max_context_tokens: Annotated[int, Field(ge=16, le=1048576)] | None = None
-    """Longest context in tokens; absent: what the checkpoint says, as far as the cache allows."""
-    max_concurrent: Annotated[int, Field(ge=1, le=4096)] = 64
-    """Sequences that one group computes at once."""
-    step_tokens: Annotated[int, Field(ge=16, le=1048576)] = 2048
-    """Tokens that one step of the engine computes at most."""
-    cache_tokens: Annotated[int, Field(ge=16, le=2**31)] | None = None
-    """Tokens that the paged cache holds; absent: derived from the device's memory."""
-    cache_dtype: CacheType = "auto"
-    """Type of cached keys and values; auto: that of the weights. fp8 makes room for twice the tokens."""
-    index_cache_dtype: CacheType = "auto"
-    """Type of cached index keys; auto: cacheDtype."""
-
-
-TENSOR = "parallelism.tensor must divide parallelism.gpusPerNode, and be 1 when gpusPerNode is 0"
-
-
-class ParallelismSpec(Model):
-    """The shape of one group: one world of nodes x gpusPerNode ranks that is scheduled and replaced as a whole."""
-
-    model_config = ConfigDict(
-        json_schema_extra=cel(
-            ("self.gpusPerNode == 0 ? self.tensor == 1 : self.gpusPerNode % self.tensor == 0", TENSOR)
-        )
-    )
-
-    nodes: Annotated[int, Field(ge=1, le=64)] = 1
-    """Nodes of one group; each runs one pod."""
-    gpus_per_node: Annotated[int, Field(ge=0, le=64)] = 8
-    """GPUs that each pod of a group gets; 0 runs on CPU."""
-    tensor: Annotated[int, Field(ge=1, le=64)] = 1
-    """Ranks that share one copy of the attention weights; must divide gpusPerNode."""
-    redundant_experts: Annotated[int, Field(ge=0, le=4096)] | None = None
-    """Expert slots of a layer beyond one for each expert, over all ranks of a group, for copies of experts that many
-    tokens choose; absent: as few as let every rank own as many slots."""
-
-    @model_validator(mode="after")
-    def _tensor_divides(self) -> Self:
-        gpus = self.gpus_per_node
-        require(self.tensor == 1 if gpus == 0 else gpus % self.tensor == 0, TENSOR)
-        return self
-
-
-class AcceleratorSpec(Model):
-    """How a pod asks for GPUs."""
-
-    resource_name: Annotated[
-        str, StringConstraints(pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?/[A-Za-z0-9][-A-Za-z0-9_.]*$", max_length=253)
-    ] = "nvidia.com/gpu"
-    """Extended resource of the device plugin."""
-    memory_gib: Annotated[int, Field(ge=1, le=4096)] | None = Field(None, alias="memoryGiB")
-    """Memory of one GPU in GiB, as `nvidia-smi` counts it, rounded down; absent: not known, and whether the model fits
-    is not checked before a pod starts. Changing it restarts nothing."""
-
-
-class DrainSpec(Model):
-    """How a group leaves."""
-
-    timeout_seconds: Annotated[int, Field(ge=0, le=86400)] = 300
-    """How long requests in flight may take to finish once a group is to go."""
-
-
-class ProbesSpec(Model):
-    """How patient the health checks are."""
-
-    startup_seconds: Annotated[int, Field(ge=10, le=86400)] = 3600
-    """How long loading the model may take before the group is given up and recreated."""
-
-
-class RouterReference(Model):
-    """An M3Router of the same namespace."""
-
-    name: OwnerName
-    """Name of the M3Router."""
-
-
-OWN_GPUS = "template.resources: GPUs come from parallelism.gpusPerNode; remove the accelerator's resource"
-_GPU_RULE = (
-    "!has(self.template) || !has(self.template.resources) || ["
-    "has(self.template.resources.limits) && self.accelerator.resourceName in self.template.resources.limits, "
-    "has(self.template.resources.requests) && self.accelerator.resourceName in self.template.resources.requests"
-    "].filter(x, x).size() == 0"
-)
-
-
-class M3DeploymentSpec(Model):
-    """Workers that serve one model: `replicas` groups of `parallelism.nodes` pods."""
-
-    model_config = ConfigDict(json_schema_extra=cel((_GPU_RULE, OWN_GPUS)))
-
-    model: ModelSpec
-    """What is served."""
-    engine: EngineSpec = EngineSpec()
-    """The engine that runs the model, and its limits."""
-    parallelism: ParallelismSpec = ParallelismSpec()
-    """The shape of one group."""
-    accelerator: AcceleratorSpec = AcceleratorSpec()
-    """How a pod asks for GPUs."""
-    replicas: Annotated[int, Field(ge=0, le=1000)] = 1
-    """Groups to run; `kubectl scale` sets it."""
-    drain: DrainSpec = DrainSpec()
-    """How a group leaves."""
-    probes: ProbesSpec = ProbesSpec()
-    """How patient the health checks are."""
-    suspend: bool = False
-    """Run no group, but keep `replicas`."""
-    router: RouterReference | None = None
-    """The M3Router that serves this deployment; absent: it gets one of its own name."""
-    template: PodTemplate = PodTemplate()
-    """What is laid over the worker pods."""
-
-    @model_validator(mode="after")
-    def _asks_for_gpus_once(self) -> Self:
-        resources = self.template.resources
-        require(self.accelerator.resource_name not in {*resources.requests, *resources.limits}, OWN_GPUS)
-        return self
-
-    @property
-    def desired_groups(self) -> int:
-        """Groups that should run now."""
-        return 0 if self.suspend else self.replicas

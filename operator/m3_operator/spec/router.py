@@ -8,7 +8,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import ConfigDict, Field, StringConstraints, model_validator
 
-from m3_operator.fragments import (
+from m3_operator.spec.fragments import (
     DnsSubdomain,
     ImageReference,
     LocalReference,

@@ -1,0 +1,77 @@
+"""What one M3Router needs now: read the spec, render what it asks for, plan the difference.
+
+A problem stops no more than it must: a router serves the deployments that are there.
+"""
+
+from dataclasses import dataclass
+
+from m3_operator import names
+from m3_operator.api import M3Deployment, M3Router, SpecError, parse_deployment, parse_router
+from m3_operator.decide.installation import Installation
+from m3_operator.decide.problem import Problem
+from m3_operator.observed import RouterSnapshot
+from m3_operator.plan.actions import ObjectAction
+from m3_operator.plan.objects import differences
+from m3_operator.render.router import cluster_config, router_objects
+from m3_router.config import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class RouterDecision:
+    """What to do about one M3Router."""
+
+    router: M3Router | None  # None: its spec cannot be read
+    objects: tuple[ObjectAction, ...] = ()
+    needs_keys: bool = False
+    problem: Problem | None = None
+
+
+def decide_router(snapshot: RouterSnapshot, installation: Installation) -> RouterDecision:
+    """What one M3Router needs now."""
+    try:
+        router = parse_router(snapshot.manifest, strict=False)
+    except SpecError as error:
+        return RouterDecision(router=None, problem=Problem("InvalidSpec", str(error)))
+    image = router.spec.image or installation.router_image
+    if image is None:
+        problem = Problem(
+            "ImageMissing", "set spec.image, or start the operator with --router-image: there is no default"
+        )
+        return RouterDecision(router=router, problem=problem)
+    deployments, missing = _readable_deployments(snapshot)
+    if not deployments:
+        return RouterDecision(router=router, problem=missing)
+    try:
+        config = cluster_config(router, deployments)
+    except ConfigError as error:
+        return RouterDecision(router=router, problem=Problem("ConfigRefused", " ".join(str(error).split())))
+    desired = router_objects(router, config, image=image)
+    return RouterDecision(
+        router=router,
+        objects=tuple(differences(desired, snapshot.children, snapshot.manifest)),
+        needs_keys=_needs_keys(router, snapshot),
+        problem=missing,
+    )
+
+
+def _readable_deployments(snapshot: RouterSnapshot) -> tuple[list[M3Deployment], Problem | None]:
+    deployments: list[M3Deployment] = []
+    problem: Problem | None = None
+    for name, manifest in snapshot.deployments.items():
+        if manifest is None:
+            message = f"spec.deployments: there is no M3Deployment {name} in this namespace"
+            problem = problem or Problem("DeploymentNotFound", message)
+            continue
+        try:
+            deployments.append(parse_deployment(manifest, strict=False))
+        except SpecError as error:
+            problem = problem or Problem("DeploymentInvalid", f"M3Deployment {name}: {error}")
+    return deployments, problem
+
+
+def _needs_keys(router: M3Router, snapshot: RouterSnapshot) -> bool:
+    """Whether the generated keys may be missing: only while no router runs, for a running one has read them."""
+    if router.spec.auth.mode != "Keys" or router.spec.auth.secret_name is not None:
+        return False
+    running = snapshot.children.get(("Deployment", names.router_name(router.metadata.name)), {})
+    return not running.get("status", {}).get("availableReplicas")

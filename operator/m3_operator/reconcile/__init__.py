@@ -1,0 +1,1 @@
+"""The cycle of one object: snapshot, decide, act, tell."""

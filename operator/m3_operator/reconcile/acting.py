@@ -1,0 +1,114 @@
+"""Carrying out what was decided: objects one after the other, pods of all groups at once.
+
+What the API server answers goes into the store at once, so that the next look sees it before the watch does. What it
+refuses becomes a `Problem`; when it does not answer, UnavailableError ends the cycle.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+from m3_operator.decide.deployment import Template
+from m3_operator.decide.problem import Problem
+from m3_operator.errors import NameTakenError, RefusedError
+from m3_operator.events import Happening
+from m3_operator.observed import Key, Manifest
+from m3_operator.plan.actions import ApplyObject, CreatePods, DeletePods, ObjectAction, PodAction
+from m3_operator.reconcile.writer import Writer
+from m3_operator.render.worker import group_pods
+from m3_operator.store import Store
+
+logger = logging.getLogger(__name__)
+
+
+class Actor:
+    """Performs the actions of one object's cycle."""
+
+    def __init__(self, writer: Writer, store: Store, wake: Callable[[Iterable[Key]], None]) -> None:
+        self._writer = writer
+        self._store = store
+        self._wake = wake
+
+    async def change_objects(
+        self, owner: Key, actions: Sequence[ObjectAction], happenings: list[Happening]
+    ) -> Problem | None:
+        """One after the other, because pods read some of them; the first refusal ends it."""
+        for action in actions:
+            manifest = action.manifest
+            kind, metadata = manifest["kind"], manifest["metadata"]
+            try:
+                if isinstance(action, ApplyObject):
+                    is_known = self._store.knows(manifest)
+                    self.remember(owner, kind, await self._writer.apply(manifest, is_known=is_known))
+                else:
+                    namespace, name = metadata["namespace"], metadata["name"]
+                    left = await self._writer.delete(kind, namespace, name, uid=metadata["uid"])
+                    self.remember(owner, kind, left)
+            except (RefusedError, NameTakenError) as error:
+                return problem_of(kind, error)
+            verb = "Applied" if isinstance(action, ApplyObject) else "Deleted"
+            note = f"{verb} {kind} {metadata['name']}: {action.reason}"
+            logger.info("%s: %s", owner, note)
+            if isinstance(action, ApplyObject) and action.is_repair:
+                happenings.append(Happening("Repaired", note, is_warning=True))
+        return None
+
+    async def change_pods(
+        self,
+        owner: Key,
+        templates: Mapping[str, Template],
+        actions: Sequence[PodAction],
+        happenings: list[Happening],
+    ) -> Problem | None:
+        """All groups at once: they do not wait for one another."""
+        results = await asyncio.gather(
+            *(self._change_group(owner, templates, action) for action in actions), return_exceptions=True
+        )
+        refusal: Problem | None = None
+        for action, result in zip(actions, results, strict=True):
+            if isinstance(result, RefusedError | NameTakenError):
+                refusal = refusal or problem_of("Pod", result)
+            elif isinstance(result, BaseException):
+                raise result
+            else:
+                happenings.append(_happening(action))
+        return refusal
+
+    def remember(self, owner: Key, kind: str, manifest: Manifest | None) -> None:
+        """Take in the answer to a write of this owner's cycle, and wake whom else it concerns."""
+        if manifest is not None:
+            self._wake(self._store.put(kind, manifest) - {owner})
+
+    async def _change_group(self, owner: Key, templates: Mapping[str, Template], action: PodAction) -> None:
+        if isinstance(action, CreatePods):
+            template = templates[action.revision]
+            pods = group_pods(template.deployment, action.group, action.revision, image=template.image)
+            created = await asyncio.gather(*(self._writer.create(pods[rank]) for rank in action.ranks))
+            for pod in created:
+                if pod is not None:
+                    self._store.put("Pod", pod)
+            return
+        await asyncio.gather(*(self._delete_pod(owner.namespace, pod.name, pod.uid, action) for pod in action.pods))
+
+    async def _delete_pod(self, namespace: str, name: str, uid: str, action: DeletePods) -> None:
+        left = await self._writer.delete("Pod", namespace, name, uid=uid, grace_seconds=action.grace_seconds)
+        if left is not None:
+            self._store.put("Pod", left)
+        else:
+            self._store.remove("Pod", {"metadata": {"namespace": namespace, "name": name, "uid": uid}})
+
+
+def problem_of(kind: str, error: RefusedError | NameTakenError) -> Problem:
+    """The reason of a refusal. Rights that lack are the operator's trouble, anything else the template's."""
+    if isinstance(error, NameTakenError):
+        return Problem("NameTaken", str(error))
+    lacks_rights = error.status in (401, 403) and "cannot" in str(error) and "in the namespace" in str(error)
+    reason = "PermissionMissing" if lacks_rights else "TemplateRefused"
+    return Problem(reason, f"{kind}: {error}")
+
+
+def _happening(action: PodAction) -> Happening:
+    if isinstance(action, CreatePods):
+        return Happening("CreatedGroup", f"Created group {action.group}: {action.reason}")
+    who = ", ".join(pod.name for pod in action.pods[:4])
+    return Happening("DeletedPods", f"Deleted {who}: {action.reason}", action.counts_as_restart)

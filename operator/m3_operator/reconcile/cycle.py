@@ -1,0 +1,68 @@
+"""The cycle of any object: which one it is, and what failure means.
+
+An API server that does not answer ends the cycle, to be tried again after a growing pause; one that refuses becomes a
+condition with its words. All state here is about pace: forgetting it changes when something happens, never what.
+"""
+
+import logging
+from collections.abc import Callable, Iterable
+from datetime import datetime
+
+from m3_operator import names
+from m3_operator.decide.installation import Installation
+from m3_operator.decide.problem import Problem
+from m3_operator.errors import UnavailableError
+from m3_operator.observed import Key
+from m3_operator.reconcile.acting import Actor
+from m3_operator.reconcile.deployments import DeploymentCycle
+from m3_operator.reconcile.pace import Pace
+from m3_operator.reconcile.routers import RouterCycle
+from m3_operator.reconcile.telling import Teller
+from m3_operator.reconcile.writer import Writer
+from m3_operator.store import Store
+
+logger = logging.getLogger(__name__)
+
+
+class Reconciler:
+    """Brings objects to what their specs ask for, one cycle at a time."""
+
+    def __init__(
+        self,
+        writer: Writer,
+        store: Store,
+        installation: Installation,
+        *,
+        clock: Callable[[], datetime],
+        wake: Callable[[Iterable[Key]], None],
+    ) -> None:
+        """`wake` is told whom a write concerns beside the object whose cycle made it."""
+        self._store = store
+        self._clock = clock
+        self._paces: dict[Key, Pace] = {}
+        actor, teller = Actor(writer, store, wake), Teller(writer, clock)
+        self._deployments = DeploymentCycle(store, installation, actor, teller, clock)
+        self._routers = RouterCycle(writer, store, installation, actor, teller, clock)
+
+    async def cycle(self, key: Key) -> float | None:
+        """One cycle; the answer is in how many seconds to look again, if nothing happens before."""
+        try:
+            problem, wake_at = await self._run(key)
+        except UnavailableError as error:
+            pause = self._paces.setdefault(key, Pace()).pause_seconds()
+            logger.warning("%s: %s; trying again in %.0f s", key, error, pause)
+            return pause
+        logger.debug("%s: cycle done", key)
+        if problem is not None:
+            return self._paces.setdefault(key, Pace()).pause_seconds()
+        self._paces.pop(key, None)
+        return None if wake_at is None else (wake_at - self._clock()).total_seconds()
+
+    async def _run(self, key: Key) -> tuple[Problem | None, datetime | None]:
+        """What was refused, and when the plan wants to be asked again."""
+        manifest = self._store.get(key)
+        if manifest is None or manifest["metadata"].get("deletionTimestamp"):
+            return None, None  # the garbage collector takes what it owned
+        if key.kind == names.DEPLOYMENT_KIND:
+            return await self._deployments.run(key)
+        return await self._routers.run(key), None

@@ -1,0 +1,23 @@
+"""What a cycle needs of the API server."""
+
+from typing import Any, Protocol
+
+from m3_operator.observed import Manifest
+
+
+class Writer(Protocol):
+    """What a cycle needs of `cluster.Cluster`, which says what each method does and raises."""
+
+    async def apply(self, manifest: Manifest, *, is_known: bool) -> dict[str, Any]: ...
+
+    async def create(self, manifest: Manifest) -> dict[str, Any] | None: ...
+
+    async def create_secret(self, manifest: Manifest) -> bool: ...
+
+    async def delete(
+        self, kind: str, namespace: str, name: str, *, uid: str, grace_seconds: int | None = None
+    ) -> dict[str, Any] | None: ...
+
+    async def write_status(self, owner: Manifest, status: dict[str, Any]) -> dict[str, Any] | None: ...
+
+    async def record(self, event: Manifest) -> None: ...

@@ -1,0 +1,70 @@
+"""What an M3Deployment's `spec` may say: fields, bounds, defaults and the rules between fields.
+
+Each rule is written twice, as CEL for the API server and as a validator for files that never meet one, with one
+sentence for both; a test holds them together. Nothing is immutable: a change that workers must see replaces their
+groups one by one.
+"""
+
+from typing import Annotated, Self
+
+from pydantic import ConfigDict, Field, model_validator
+
+from m3_operator.spec.drain import DrainSpec
+from m3_operator.spec.engine import EngineSpec, ProbesSpec
+from m3_operator.spec.fragments import Model, OwnerName, PodTemplate, cel, require
+from m3_operator.spec.group import AcceleratorSpec, ParallelismSpec
+from m3_operator.spec.model import ModelSpec
+
+
+class RouterReference(Model):
+    """An M3Router of the same namespace."""
+
+    name: OwnerName
+    """Name of the M3Router."""
+
+
+OWN_GPUS = "template.resources: GPUs come from parallelism.gpusPerNode; remove the accelerator's resource"
+_GPU_RULE = (
+    "!has(self.template) || !has(self.template.resources) || ["
+    "has(self.template.resources.limits) && self.accelerator.resourceName in self.template.resources.limits, "
+    "has(self.template.resources.requests) && self.accelerator.resourceName in self.template.resources.requests"
+    "].filter(x, x).size() == 0"
+)
+
+
+class M3DeploymentSpec(Model):
+    """Workers that serve one model: `replicas` groups of `parallelism.nodes` pods."""
+
+    model_config = ConfigDict(json_schema_extra=cel((_GPU_RULE, OWN_GPUS)))
+
+    model: ModelSpec
+    """What is served."""
+    engine: EngineSpec = EngineSpec()
+    """The engine that runs the model, and its limits."""
+    parallelism: ParallelismSpec = ParallelismSpec()
+    """The shape of one group."""
+    accelerator: AcceleratorSpec = AcceleratorSpec()
+    """How a pod asks for GPUs."""
+    replicas: Annotated[int, Field(ge=0, le=1000)] = 1
+    """Groups to run; `kubectl scale` sets it."""
+    drain: DrainSpec = DrainSpec()
+    """How a group leaves."""
+    probes: ProbesSpec = ProbesSpec()
+    """How patient the health checks are."""
+    suspend: bool = False
+    """Run no group, but keep `replicas`."""
+    router: RouterReference | None = None
+    """The M3Router that serves this deployment; absent: it gets one of its own name."""
+    template: PodTemplate = PodTemplate()
+    """What is laid over the worker pods."""
+
+    @model_validator(mode="after")
+    def _asks_for_gpus_once(self) -> Self:
+        resources = self.template.resources
+        require(self.accelerator.resource_name not in {*resources.requests, *resources.limits}, OWN_GPUS)
+        return self
+
+    @property
+    def desired_groups(self) -> int:
+        """Groups that should run now."""
+        return 0 if self.suspend else self.replicas
