@@ -11,6 +11,7 @@ from datetime import datetime
 from typing import Any
 
 from m3_operator import names
+from m3_operator.signals.values import NO_SIGNALS, DeploymentSignals
 
 Manifest = Mapping[str, Any]
 
@@ -72,6 +73,7 @@ class DeploymentSnapshot:
     children: Mapping[tuple[str, str], Manifest]  # its own but pods, by kind and name
     router: Manifest | None  # the M3Router that should serve it: the one it names, or the one of its own name
     namesake: Manifest | None  # the M3Router of its own name, whoever made it
+    signals: DeploymentSignals = NO_SIGNALS  # the last scrape of its workers and routers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
