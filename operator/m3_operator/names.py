@@ -54,6 +54,11 @@ def workers_service_name(deployment: str) -> str:
     return f"{deployment}-workers"
 
 
+def experts_name(deployment: str) -> str:
+    """The ConfigMap with the plan of experts that its groups begin with."""
+    return f"{deployment}-experts"
+
+
 def router_name(router: str) -> str:
     """Deployment, Service, ConfigMap, ServiceAccount, Role and RoleBinding of one M3Router."""
     return f"{router}-router"

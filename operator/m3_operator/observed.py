@@ -11,6 +11,7 @@ from datetime import datetime
 from typing import Any
 
 from m3_operator import names
+from m3_operator.experts.window import ExpertState
 from m3_operator.signals.values import NO_SIGNALS, DeploymentSignals
 
 Manifest = Mapping[str, Any]
@@ -42,6 +43,7 @@ class ObservedPod:
     revision: str
     phase: str
     node_name: str | None
+    ip: str
     is_ready: bool
     deletion_at: datetime | None  # when the pod should be gone at the latest; None: it stays
     finished_at: datetime | None
@@ -74,6 +76,7 @@ class DeploymentSnapshot:
     router: Manifest | None  # the M3Router that should serve it: the one it names, or the one of its own name
     namesake: Manifest | None  # the M3Router of its own name, whoever made it
     signals: DeploymentSignals = NO_SIGNALS  # the last scrape of its workers and routers
+    experts: ExpertState | None = None  # what the last window found; None: not looked at yet
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,6 +138,7 @@ def read_pod(manifest: Manifest) -> ObservedPod | None:
         revision=labels.get(names.REVISION_LABEL, ""),
         phase=status.get("phase", ""),
         node_name=manifest.get("spec", {}).get("nodeName"),
+        ip=status.get("podIP", ""),
         is_ready=condition(manifest, "Ready").get("status") == "True",
         deletion_at=parse_time(metadata.get("deletionTimestamp")),
         finished_at=_finished_at(status),

@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from m3_operator import names
+from m3_operator.experts.window import ExpertState
 from m3_operator.observed import (
     DeploymentSnapshot,
     Key,
@@ -39,6 +40,7 @@ class Store:
         self._versions: dict[_Identity, tuple[str, int]] = {}  # uid, resource version
         self._children: dict[Key, set[_Identity]] = {}  # by the owner that their labels name
         self._served_by: dict[tuple[str, str], set[str]] = {}  # (namespace, deployment) -> routers that list it
+        self._experts: dict[Key, ExpertState] = {}
         self._buried: OrderedDict[str, None] = OrderedDict()  # uids of the last that were forgotten
 
     def __repr__(self) -> str:
@@ -96,6 +98,16 @@ class Store:
         """Everything known of one kind."""
         return {identity for identity in self._versions if identity[0] == kind}
 
+    def put_experts(self, key: Key, state: ExpertState | None) -> set[Key]:
+        """Remember what is known of a deployment's experts; None: nothing."""
+        if self._experts.get(key) == state:
+            return set()
+        if state is None:
+            del self._experts[key]
+        else:
+            self._experts[key] = state
+        return {key}
+
     def deployment_snapshot(self, key: Key) -> DeploymentSnapshot | None:
         """Everything the plan of one M3Deployment may look at; None if it is gone."""
         manifest = self.get(key)
@@ -117,6 +129,7 @@ class Store:
             children=children,
             router=self._objects.get((names.ROUTER_KIND, key.namespace, _router_of(manifest))),
             namesake=self._objects.get((names.ROUTER_KIND, key.namespace, key.name)),
+            experts=self._experts.get(key),
         )
 
     def router_snapshot(self, key: Key) -> RouterSnapshot | None:
@@ -166,6 +179,7 @@ class Store:
             return set()
         if identity[0] in OWN_KINDS:
             touched = self._related(identity)
+            self._experts.pop(Key(*identity), None)
             if identity[0] == names.ROUTER_KIND:
                 self._index_router(identity[1], identity[2], manifest, None)
             del self._objects[identity]

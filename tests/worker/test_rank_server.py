@@ -17,6 +17,7 @@ import torch
 
 from m3_fakes.http import wait_until
 from m3_fakes.tiny_run import BLOCK, generate
+from m3_operator.experts.reading import read_experts
 from m3_worker.config import TinySettings
 from m3_worker.model.checkpoint import load_model
 from m3_worker.model.config import ModelConfig
@@ -85,6 +86,8 @@ def test_two_ranks_serve_as_one_until_one_of_them_is_killed(
     assert (held["epoch"], held["ranks"], held["slots"], held["layers"]) == (2, 2, 6, LEARNED)
     warm_up_tokens = 8
     assert [sum(layer) for layer in held["tokens"]] == [(warm_up_tokens + len(PROMPT) + 11) * 2] * 2
+
+    assert read_experts(held, nodes=1).plan.as_json() == {"epoch": 2, "layers": LEARNED}  # the operator's reading
 
     taken = client.put("/internal/expert-plan", json={"epoch": 3, "layers": PLAN})
     assert (taken.status_code, taken.json()) == (200, {"epoch": 3})

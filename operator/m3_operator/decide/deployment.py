@@ -20,6 +20,7 @@ from m3_operator.plan.actions import DeletePods, ObjectAction
 from m3_operator.plan.objects import differences
 from m3_operator.plan.recovery import FailureRecord
 from m3_operator.plan.steps import Steps, Wanted, next_steps
+from m3_operator.render.experts import has_plan, plan_config_map
 from m3_operator.render.pod import owner_reference
 from m3_operator.render.worker import group_service, revision, workers_service
 
@@ -156,6 +157,10 @@ def _deployment_objects(
     indexes = sorted({*range(deployment.spec.desired_groups), *groups})
     desired = [workers_service(deployment), *(group_service(deployment, index) for index in indexes)]
     live = dict(snapshot.children)
+    if snapshot.experts is not None and has_plan(deployment):
+        desired.append(plan_config_map(deployment, snapshot.experts.plan))
+    elif has_plan(deployment):  # a plan that an earlier operator learned is good until there is a newer one
+        live.pop(("ConfigMap", names.experts_name(deployment.metadata.name)), None)
     namesake = snapshot.namesake
     is_ours = namesake is not None and owner_uid(namesake) == uid(snapshot.manifest)
     if namesake is not None and is_ours:

@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from m3_operator import names
 from m3_operator.api import M3Deployment
-from m3_operator.render import pod
+from m3_operator.render import experts, pod
 from m3_operator.spec.fragments import EnvVar
 from m3_worker.config import TinySettings, WorkerSettings
 
@@ -28,7 +28,9 @@ _REVISION_LENGTH: Final = 10
 _STARTUP_PERIOD_SECONDS: Final = 5
 
 
-def worker_settings(deployment: M3Deployment, *, model: Path, host: str, port: int) -> WorkerSettings:
+def worker_settings(
+    deployment: M3Deployment, *, model: Path, host: str, port: int, expert_plan: Path | None = None
+) -> WorkerSettings:
     """The settings of rank 0, serving the checkpoint in `model` on `host`:`port`."""
     spec = deployment.spec
     return WorkerSettings(
@@ -42,6 +44,7 @@ def worker_settings(deployment: M3Deployment, *, model: Path, host: str, port: i
         max_concurrent=spec.engine.max_concurrent,
         step_tokens=spec.engine.step_tokens,
         redundant_experts=spec.parallelism.redundant_experts,
+        expert_plan=expert_plan,
         cache_tokens=spec.engine.cache_tokens,
         cache_dtype=spec.engine.cache_dtype,
         index_cache_dtype=spec.engine.index_cache_dtype,
@@ -63,7 +66,7 @@ def tiny_settings(deployment: M3Deployment, directory: Path) -> TinySettings:
 
 
 def revision(deployment: M3Deployment, image: str) -> str:
-    """Names what running pods must match. Replicas, suspend and router are not in it: scaling never rolls.
+    """Names what running pods must match. Replicas, suspend, router and expertBalancing are not in it: they never roll.
 
     Nor is what is only declared, `model.release` and `accelerator.memoryGiB`: pods are the same with it and without.
     Values that equal the defaults are left out, so that a field added by a later version changes no revision.
@@ -74,7 +77,7 @@ def revision(deployment: M3Deployment, image: str) -> str:
         "accelerator": spec.accelerator.model_copy(update={"memory_gib": None}),
     }
     wanted = spec.model_copy(update=undeclared).model_dump(
-        mode="json", by_alias=True, exclude_defaults=True, exclude={"replicas", "suspend", "router"}
+        mode="json", by_alias=True, exclude_defaults=True, exclude={"replicas", "suspend", "router", "expert_balancing"}
     )
     text = json.dumps({**wanted, "image": image}, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:_REVISION_LENGTH]
@@ -133,7 +136,7 @@ def _group_pod(deployment: M3Deployment, group: int, rank: int, revision: str, i
         "subdomain": names.group_name(meta.name, group),
         "terminationGracePeriodSeconds": pod.termination_seconds(deployment.spec.drain.timeout_seconds),
         "containers": [_worker_container(deployment, group, rank, image)],
-        "volumes": [pod.TMP_VOLUME, *_model_volume(deployment)],
+        "volumes": [pod.TMP_VOLUME, *_model_volume(deployment), *experts.plan_volume(deployment)],
     }
     if deployment.spec.model.source.tiny is not None:
         spec["initContainers"] = [_tiny_container(deployment, image)]
@@ -159,6 +162,7 @@ def _worker_container(deployment: M3Deployment, group: int, rank: int, image: st
         model=PACKAGED_MODEL if spec.model.source.packaged is not None else Path(MODEL_DIRECTORY),
         host="0.0.0.0",  # noqa: S104 - inside a pod, whose network is its own
         port=spec.engine.port,
+        expert_plan=Path(experts.PLAN_FILE) if experts.has_plan(deployment) else None,
     )
     container: dict[str, Any] = {
         "name": "worker",
@@ -168,7 +172,7 @@ def _worker_container(deployment: M3Deployment, group: int, rank: int, image: st
         "args": worker_arguments(deployment, settings),
         "env": [pod.HOME, *_rank_env(deployment, group, rank), *(_env(variable) for variable in spec.engine.env)],
         "securityContext": pod.CONTAINER_SECURITY,
-        "volumeMounts": [pod.TMP_MOUNT, *_model_mount(deployment)],
+        "volumeMounts": [pod.TMP_MOUNT, *_model_mount(deployment), *experts.plan_mount(deployment)],
     }
     if spec.parallelism.gpus_per_node:
         gpus = {spec.accelerator.resource_name: str(spec.parallelism.gpus_per_node)}

@@ -66,6 +66,25 @@ class GroupStatus(Model):
     """How it failed last."""
 
 
+class ExpertStatus(Model):
+    """How even the load of experts is."""
+
+    plan_hash: Annotated[str, StringConstraints(max_length=64)]
+    """Names what is where; the plan itself is in the ConfigMap NAME-experts."""
+    epoch: Annotated[int, Field(ge=0)]
+    """Grows with every plan."""
+    ratio: Annotated[float, Field(ge=0)]
+    """Load of the most loaded rank over the mean, in the worst layer; 1 is even."""
+    worst_layer: Annotated[int, Field(ge=0)] | None = None
+    """Which layer that is, counted among those with experts."""
+    moved_percent: Annotated[float, Field(ge=0, le=100)] = 0
+    """Share of all slots that the last round moved."""
+    last_rebalance_time: Time | None = None
+    """When experts were last moved."""
+    reason: Annotated[str, StringConstraints(max_length=64)]
+    """Why they were, or were not: Placed, Even, Uneven, Rebalanced, NothingGains, Paused or TooFewTokens."""
+
+
 class M3DeploymentStatus(Model):
     """What the operator sees."""
 
@@ -86,9 +105,12 @@ class M3DeploymentStatus(Model):
     gpus: Annotated[int, Field(ge=0)] | None = None
     """GPUs that its pods hold."""
     conditions: Conditions = ()
-    """Ready, Available, Scheduled and Progressing; and Fits: whether the model fits the GPUs that are declared."""
+    """Ready, Available, Scheduled and Progressing; Fits: whether the model fits the GPUs that are declared; Balanced:
+    whether the load of experts is even."""
     groups: Annotated[tuple[GroupStatus, ...], Field(max_length=GROUPS_SHOWN, json_schema_extra=list_map("index"))] = ()
     """Its groups, the first 64 of them."""
+    experts: ExpertStatus | None = None
+    """How even the load of experts is, over the ranks of its groups."""
 
 
 class M3RouterStatus(Model):

@@ -16,6 +16,7 @@ from m3_operator.plan.recovery import FailureRecord
 from m3_operator.spec.status import GROUPS_SHOWN
 from m3_operator.status.conditions import Verdict, build, timestamp
 from m3_operator.status.endpoint import endpoint
+from m3_operator.status.experts import balanced, expert_status
 
 
 def deployment_status(
@@ -38,6 +39,8 @@ def deployment_status(
     }
     if decision.revision is not None:
         status["revision"] = decision.revision
+    if snapshot.experts is not None:
+        status["experts"] = expert_status(snapshot.experts)
     if snapshot.router is not None:
         status["endpoint"] = endpoint(snapshot.router)
     if deployment is not None:
@@ -82,6 +85,7 @@ def _verdicts(snapshot: DeploymentSnapshot, decision: DeploymentDecision, proble
         _scheduled(decision),
         _progressing(decision),
         *_fits(decision),
+        *([balanced(snapshot.experts)] if snapshot.experts else []),
     ]
 
 
