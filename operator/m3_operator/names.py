@@ -12,6 +12,7 @@ VERSION = "v1alpha1"
 API_VERSION = f"{GROUP}/{VERSION}"
 DEPLOYMENT_KIND = "M3Deployment"
 ROUTER_KIND = "M3Router"
+TENANT_KIND = "M3Tenant"
 
 FIELD_MANAGER = "m3-operator"
 NAME_MAX_LENGTH = 40

@@ -19,12 +19,14 @@ from m3_operator.observed import (
     Manifest,
     ObservedPod,
     RouterSnapshot,
+    TenantSnapshot,
     owner_uid,
     read_pod,
     resource_version,
     uid,
 )
 from m3_operator.resources import OWN_KINDS, WATCHED_KINDS
+from m3_operator.tenancy import Tenancy
 
 _Identity = tuple[str, str, str]  # kind, namespace, name
 _BURIED = 10_000  # more than are deleted between an event and a late answer
@@ -39,6 +41,7 @@ class Store:
         self._versions: dict[_Identity, tuple[str, int]] = {}  # uid, resource version
         self._children: dict[Key, set[_Identity]] = {}  # by the owner that their labels name
         self._served_by: dict[tuple[str, str], set[str]] = {}  # (namespace, deployment) -> routers that list it
+        self._tenancy = Tenancy()
         self._buried: OrderedDict[str, None] = OrderedDict()  # uids of the last that were forgotten
 
     def __repr__(self) -> str:
@@ -132,7 +135,20 @@ class Store:
         deployments = {
             name: self._objects.get((names.DEPLOYMENT_KIND, key.namespace, name)) for name in _listed_by(manifest)
         }
-        return RouterSnapshot(manifest=manifest, deployments=deployments, children=children)
+        tenants = tuple(
+            self._objects[names.TENANT_KIND, key.namespace, name]
+            for name in self._tenancy.tenants_of(key.namespace, key.name)
+        )
+        return RouterSnapshot(manifest=manifest, deployments=deployments, children=children, tenants=tenants)
+
+    def tenant_snapshot(self, key: Key) -> TenantSnapshot | None:
+        """Everything that is said of one M3Tenant follows from this; None if it is gone."""
+        manifest = self.get(key)
+        if manifest is None:
+            return None
+        meant = self._tenancy.routers_for(key.namespace, manifest)
+        routers = {name: self._objects.get((names.ROUTER_KIND, key.namespace, name)) for name in meant}
+        return TenantSnapshot(manifest=manifest, routers=routers)
 
     def _remember(self, identity: _Identity, manifest: Manifest) -> set[Key]:
         kind, namespace, name = identity
@@ -142,9 +158,15 @@ class Store:
                 return set()
             self._pods[identity] = pod
         else:
+            before = self._objects.get(identity)
             if kind == names.ROUTER_KIND:
-                self._index_router(namespace, name, self._objects.get(identity), manifest)
+                self._index_router(namespace, name, before, manifest)
+            self._tenancy.put(kind, namespace, name, manifest)
             self._objects[identity] = _without_managed_fields(manifest)
+            if kind == names.TENANT_KIND and before is not None:
+                if before.get("spec") == manifest.get("spec"):
+                    return {Key(*identity)}  # its status, which no router reads
+                return self._related(identity) | self._tenancy.related(*identity, before)
         if kind in OWN_KINDS:
             return self._related(identity)
         owner = _labelled_owner(manifest)
@@ -168,6 +190,7 @@ class Store:
             touched = self._related(identity)
             if identity[0] == names.ROUTER_KIND:
                 self._index_router(identity[1], identity[2], manifest, None)
+            self._tenancy.remove(*identity)
             del self._objects[identity]
             return touched
         del self._objects[identity]
@@ -194,12 +217,13 @@ class Store:
         """The object itself, and those of the other kind whose snapshot shows it."""
         kind, namespace, name = identity
         manifest = self._objects[identity]
+        related = self._tenancy.related(*identity, manifest)
         if kind == names.DEPLOYMENT_KIND:
             routers = self._served_by.get((namespace, name), set())
             related = {Key(names.ROUTER_KIND, namespace, router) for router in routers}
-        else:
+        elif kind == names.ROUTER_KIND:
             listed = [*_listed_by(manifest), name]
-            related = {Key(names.DEPLOYMENT_KIND, namespace, deployment) for deployment in listed}
+            related |= {Key(names.DEPLOYMENT_KIND, namespace, deployment) for deployment in listed}
         return {Key(*identity), *related}
 
 

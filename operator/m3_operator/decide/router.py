@@ -9,6 +9,7 @@ from m3_operator import names
 from m3_operator.api import M3Deployment, M3Router, SpecError, parse_deployment, parse_router
 from m3_operator.decide.installation import Installation
 from m3_operator.decide.problem import Problem
+from m3_operator.decide.tenant import accepted
 from m3_operator.observed import RouterSnapshot
 from m3_operator.plan.actions import ObjectAction
 from m3_operator.plan.objects import differences
@@ -45,7 +46,7 @@ def decide_router(snapshot: RouterSnapshot, installation: Installation) -> Route
         config = cluster_config(router, deployments)
     except ConfigError as error:
         return RouterDecision(router=router, problem=Problem("ConfigRefused", " ".join(str(error).split())))
-    desired = router_objects(router, config, image=image)
+    desired = router_objects(router, config, image=image, tenants=accepted(router, snapshot))
     return RouterDecision(
         router=router,
         objects=tuple(differences(desired, snapshot.children, snapshot.manifest)),
