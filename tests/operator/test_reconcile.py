@@ -14,6 +14,7 @@ from m3_operator.store import Store
 from operator_world import NOW
 
 M3, ROUTER = Key("M3Deployment", "ns", "m3"), Key("M3Router", "ns", "m3")
+ADA = Key("M3Tenant", "ns", "ada")
 
 
 @dataclass
@@ -86,6 +87,15 @@ def router(**spec: Any) -> dict[str, Any]:
         "kind": "M3Router",
         "metadata": {"name": "m3", "namespace": "ns", "uid": "uid-r", "generation": 1, "resourceVersion": "1"},
         "spec": {"deployments": [{"name": "m3"}], **spec},
+    }
+
+
+def tenant(**spec: Any) -> dict[str, Any]:
+    return {
+        "apiVersion": "serving.m3.dev/v1alpha1",
+        "kind": "M3Tenant",
+        "metadata": {"name": "ada", "namespace": "ns", "uid": "uid-ada", "generation": 4, "resourceVersion": "1"},
+        "spec": spec,
     }
 
 
@@ -288,6 +298,50 @@ async def test_a_router_serves_the_deployments_that_are_there_and_names_the_one_
     assert "make Deployment m3-router" in world.writer.written
     assert world.reason() == "DeploymentNotFound"
     assert "ghost" in world.writer.statuses[-1]["conditions"][0]["message"]
+
+
+async def test_a_canary_whose_other_half_is_missing_is_served_by_what_is_there() -> None:
+    shares = [{"pool": "m3", "weight": 95}, {"pool": "ghost", "weight": 5}]
+    routes = [{"model": "M", "pools": shares}]
+    world = World(deployment(), router(deployments=[{"name": "m3"}, {"name": "ghost"}], routes=routes))
+    await world.cycle(ROUTER)
+    assert "make Deployment m3-router" in world.writer.written
+    assert world.reason() == "DeploymentNotFound"
+
+
+async def test_a_refusal_that_a_missing_deployment_explains_is_told_with_it() -> None:
+    aliases = [{"name": "latest", "model": "of-the-ghost"}]
+    world = World(deployment(), router(deployments=[{"name": "m3"}, {"name": "ghost"}], aliases=aliases))
+    await world.cycle(ROUTER)
+    assert world.reason() == "DeploymentNotFound"
+    message = world.writer.statuses[-1]["conditions"][0]["message"]
+    assert "no M3Deployment ghost" in message
+    assert "aliases.latest: no pool serves 'of-the-ghost'" in message
+
+
+async def test_a_tenant_is_told_where_it_is_accepted_and_its_router_carries_it() -> None:
+    world = World(deployment(), router(), tenant())
+    await world.cycle(ROUTER)
+    await world.cycle(ADA)
+    status = world.writer.statuses[-1]
+    assert (world.reason(), status["routers"], status["plan"]) == ("Accepted", ["m3"], "unlimited")
+    assert status["observedGeneration"] == 4
+    assert world.writer.events[-1]["regarding"]["kind"] == "M3Tenant"
+    snapshot = world.store.router_snapshot(ROUTER)
+    assert snapshot is not None
+    assert '"name": "ada"' in snapshot.children["ConfigMap", "m3-router"]["data"]["tenants.json"]
+    before = list(world.writer.written)
+    for key in (ADA, ROUTER, ADA):
+        assert await world.cycle(key) is None
+    assert world.writer.written == before
+
+
+async def test_a_tenant_without_a_router_is_told_so_and_does_not_stop_anybody() -> None:
+    world = World(tenant(routers=["ghost"]))
+    assert await world.cycle(ADA) is None
+    assert world.reason() == "RouterNotFound"
+    assert "ghost" in world.writer.statuses[-1]["conditions"][0]["message"]
+    assert "routers" not in world.writer.statuses[-1]
 
 
 async def test_the_own_router_goes_when_another_one_is_named() -> None:

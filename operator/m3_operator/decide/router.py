@@ -45,7 +45,12 @@ def decide_router(snapshot: RouterSnapshot, installation: Installation) -> Route
     try:
         config = cluster_config(router, deployments)
     except ConfigError as error:
-        return RouterDecision(router=router, problem=Problem("ConfigRefused", " ".join(str(error).split())))
+        refused = Problem("ConfigRefused", " ".join(str(error).split()))
+        if missing is not None:  # what is not there is the likely cause, and what to mend first
+            refused = Problem(
+                missing.reason, f"{missing.message}; without it the configuration is refused: {refused.message}"
+            )
+        return RouterDecision(router=router, problem=refused)
     desired = router_objects(router, config, image=image, tenants=accepted(router, snapshot))
     return RouterDecision(
         router=router,

@@ -9,7 +9,7 @@ The pods may read the EndpointSlices of their namespace, and nothing else.
 
 import base64
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from typing import Any, Final
 
 import yaml
@@ -57,6 +57,7 @@ def router_config(
         "listen": listen,
         "admin": admin,
         **settings(router, files),
+        "routes": _routes(router, {found.metadata.name for found in deployments}),
         "pools": [
             *(_pool(found, entries.get(found.metadata.name), workers[found.metadata.name]) for found in deployments),
             *(external_pool(pool, files) for pool in spec.external_pools),
@@ -112,6 +113,14 @@ def keys_secret(router: M3Router, api_key: str) -> dict[str, Any]:
     secret["metadata"]["name"] = names.keys_secret_name(router.metadata.name)
     secret["data"] = {key: base64.b64encode(text.encode()).decode() for key, text in data.items()}
     return secret
+
+
+def _routes(router: M3Router, there: Set[str]) -> list[dict[str, Any]]:
+    """How models are divided between the pools that are there: who is missing loses its part, not the others theirs."""
+    missing = {entry.name for entry in router.spec.deployments} - there
+    routes = [route.manifest() for route in router.spec.routes]
+    left = [{**route, "pools": [share for share in route["pools"] if share["pool"] not in missing]} for route in routes]
+    return [route for route in left if route["pools"]]
 
 
 def _pool(

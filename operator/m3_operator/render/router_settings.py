@@ -1,4 +1,4 @@
-"""An M3Router's spec in the words of the router's own configuration: everything but its addresses and its workers.
+"""An M3Router's spec in the words of the router's own configuration: everything but its addresses and its pools.
 
 Values are passed on as they are: the router's own checks judge them. A reference to a Secret becomes the path of a
 file; where that is, says `Files`, because pods have mounts and a laptop has none.
@@ -49,7 +49,6 @@ def settings(router: M3Router, files: Files) -> dict[str, Any]:
         "redis": _redis(router, files),
         "moderation": _moderation(router, files),
         "tracing": None if spec.tracing is None else spec.tracing.manifest(),
-        "routes": [route.manifest() for route in spec.routes],
         "aliases": {alias.name: alias.model for alias in spec.aliases},
     }
     return {name: value for name, value in document.items() if value is not None}
