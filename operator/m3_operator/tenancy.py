@@ -18,16 +18,22 @@ class Tenancy:
     def __bool__(self) -> bool:
         return bool(self._routers or self._tenants)
 
-    def put(self, kind: str, namespace: str, name: str, manifest: Manifest) -> None:
-        """Take in an object; of other kinds than these two nothing is kept."""
+    def put(self, kind: str, namespace: str, name: str, before: Manifest | None, manifest: Manifest) -> set[Key]:
+        """Take in an object, and say whose snapshot it changes. Of other kinds than these two nothing is kept."""
+        touched: set[Key] = set()
         if kind == names.ROUTER_KIND:
             self._routers.setdefault(namespace, set()).add(name)
         elif kind == names.TENANT_KIND:
+            if before is not None and before.get("spec") == manifest.get("spec"):
+                return touched  # its status, which no router reads
             created = str(manifest["metadata"].get("creationTimestamp", ""))
             self._tenants.setdefault(namespace, {})[name] = created, frozenset(routers_of(manifest))
+            touched = set() if before is None else self._related(kind, namespace, name, before)
+        return touched | self._related(kind, namespace, name, manifest)
 
-    def remove(self, kind: str, namespace: str, name: str) -> None:
-        """Forget an object."""
+    def remove(self, kind: str, namespace: str, name: str, manifest: Manifest) -> set[Key]:
+        """Forget an object, and say whose snapshot it was in."""
+        touched = self._related(kind, namespace, name, manifest)
         if kind == names.ROUTER_KIND:
             self._routers.get(namespace, set()).discard(name)
             if not self._routers.get(namespace):
@@ -36,6 +42,7 @@ class Tenancy:
             self._tenants.get(namespace, {}).pop(name, None)
             if not self._tenants.get(namespace):
                 self._tenants.pop(namespace, None)
+        return touched
 
     def tenants_of(self, namespace: str, router: str) -> list[str]:
         """The tenants that are meant for a router, the oldest first: of two owners of one key the first keeps it."""
@@ -47,7 +54,7 @@ class Tenancy:
         """The routers that a tenant is meant for: those that it lists, there or not, or all that are there."""
         return list(dict.fromkeys(routers_of(tenant))) or sorted(self._routers.get(namespace, ()))
 
-    def related(self, kind: str, namespace: str, name: str, manifest: Manifest) -> set[Key]:
+    def _related(self, kind: str, namespace: str, name: str, manifest: Manifest) -> set[Key]:
         """The objects of the other kind whose snapshot shows this one."""
         if kind == names.TENANT_KIND:
             return {Key(names.ROUTER_KIND, namespace, router) for router in self.routers_for(namespace, manifest)}

@@ -11,6 +11,7 @@ from m3_operator.errors import NameTakenError, OperatorError, RefusedError, Unav
 from m3_operator.observed import Key
 from m3_operator.reconcile.cycle import Reconciler
 from m3_operator.store import Store
+from m3_router.config import RouterConfig
 from operator_world import NOW
 
 M3, ROUTER = Key("M3Deployment", "ns", "m3"), Key("M3Router", "ns", "m3")
@@ -61,6 +62,10 @@ class Remembering:
         self, kind: str, namespace: str, name: str, *, uid: str, grace_seconds: int | None = None
     ) -> dict[str, Any] | None:
         self._answer("delete", {"kind": kind, "metadata": {"name": name}})
+        return None
+
+    async def open_gate(self, namespace: str, name: str, *, uid: str, at: str) -> dict[str, Any] | None:
+        self._answer("open", {"kind": "Pod", "metadata": {"name": name}})
         return None
 
     async def write_status(self, owner: Any, status: dict[str, Any]) -> dict[str, Any] | None:
@@ -123,6 +128,7 @@ async def test_services_come_before_pods_and_the_status_comes_last() -> None:
     assert await world.cycle(M3) is None
     assert world.writer.written == [
         "make Service m3-workers",
+        "make PodDisruptionBudget m3-workers",
         "make Service m3-g0",
         "make M3Router m3",
         "create Pod m3-g0-r0",
@@ -261,7 +267,9 @@ async def test_a_failed_group_is_counted_and_its_failure_remembered_in_the_statu
     assert group["lastFailure"] == {
         "reason": "m3-g0-r0 ended (container worker ended: Error, exit code 1)",
         "time": "2026-11-21T12:00:00Z",
+        "revision": world.writer.statuses[-1]["revision"],
     }
+    assert group["restartsSince"] == "2026-11-21T12:00:00Z"
     assert ("DeletedPods", "Warning") in {(event["reason"], event["type"]) for event in world.writer.events}
 
 
@@ -298,6 +306,30 @@ async def test_a_router_serves_the_deployments_that_are_there_and_names_the_one_
     assert "make Deployment m3-router" in world.writer.written
     assert world.reason() == "DeploymentNotFound"
     assert "ghost" in world.writer.statuses[-1]["conditions"][0]["message"]
+
+
+def canary() -> list[dict[str, Any]]:
+    """Two deployments of one model, one of them later."""
+    later = deployment()
+    later["metadata"] |= {"name": "next", "uid": "uid-next", "creationTimestamp": "2026-11-21T00:00:00Z"}
+    return [deployment(router={"name": "m3"}), {**later, "spec": {**later["spec"], "router": {"name": "m3"}}}]
+
+
+@pytest.mark.parametrize(("weights", "reason"), [({"m3": 95, "next": 5}, ""), ({}, "ModelNameTaken")])
+async def test_two_deployments_may_have_one_model_where_a_route_divides_it(
+    weights: dict[str, int], reason: str
+) -> None:
+    shares = [{"pool": pool, "weight": weight} for pool, weight in weights.items()]
+    routes = [{"model": "M", "pools": shares}] if shares else []
+    front = router(deployments=[{"name": "m3"}, {"name": "next"}], routes=routes)
+    world = World(*canary(), front)
+    await world.cycle(ROUTER)
+    snapshot = world.store.router_snapshot(ROUTER)
+    assert snapshot is not None
+    config = RouterConfig.from_yaml(snapshot.children["ConfigMap", "m3-router"]["data"]["router.yaml"])
+    assert [pool.name for pool in config.pools] == ["m3", "next"][: len(weights) or 1]
+    await world.cycle(Key("M3Deployment", "ns", "next"))
+    assert (world.reason() == "ModelNameTaken") == bool(reason)
 
 
 async def test_a_canary_whose_other_half_is_missing_is_served_by_what_is_there() -> None:

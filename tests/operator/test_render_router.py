@@ -210,7 +210,13 @@ def test_prices_of_a_model_from_a_day_on_reach_the_router() -> None:
 
 
 def test_a_canary_an_alias_and_the_limits_of_a_pool_reach_the_router() -> None:
-    one = {"name": "a", "tokensInFlight": 2_000_000, "queueRequests": 5, "continuation": False}
+    one = {
+        "name": "a",
+        "tokensInFlight": 2_000_000,
+        "queueRequests": 5,
+        "holdWhenEmptySeconds": 60,
+        "continuation": False,
+    }
     spec: dict[str, Any] = {
         "deployments": [one, {"name": "b"}],
         "routes": [{"model": "MiniMax-M3", "pools": [{"pool": "a", "weight": 95}, {"pool": "b", "weight": 5}]}],
@@ -218,8 +224,10 @@ def test_a_canary_an_alias_and_the_limits_of_a_pool_reach_the_router() -> None:
     }
     deployments = [deployment("a"), deployment("b")]
     config = render.cluster_config(router(**spec), deployments)
-    limits = [(pool.tokens_in_flight, pool.queue_requests, pool.continuation) for pool in config.pools]
-    assert limits == [(2_000_000, 5, False), (4_194_304, 1024, True)]
+    assert [
+        (pool.tokens_in_flight, pool.queue_requests, pool.hold_when_empty_seconds, pool.continuation)
+        for pool in config.pools
+    ] == [(2_000_000, 5, 60, False), (4_194_304, 1024, 0, True)]
     assert [(share.pool, share.weight) for share in config.routes[0].pools] == [("a", 95), ("b", 5)]
     assert config.aliases == {"latest": "MiniMax-M3"}
     with pytest.raises(ConfigError, match=r"aliases\.latest: no pool serves 'else'"):

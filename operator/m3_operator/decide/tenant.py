@@ -13,7 +13,7 @@ from m3_operator.render.tenants import PlanNotFoundError, check
 from m3_router.config import ConfigError
 
 # Reasons of a router's Configured condition that leave its file as new as its spec.
-_STILL_CONFIGURED = frozenset({"DeploymentNotFound", "DeploymentInvalid"})
+_STILL_CONFIGURED = frozenset({"DeploymentNotFound", "DeploymentInvalid", "ModelNameTaken"})
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,6 +18,8 @@ class PoolLimits(Model):
     """Tokens of requests that are running; absent: 4194304."""
     queue_requests: Annotated[int, Field(ge=0, le=1_000_000)] | None = None
     """Requests that may wait in each lane; absent: 1024."""
+    hold_when_empty_seconds: Annotated[float, Field(ge=0, le=3600)] | None = None
+    """How long a request waits for the first worker of a pool without any; absent: it is refused at once."""
     continuation: bool | None = None
     """Whether an answer that broke off is gone on with by another worker; absent: yes."""
 
