@@ -103,6 +103,12 @@ def test_two_deployments_with_one_model_are_refused_by_the_routers_own_sentence(
         render.cluster_config(router("a", "b"), [deployment("a"), deployment("b")])
 
 
+def test_a_plan_that_lets_nothing_through_is_refused_by_its_name() -> None:
+    plans = [{"name": "plus"}, {"name": "none", "budgetUsd": "0.00"}]
+    with pytest.raises(ConfigError, match=r"plans\.none: budgetUsd: 0.00 lets nothing through"):
+        render.cluster_config(router(plans=plans), [deployment("m3")])
+
+
 def test_a_price_that_the_priority_factor_makes_finer_than_a_nano_dollar_is_refused() -> None:
     rates = {"input": "0.001", "output": "1", "cacheRead": "1"}
     with pytest.raises(ConfigError, match="nano-dollars per token"):

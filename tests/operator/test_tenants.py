@@ -15,6 +15,7 @@ from m3_router.config import access_from_yaml
 
 KUBERNETES = "1.37"
 ADA, FRONT = Key("M3Tenant", "ns", "ada"), Key("M3Router", "ns", "front")
+OPEN = {"mode": "None", "allowInsecure": True}
 PLUS = {"name": "plus", "tokensPerDay": 1000, "serviceTiers": ["standard", "priority"], "maxContextTokens": 500}
 
 
@@ -98,7 +99,9 @@ def test_a_tenant_that_lists_no_router_is_for_all_of_its_namespace() -> None:
         ({"routers": ["front", "ghost"]}, [router()], ("RouterNotFound", ("front",))),
         ({"plan": "plus"}, [router(plans=[PLUS]), router("back")], ("PlanNotFound", ("front",))),
         ({"limits": {"budgetUsd": "0"}}, [router()], ("ConfigRefused", ())),
-        ({}, [router(auth={"mode": "None", "allowInsecure": True})], ("RouterIsOpen", ())),
+        ({}, [router(auth=OPEN)], ("RouterIsOpen", ())),
+        ({}, [router(auth=OPEN), router("back")], ("Accepted", ("back",))),
+        ({"routers": ["front", "back"]}, [router(auth=OPEN), router("back")], ("RouterIsOpen", ("back",))),
         ({"plan": "a", "limits": {}}, [router()], ("InvalidSpec", ())),
         ({}, [router(deployments=[])], ("ConfigRefused", ())),
     ],

@@ -35,11 +35,11 @@ def decide_tenant(snapshot: TenantSnapshot) -> TenantDecision:
         problem = Problem("RouterNotFound", "there is no M3Router in this namespace; make one, or an M3Deployment")
         return TenantDecision(tenant=tenant, problem=problem)
     problems = {name: _problem_at(name, found, tenant) for name, found in snapshot.routers.items()}
-    return TenantDecision(
-        tenant=tenant,
-        routers=tuple(name for name, problem in problems.items() if problem is None),
-        problem=next((problem for problem in problems.values() if problem is not None), None),
-    )
+    routers = tuple(name for name, problem in problems.items() if problem is None)
+    told = [problem for problem in problems.values() if problem is not None]
+    if routers and not tenant.spec.routers:  # "all" means those that ask for keys, where there are any
+        told = [problem for problem in told if problem.reason != "RouterIsOpen"]
+    return TenantDecision(tenant=tenant, routers=routers, problem=told[0] if told else None)
 
 
 def accepted(router: M3Router, snapshot: RouterSnapshot) -> list[M3Tenant]:

@@ -28,7 +28,7 @@ from m3_operator.render.router_mounts import (
     volumes,
 )
 from m3_operator.render.router_settings import Files, external_pool, pool_limits, settings
-from m3_operator.render.tenants import tenants_file
+from m3_operator.render.tenants import check_plans, tenants_file
 from m3_operator.spec.upstreams import RoutedDeployment
 from m3_router.config import KeySettings, RouterConfig, ServiceWorkers, keys_to_yaml
 
@@ -51,6 +51,7 @@ def router_config(
     Without files of keys, or with auth.mode None, no key is asked for; on an address beyond loopback the router's own
     rule then wants `auth.allowInsecure`. Raises m3_router.config.ConfigError.
     """
+    check_plans(router)
     spec = router.spec
     entries = {entry.name: entry for entry in spec.deployments}
     document = {

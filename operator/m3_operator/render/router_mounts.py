@@ -32,9 +32,9 @@ POD_FILES: Final = Files(
 )
 
 
-def tenant_key_path(reference: SecretKey) -> PurePosixPath:
-    """Where the pods have a tenant's key."""
-    return TENANT_KEYS_DIRECTORY / reference.name / reference.key
+def tenant_key_path(reference: SecretKey) -> str:
+    """Where the pods have a tenant's key. Text: a router may have thousands, and paths are slow to make."""
+    return f"{TENANT_KEYS_DIRECTORY}/{reference.name}/{reference.key}"
 
 
 def volumes(router: M3Router, tenants: Sequence[M3Tenant]) -> list[dict[str, Any]]:

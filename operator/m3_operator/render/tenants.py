@@ -33,11 +33,18 @@ def tenants_file(router: M3Router, tenants: Sequence[M3Tenant]) -> str:
             plans[_plan_name(tenant)] = own
         entries.append(_entry(tenant))
     # A line for each: people read it, and a change shows as one.
-    lines = {
-        "plans": [f"{json.dumps(name)}: {json.dumps(plan)}" for name, plan in plans.items()],
-        "tenants": [json.dumps(entry) for entry in entries],
-    }
-    return '{"plans": {\n%s\n},\n"tenants": [\n%s\n]}\n' % tuple(",\n".join(part) for part in lines.values())  # noqa: UP031
+    plan_lines = ",\n".join(f"{json.dumps(name)}: {json.dumps(plan)}" for name, plan in plans.items())
+    tenant_lines = ",\n".join(json.dumps(entry) for entry in entries)
+    return f'{{"plans": {{\n{plan_lines}\n}},\n"tenants": [\n{tenant_lines}\n]}}\n'
+
+
+def check_plans(router: M3Router) -> None:
+    """Raise ConfigError for a plan that the router would refuse, in its own words: it would refuse all of the file."""
+    for plan in router.spec.plans:
+        try:
+            PlanSettings.model_validate(_plan(plan))
+        except ValidationError as error:
+            raise ConfigError(f"plans.{plan.name}: {_first_fault(error)}") from None
 
 
 def check(router: M3Router, tenant: M3Tenant) -> None:
@@ -48,10 +55,7 @@ def check(router: M3Router, tenant: M3Tenant) -> None:
             PlanSettings.model_validate(own)
         TenantSettings.model_validate(_entry(tenant))
     except ValidationError as error:
-        finding = error.errors(include_url=False, include_input=False)[0]
-        field = ".".join(str(part) for part in finding["loc"])
-        message = finding["msg"].removeprefix("Value error, ")
-        raise ConfigError(f"{field}: {message}" if field else message) from None
+        raise ConfigError(_first_fault(error)) from None
 
 
 def plan_of(tenant: M3Tenant) -> str:
@@ -63,7 +67,7 @@ def plan_of(tenant: M3Tenant) -> str:
 
 def _entry(tenant: M3Tenant) -> dict[str, Any]:
     digests = [key.sha256 for key in tenant.spec.keys if key.sha256 is not None]
-    files = [str(tenant_key_path(key.secret_ref)) for key in tenant.spec.keys if key.secret_ref is not None]
+    files = [tenant_key_path(key.secret_ref) for key in tenant.spec.keys if key.secret_ref is not None]
     entry: dict[str, Any] = {"name": tenant.metadata.name, "plan": _plan_name(tenant)}
     return {**entry, **({"keyDigests": digests} if digests else {}), **({"keyFiles": files} if files else {})}
 
@@ -97,3 +101,10 @@ def _own_plan(router: M3Router, tenant: M3Tenant) -> dict[str, Any] | None:
 
 def _plan(plan: Plan) -> dict[str, Any]:
     return {name: value for name, value in plan.manifest().items() if name != "name"}
+
+
+def _first_fault(error: ValidationError) -> str:
+    finding = error.errors(include_url=False, include_input=False)[0]
+    field = ".".join(str(part) for part in finding["loc"])
+    message = finding["msg"].removeprefix("Value error, ")
+    return f"{field}: {message}" if field else message
