@@ -13,6 +13,7 @@ API_VERSION = f"{GROUP}/{VERSION}"
 DEPLOYMENT_KIND = "M3Deployment"
 ROUTER_KIND = "M3Router"
 REVISION_KIND = "ControllerRevision"
+TENANT_KIND = "M3Tenant"
 
 FIELD_MANAGER = "m3-operator"
 NAME_MAX_LENGTH = 40

@@ -106,6 +106,15 @@ class RouterSnapshot:
     manifest: Manifest
     deployments: Mapping[str, Manifest | None]  # those it names, in its order; None: there is no such object
     children: Mapping[tuple[str, str], Manifest]  # by kind and name
+    tenants: tuple[Manifest, ...] = ()  # M3Tenants that are meant for it, the oldest first
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TenantSnapshot:
+    """Everything that is said of one M3Tenant follows from this."""
+
+    manifest: Manifest
+    routers: Mapping[str, Manifest | None]  # those it is meant for; None: there is no such object
 
 
 def uid(manifest: Manifest) -> str:

@@ -41,6 +41,7 @@ _RBAC: Final = "rbac.authorization.k8s.io/v1"
 RESOURCES: Final[Mapping[str, Resource]] = {
     names.DEPLOYMENT_KIND: Resource(names.API_VERSION, "m3deployments"),
     names.ROUTER_KIND: Resource(names.API_VERSION, "m3routers"),
+    names.TENANT_KIND: Resource(names.API_VERSION, "m3tenants"),
     "Pod": Resource("v1", "pods"),
     "Service": Resource("v1", "services"),
     "ConfigMap": Resource("v1", "configmaps"),
@@ -75,7 +76,7 @@ OPTIONAL_KINDS: Final[frozenset[str]] = frozenset(
     }
 )
 
-OWN_KINDS: Final = (names.DEPLOYMENT_KIND, names.ROUTER_KIND)
+OWN_KINDS: Final = (names.DEPLOYMENT_KIND, names.ROUTER_KIND, names.TENANT_KIND)
 # Pods exist for routers too, by way of their Deployment; only workers' pods are ours to see.
 CHILD_SELECTORS: Final[Mapping[str, str]] = {
     "Pod": f"{names.MANAGED_BY_LABEL}={names.FIELD_MANAGER},{names.COMPONENT_LABEL}={names.WORKER_COMPONENT}",

@@ -10,8 +10,12 @@ Secrets are created and never read: an API key that the operator made stays wher
 - apiGroups: [serving.m3.dev]
   resources: [m3routers]
   verbs: [get, list, watch, create, patch, delete]
+# Tenants are read, and told where they are accepted; their Secrets are mounted by the routers and read by nobody here.
 - apiGroups: [serving.m3.dev]
-  resources: [m3deployments/status, m3routers/status]
+  resources: [m3tenants]
+  verbs: [get, list, watch]
+- apiGroups: [serving.m3.dev]
+  resources: [m3deployments/status, m3routers/status, m3tenants/status]
   verbs: [patch]
 # Workers: pods are created once and deleted by the group. The one change is to take our own scheduling gate away, when
 # it is a group's turn.

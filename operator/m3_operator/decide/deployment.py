@@ -105,7 +105,8 @@ def decide_deployment(snapshot: DeploymentSnapshot, installation: Installation, 
     held = stand(revisions.wanted, groups, now).held
     return replace(
         decision,
-        problem=routing_problem(deployment, snapshot) or name_problem(snapshot.manifest, snapshot.siblings),
+        problem=routing_problem(deployment, snapshot)
+        or name_problem(snapshot.manifest, snapshot.siblings, snapshot.router),
         findings=diagnose(groups, held, records, recovery=spec.recovery, health=health, now=now),
         objects=change_children(
             deployment, revisions, snapshot, groups=groups, places=decision.places, actions=steps.actions

@@ -175,3 +175,19 @@ class M3RouterStatus(Model):
     """Secret with the API key (`api-key`) or keys."""
     conditions: Conditions = ()
     """Ready and Configured."""
+
+
+class M3TenantStatus(Model):
+    """What the operator sees."""
+
+    observed_generation: Annotated[int, Field(ge=0)] | None = None
+    """Generation of the spec that this status was built from."""
+    plan: Annotated[str, StringConstraints(max_length=253)] | None = None
+    """Plan that it is on, `own limits` or `unlimited`."""
+    routers: Annotated[
+        tuple[Annotated[str, StringConstraints(max_length=253)], ...],
+        Field(max_length=1024, json_schema_extra={"x-kubernetes-list-type": "set"}),
+    ] = ()
+    """M3Routers that have it."""
+    conditions: Conditions = ()
+    """Ready: every router that it is meant for has it."""
