@@ -83,7 +83,8 @@ RULES = [
     (
         deployment(template={"volumes": [{"name": "model", "emptyDir": {}}]}),
         "spec.template",
-        "template.volumes: the names config, experts, journal, keys, model, secrets, shm, tenants, tmp belong to the operator",
+        "template.volumes: the names config, experts, journal, keys, model, secrets, shm, tenants, tmp belong to the "
+        "operator",
     ),
     (
         deployment(engine={"env": [{"name": "M3_NODES", "value": "2"}]}),

@@ -88,7 +88,8 @@ def decide_deployment(snapshot: DeploymentSnapshot, installation: Installation, 
     decision = DeploymentDecision(
         deployment=deployment, groups=groups, records=records, wanted=wanted, assessment=assess(deployment)
     )
-    image = spec.engine.image or installation.worker_image
+    is_native = spec.engine.type == "native"  # other engines' specs name their image
+    image = spec.engine.image or (installation.worker_image if is_native else None)
     if image is None:
         words = "set spec.engine.image, or start the operator with --worker-image: there is no default"
         return replace(decision, problem=Problem("ImageMissing", words))

@@ -14,6 +14,7 @@ from typing import Final
 
 from m3_operator import names
 from m3_operator.api import M3Deployment
+from m3_operator.capacity.startup import startup_seconds, with_startup
 from m3_operator.decide.equipment import choose_gang
 from m3_operator.decide.installation import Installation
 from m3_operator.decide.progress import RolloutRecord, Tally, deadline, next_record, read_record, tally
@@ -92,8 +93,7 @@ def decide_revisions(
         wanted = replace(wanted, current=asked, current_nodes=wanted.nodes)
     record = next_record(read_record(snapshot.manifest), wanted, seen, now)
     patience = timedelta(
-        seconds=rollout.progress_deadline_seconds
-        or deployment.spec.probes.startup_seconds + _PATIENCE_BEYOND_STARTUP_SECONDS
+        seconds=rollout.progress_deadline_seconds or startup_seconds(deployment) + _PATIENCE_BEYOND_STARTUP_SECONDS
     )
     due = deadline(record, patience)
     is_stuck = due is not None and due <= now
@@ -109,7 +109,8 @@ def decide_revisions(
         current=current,
         wanted=wanted,
         templates={
-            name: replace(found, gang=choose_gang(found.deployment, installation)) for name, found in templates.items()
+            name: Template(with_startup(found.deployment), found.image, choose_gang(found.deployment, installation))
+            for name, found in templates.items()
         },
         objects=_kept_objects(kept, templates[asked], asked, in_use, rollout.revision_history_limit),
         seen=seen,

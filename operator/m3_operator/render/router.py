@@ -18,6 +18,7 @@ from pydantic import ValidationError
 from m3_operator import names
 from m3_operator.api import M3Deployment, M3Router, M3Tenant
 from m3_operator.render import pod
+from m3_operator.render.engines import vllm
 from m3_operator.render.router_mounts import (
     CONFIG_DIRECTORY,
     CONFIG_ENTRY,
@@ -128,9 +129,15 @@ def _pool(
     deployment: M3Deployment, entry: RoutedDeployment | None, workers: ServiceWorkers | list[str]
 ) -> dict[str, Any]:
     spec = deployment.spec
-    pool: dict[str, Any] = {"name": deployment.metadata.name, "models": [spec.model.served_name]}
+    pool: dict[str, Any] = {
+        "name": deployment.metadata.name,
+        "models": [spec.model.served_name],
+        "engine": spec.engine.type,
+    }
     if entry is not None:
         pool |= pool_limits(entry)
+    if spec.engine.type == "vllm":
+        pool["kvEventsPort"] = vllm.kv_events_port(deployment)
     if spec.engine.max_context_tokens is not None:
         pool["maxContextTokens"] = spec.engine.max_context_tokens
     if isinstance(workers, ServiceWorkers):
