@@ -46,6 +46,8 @@ class ObservedPod:
     deletion_at: datetime | None  # when the pod should be gone at the latest; None: it stays
     finished_at: datetime | None
     message: str  # why it is not running, or how it ended; "" when there is nothing to say
+    ip: str | None = None
+    host_ip: str | None = None  # of its node
 
     @property
     def is_terminating(self) -> bool:
@@ -61,6 +63,18 @@ class ObservedPod:
     def has_started(self) -> bool:
         """Whether its process may have met the others of its group."""
         return self.phase not in ("Pending", "")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RouterPod:
+    """One pod of a router: no more than it takes to ask it for its metrics."""
+
+    name: str
+    uid: str
+    router: str
+    ip: str | None
+    admin_port: int | None
+    is_ready: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,6 +153,25 @@ def read_pod(manifest: Manifest) -> ObservedPod | None:
         deletion_at=parse_time(metadata.get("deletionTimestamp")),
         finished_at=_finished_at(status),
         message=_message(manifest),
+        ip=status.get("podIP") or None,
+        host_ip=status.get("hostIP") or None,
+    )
+
+
+def read_router_pod(manifest: Manifest) -> RouterPod | None:
+    """The typed form of a router's pod; None if it is another's."""
+    metadata, status = manifest.get("metadata", {}), manifest.get("status", {})
+    labels = metadata.get("labels") or {}
+    router = labels.get(names.ROUTER_LABEL)
+    if labels.get(names.COMPONENT_LABEL) != names.ROUTER_COMPONENT or not router:
+        return None
+    return RouterPod(
+        name=metadata["name"],
+        uid=uid(manifest),
+        router=router,
+        ip=status.get("podIP") or None,
+        admin_port=_port(manifest, names.ADMIN_PORT_NAME),
+        is_ready=condition(manifest, "Ready").get("status") == "True" and not metadata.get("deletionTimestamp"),
     )
 
 
@@ -149,6 +182,13 @@ def parse_time(text: str | None) -> datetime | None:
 
 def _containers(status: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     return [*(status.get("initContainerStatuses") or ()), *(status.get("containerStatuses") or ())]
+
+
+def _port(manifest: Manifest, name: str) -> int | None:
+    """A port of a pod's containers, by its name."""
+    containers = manifest.get("spec", {}).get("containers") or ()
+    ports = (port for container in containers for port in container.get("ports") or ())
+    return next((int(port["containerPort"]) for port in ports if port.get("name") == name), None)
 
 
 def _finished_at(status: Mapping[str, Any]) -> datetime | None:

@@ -43,19 +43,20 @@ RESOURCES: Final[Mapping[str, Resource]] = {
     "Deployment": Resource("apps/v1", "deployments"),
     "Role": Resource(_RBAC, "roles"),
     "RoleBinding": Resource(_RBAC, "rolebindings"),
+    "HorizontalPodAutoscaler": Resource("autoscaling/v2", "horizontalpodautoscalers"),
+    "ScaledObject": Resource("keda.sh/v1alpha1", "scaledobjects"),
     "Event": Resource("events.k8s.io/v1", "events"),
 }
 
 # Kinds of other projects or of newer API servers: used where they are known and allowed, and never needed.
-OPTIONAL_KINDS: Final[frozenset[str]] = frozenset()
+OPTIONAL_KINDS: Final[frozenset[str]] = frozenset({"HorizontalPodAutoscaler", "ScaledObject"})
 
 OWN_KINDS: Final = (names.DEPLOYMENT_KIND, names.ROUTER_KIND)
-# Pods exist for routers too, by way of their Deployment; only workers' pods are ours to see.
+_OURS: Final = f"{names.MANAGED_BY_LABEL}={names.FIELD_MANAGER}"
+# Pods of routers are made by their Deployment; they are seen to be asked for their metrics.
 CHILD_SELECTORS: Final[Mapping[str, str]] = {
-    "Pod": f"{names.MANAGED_BY_LABEL}={names.FIELD_MANAGER},{names.COMPONENT_LABEL}={names.WORKER_COMPONENT}",
-    **dict.fromkeys(
-        ("Service", "ConfigMap", "ServiceAccount", "Role", "RoleBinding", "Deployment"),
-        f"{names.MANAGED_BY_LABEL}={names.FIELD_MANAGER}",
-    ),
+    "Pod": f"{_OURS},{names.COMPONENT_LABEL} in ({names.WORKER_COMPONENT},{names.ROUTER_COMPONENT})",
+    **dict.fromkeys(("Service", "ConfigMap", "ServiceAccount", "Role", "RoleBinding", "Deployment"), _OURS),
+    **dict.fromkeys(("HorizontalPodAutoscaler", "ScaledObject"), _OURS),
 }
 WATCHED_KINDS: Final = (*OWN_KINDS, *CHILD_SELECTORS)

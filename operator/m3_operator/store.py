@@ -18,13 +18,16 @@ from m3_operator.observed import (
     Key,
     Manifest,
     ObservedPod,
+    RouterPod,
     RouterSnapshot,
     owner_uid,
     read_pod,
+    read_router_pod,
     resource_version,
     uid,
 )
 from m3_operator.resources import OWN_KINDS, WATCHED_KINDS
+from m3_operator.signals.values import NO_SIGNALS, DeploymentSignals
 
 _Identity = tuple[str, str, str]  # kind, namespace, name
 _BURIED = 10_000  # more than are deleted between an event and a late answer
@@ -39,6 +42,8 @@ class Store:
         self._versions: dict[_Identity, tuple[str, int]] = {}  # uid, resource version
         self._children: dict[Key, set[_Identity]] = {}  # by the owner that their labels name
         self._served_by: dict[tuple[str, str], set[str]] = {}  # (namespace, deployment) -> routers that list it
+        self._router_pods: dict[tuple[str, str], dict[str, RouterPod]] = {}  # (namespace, router) -> by name
+        self._signals: dict[Key, DeploymentSignals] = {}
         self._buried: OrderedDict[str, None] = OrderedDict()  # uids of the last that were forgotten
 
     def __repr__(self) -> str:
@@ -77,6 +82,17 @@ class Store:
         identity = _identity(kind, manifest)
         known = self._versions.get(identity)
         return self._forget(identity) if known is not None and known[0] == uid(manifest) else set()
+
+    def put_signals(self, key: Key, signals: DeploymentSignals) -> None:
+        """Remember what was scraped of a deployment, unless that is gone; whom to wake is the scraper's to say."""
+        if self.get(key) is not None:
+            self._signals[key] = signals
+
+    def router_pods(self, key: Key) -> list[RouterPod]:
+        """The pods of all routers that list this deployment, by name."""
+        routers = self._served_by.get((key.namespace, key.name), ())
+        pods = (self._router_pods.get((key.namespace, router), {}) for router in routers)
+        return sorted((pod for found in pods for pod in found.values()), key=lambda pod: pod.name)
 
     def replace(self, kind: str, manifests: Iterable[Manifest], seen_before: set[_Identity]) -> set[Key]:
         """Bring one kind to what a full list said; `seen_before` is `identities(kind)` from before the list was asked.
@@ -117,6 +133,7 @@ class Store:
             children=children,
             router=self._objects.get((names.ROUTER_KIND, key.namespace, _router_of(manifest))),
             namesake=self._objects.get((names.ROUTER_KIND, key.namespace, key.name)),
+            signals=self._signals.get(key, NO_SIGNALS),
         )
 
     def router_snapshot(self, key: Key) -> RouterSnapshot | None:
@@ -137,6 +154,10 @@ class Store:
     def _remember(self, identity: _Identity, manifest: Manifest) -> set[Key]:
         kind, namespace, name = identity
         if kind == "Pod":
+            router_pod = read_router_pod(manifest)
+            if router_pod is not None:
+                self._router_pods.setdefault((namespace, router_pod.router), {})[name] = router_pod
+                return set()  # no plan looks at it
             pod = read_pod(manifest)
             if pod is None or self._pods.get(identity) == pod:
                 return set()
@@ -163,7 +184,9 @@ class Store:
             return self._disown(Key(names.DEPLOYMENT_KIND, identity[1], pod.deployment), identity)
         manifest = self._objects.get(identity)
         if manifest is None:
+            self._forget_router_pod(identity)
             return set()
+        self._signals.pop(Key(*identity), None)
         if identity[0] in OWN_KINDS:
             touched = self._related(identity)
             if identity[0] == names.ROUTER_KIND:
@@ -173,6 +196,11 @@ class Store:
         del self._objects[identity]
         owner = _labelled_owner(manifest)
         return set() if owner is None else self._disown(owner, identity)
+
+    def _forget_router_pod(self, identity: _Identity) -> None:
+        for place, pods in list(self._router_pods.items()):
+            if place[0] == identity[1] and pods.pop(identity[2], None) is not None and not pods:
+                del self._router_pods[place]
 
     def _disown(self, owner: Key, identity: _Identity) -> set[Key]:
         children = self._children.get(owner, set())

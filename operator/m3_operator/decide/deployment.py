@@ -12,6 +12,7 @@ from typing import Any
 from m3_operator import names
 from m3_operator.api import M3Deployment, SpecError, parse_deployment
 from m3_operator.capacity.assessment import Assessment, assess
+from m3_operator.decide.autoscaling import Scaling, decide_scaling
 from m3_operator.decide.installation import Installation
 from m3_operator.decide.problem import Problem
 from m3_operator.groups import Group, by_index
@@ -20,6 +21,7 @@ from m3_operator.plan.actions import DeletePods, ObjectAction
 from m3_operator.plan.objects import differences
 from m3_operator.plan.recovery import FailureRecord
 from m3_operator.plan.steps import Steps, Wanted, next_steps
+from m3_operator.render.autoscaler import autoscaler
 from m3_operator.render.pod import owner_reference
 from m3_operator.render.worker import group_service, revision, workers_service
 
@@ -40,6 +42,7 @@ class DeploymentDecision:
     templates: Mapping[str, Template]  # by revision; the steps create groups of these
     revision: str | None  # of new groups; None: there can be none
     wanted: int  # how many groups should run
+    scaling: Scaling | None = None  # how that number comes about; None: nothing can run
     groups: Mapping[int, Group]
     records: Mapping[int, FailureRecord]
     assessment: Assessment | None = None  # None: its spec cannot be read
@@ -80,9 +83,10 @@ def decide_deployment(snapshot: DeploymentSnapshot, installation: Installation, 
             problem=problem,
         )
     current = revision(deployment, image)
+    scaling = decide_scaling(deployment, snapshot, groups, installation, now)
     wanted = Wanted(
         deployment=deployment.metadata.name,
-        groups=deployment.spec.desired_groups,
+        groups=scaling.wanted,
         nodes=deployment.spec.parallelism.nodes,
         revision=current,
     )
@@ -91,10 +95,11 @@ def decide_deployment(snapshot: DeploymentSnapshot, installation: Installation, 
         templates={current: Template(deployment, image)},
         revision=current,
         wanted=wanted.groups,
+        scaling=scaling,
         groups=groups,
         records=records,
         assessment=assessment,
-        objects=tuple(_deployment_objects(deployment, groups, snapshot)),
+        objects=tuple(_deployment_objects(deployment, scaling, groups, snapshot)),
         steps=next_steps(wanted, groups, records, snapshot.names_in_the_way, now),
         problem=routing_problem(deployment, snapshot),
     )
@@ -151,10 +156,13 @@ def routing_problem(deployment: M3Deployment, snapshot: DeploymentSnapshot) -> P
 
 
 def _deployment_objects(
-    deployment: M3Deployment, groups: Mapping[int, Group], snapshot: DeploymentSnapshot
+    deployment: M3Deployment, scaling: Scaling, groups: Mapping[int, Group], snapshot: DeploymentSnapshot
 ) -> list[ObjectAction]:
-    indexes = sorted({*range(deployment.spec.desired_groups), *groups})
+    indexes = sorted({*range(scaling.wanted), *groups})
     desired = [workers_service(deployment), *(group_service(deployment, index) for index in indexes)]
+    scaler = autoscaler(deployment)
+    if scaler is not None and scaling.missing_kind is None:
+        desired.append(scaler)
     live = dict(snapshot.children)
     namesake = snapshot.namesake
     is_ours = namesake is not None and owner_uid(namesake) == uid(snapshot.manifest)

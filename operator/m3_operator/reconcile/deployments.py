@@ -45,7 +45,11 @@ class DeploymentCycle:
         problem = refusal or decision_after.problem
         status = deployment_status(after, decision_after, records, problem, self.clock())
         self.actor.remember(key, key.kind, await self.teller.tell(key, after.manifest, status, happenings))
-        return refusal, decision_after.steps.wake_at
+        # A new number of groups counts from the moment that the status tells it.
+        scaling = decision_after.scaling
+        # A new number of groups counts from the moment that the status tells it.
+        is_new = scaling is not None and scaling.is_to_be_told
+        return refusal, self.clock() if is_new else decision_after.steps.wake_at
 
 
 def _updated_records(decision: DeploymentDecision, now: datetime) -> dict[int, FailureRecord]:

@@ -19,7 +19,7 @@ from pydantic import ValidationError
 from m3_operator import names
 from m3_operator.api import M3Deployment, M3Router
 from m3_operator.render import pod
-from m3_router.config import KeySettings, RouterConfig, ServiceWorkers, keys_to_yaml
+from m3_router.config import KeySettings, PoolSettings, RouterConfig, ServiceWorkers, keys_to_yaml
 
 DATA_PORT: Final = 8080
 ADMIN_PORT: Final = 9090
@@ -108,9 +108,21 @@ def _pool(deployment: M3Deployment, workers: ServiceWorkers | list[str]) -> dict
     pool: dict[str, Any] = {"name": deployment.metadata.name, "models": [spec.model.served_name]}
     if spec.engine.max_context_tokens is not None:
         pool["maxContextTokens"] = spec.engine.max_context_tokens
+    pool |= hold_when_empty(deployment)
     if isinstance(workers, ServiceWorkers):
         return {**pool, "workers": workers.model_dump(mode="json", by_alias=True)}
     return {**pool, "workers": list(workers)}
+
+
+def hold_when_empty(deployment: M3Deployment) -> dict[str, Any]:
+    """How long requests wait for the first group of a deployment that sleeps when it has nothing to do.
+
+    Only a router that knows the setting is given it.
+    """
+    scaling = deployment.spec.autoscaling
+    if scaling is None or scaling.min_replicas or "hold_when_empty_seconds" not in PoolSettings.model_fields:
+        return {}
+    return {"holdWhenEmptySeconds": scaling.hold_seconds}
 
 
 def _role(router: M3Router) -> dict[str, Any]:

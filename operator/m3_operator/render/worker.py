@@ -63,7 +63,7 @@ def tiny_settings(deployment: M3Deployment, directory: Path) -> TinySettings:
 
 
 def revision(deployment: M3Deployment, image: str) -> str:
-    """Names what running pods must match. Replicas, suspend and router are not in it: scaling never rolls.
+    """Names what running pods must match. Replicas, autoscaling, suspend and router are not in it: scaling never rolls.
 
     Nor is what is only declared, `model.release` and `accelerator.memoryGiB`: pods are the same with it and without.
     Values that equal the defaults are left out, so that a field added by a later version changes no revision.
@@ -74,7 +74,7 @@ def revision(deployment: M3Deployment, image: str) -> str:
         "accelerator": spec.accelerator.model_copy(update={"memory_gib": None}),
     }
     wanted = spec.model_copy(update=undeclared).model_dump(
-        mode="json", by_alias=True, exclude_defaults=True, exclude={"replicas", "suspend", "router"}
+        mode="json", by_alias=True, exclude_defaults=True, exclude={"replicas", "autoscaling", "suspend", "router"}
     )
     text = json.dumps({**wanted, "image": image}, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:_REVISION_LENGTH]

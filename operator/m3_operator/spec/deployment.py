@@ -9,6 +9,7 @@ from typing import Annotated, Self
 
 from pydantic import ConfigDict, Field, model_validator
 
+from m3_operator.spec.autoscaling import AutoscalingSpec
 from m3_operator.spec.drain import DrainSpec
 from m3_operator.spec.engine import EngineSpec, ProbesSpec
 from m3_operator.spec.fragments import Model, OwnerName, PodTemplate, cel, require
@@ -46,7 +47,9 @@ class M3DeploymentSpec(Model):
     accelerator: AcceleratorSpec = AcceleratorSpec()
     """How a pod asks for GPUs."""
     replicas: Annotated[int, Field(ge=0, le=1000)] = 1
-    """Groups to run; `kubectl scale` sets it."""
+    """Groups to run; `kubectl scale` sets it. Ignored with autoscaling by the built-in backend."""
+    autoscaling: AutoscalingSpec | None = None
+    """Groups by demand; absent: `replicas` groups."""
     drain: DrainSpec = DrainSpec()
     """How a group leaves."""
     probes: ProbesSpec = ProbesSpec()

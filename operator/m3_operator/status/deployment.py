@@ -13,7 +13,9 @@ from m3_operator.decide.problem import Problem
 from m3_operator.groups import Group, GroupState
 from m3_operator.observed import DeploymentSnapshot, condition
 from m3_operator.plan.recovery import FailureRecord
+from m3_operator.spec.autoscaling import AutoscalingSpec
 from m3_operator.spec.status import GROUPS_SHOWN
+from m3_operator.status.autoscaling import asleep_message, autoscaling_status, in_flight, scaling_verdicts
 from m3_operator.status.conditions import Verdict, build, timestamp
 from m3_operator.status.endpoint import endpoint
 
@@ -43,13 +45,23 @@ def deployment_status(
     if deployment is not None:
         held = sum(not pod.is_finished for group in groups.values() for pod in group.pods)
         status["gpus"] = held * deployment.spec.parallelism.gpus_per_node
+    autoscaling = autoscaling_status(snapshot, _autoscaling(decision), decision.scaling, now)
+    if autoscaling is not None:
+        status["autoscaling"] = autoscaling
     shown = sorted({*groups, *range(decision.wanted)})[:GROUPS_SHOWN]
     if shown:
-        status["groups"] = [_group(groups.get(index, Group(index)), records.get(index)) for index in shown]
+        left = in_flight(snapshot)
+        status["groups"] = [
+            _group(groups.get(index, Group(index)), records.get(index), left.get(index)) for index in shown
+        ]
     return status
 
 
-def _group(group: Group, record: FailureRecord | None) -> dict[str, Any]:
+def _autoscaling(decision: DeploymentDecision) -> AutoscalingSpec | None:
+    return None if decision.deployment is None else decision.deployment.spec.autoscaling
+
+
+def _group(group: Group, record: FailureRecord | None, in_flight: int | None) -> dict[str, Any]:
     shown: dict[str, Any] = {
         "index": group.index,
         "state": str(group.state),
@@ -58,6 +70,8 @@ def _group(group: Group, record: FailureRecord | None) -> dict[str, Any]:
     }
     if group.revision:
         shown["revision"] = group.revision
+    if in_flight is not None:
+        shown["inFlight"] = in_flight
     nodes = [pod.node_name for pod in group.pods if pod.node_name]
     if nodes:
         shown["nodes"] = nodes
@@ -82,6 +96,7 @@ def _verdicts(snapshot: DeploymentSnapshot, decision: DeploymentDecision, proble
         _scheduled(decision),
         _progressing(decision),
         *_fits(decision),
+        *scaling_verdicts(_autoscaling(decision), decision.scaling),
     ]
 
 
@@ -90,7 +105,7 @@ def _idle(decision: DeploymentDecision) -> Problem | None:
         return None
     if decision.deployment.spec.suspend:
         return Problem("Suspended", "spec.suspend is set: no group runs")
-    return Problem("ScaledToZero", "spec.replicas is 0: no group runs")
+    return Problem("ScaledToZero", asleep_message(decision.scaling) or "spec.replicas is 0: no group runs")
 
 
 def _unready_group(decision: DeploymentDecision) -> Problem | None:
