@@ -73,7 +73,7 @@ def test_a_new_number_is_told_before_it_is_carried_out() -> None:
     first, status = decide(snapshot(pod(0), told=told, seen=signals(1.6)))
     assert created(first) == []
     assert first.scaling is not None
-    assert first.scaling.is_to_be_told
+    assert first.scaling.told_at is not None
     assert status["autoscaling"]["desired"] == 2
     assert status["autoscaling"]["history"] == [
         {"time": "2026-11-21T12:00:00Z", "from": 1, "to": 2, "reason": "CacheUsage is above its target"}
@@ -81,7 +81,7 @@ def test_a_new_number_is_told_before_it_is_carried_out() -> None:
     second, after = decide(snapshot(pod(0), told=status["autoscaling"], seen=signals(1.6)))
     assert created(second) == [1]
     assert second.scaling is not None
-    assert not second.scaling.is_to_be_told
+    assert second.scaling.told_at is None
     assert after["autoscaling"]["history"] == status["autoscaling"]["history"]
 
 
@@ -110,7 +110,7 @@ def test_a_suspension_runs_no_group_and_forgets_nothing() -> None:
     assert (decision.wanted, status["autoscaling"]["desired"]) == (0, 4)
     assert conditions(status)["ScalingActive"] == ("False", "Suspended")
     assert decision.scaling is not None
-    assert not decision.scaling.is_to_be_told
+    assert decision.scaling.told_at is None
 
 
 def test_a_group_without_a_node_limits_scaling() -> None:

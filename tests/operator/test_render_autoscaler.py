@@ -94,11 +94,12 @@ def test_a_suspended_deployment_has_no_autoscaler_that_would_work_against_it() -
     assert autoscaler(deployment({"suspend": True}, backend="HPA")) is None
 
 
-def test_routers_that_can_are_told_to_hold_requests_of_a_deployment_that_may_sleep() -> None:
-    knows = "hold_when_empty_seconds" in PoolSettings.model_fields
+def test_routers_hold_requests_of_a_deployment_that_may_sleep() -> None:
     sleepy = hold_when_empty(deployment(minReplicas=0, idleSeconds=60, holdSeconds=90))
-    assert sleepy == ({"holdWhenEmptySeconds": 90} if knows else {})
+    assert sleepy == {"holdWhenEmptySeconds": 90}
     assert hold_when_empty(deployment()) == {}
+    pool = {"name": "m3", "models": ["M"], "workers": ["http://a:1"], **sleepy}
+    assert PoolSettings.model_validate(pool).hold_when_empty_seconds == 90
 
 
 @pytest.mark.parametrize(

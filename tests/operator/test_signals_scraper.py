@@ -78,6 +78,7 @@ class World:
     woken: list[Key] = field(default_factory=list)
     version: int = 1
     status: dict[str, Any] = field(default_factory=dict)
+    recovery: dict[str, Any] = field(default_factory=dict)
     statuses: int = 0
 
     def put(self, kind: str, name: str, **rest: Any) -> None:
@@ -101,6 +102,7 @@ class World:
             "parallelism": {"gpusPerNode": 0},
             "engine": {"port": self.pages.port},
             "autoscaling": self.autoscaling,
+            "recovery": self.recovery,
         }
         self.put("M3Deployment", "m3", spec=spec, status=self.status)
 
@@ -231,7 +233,7 @@ async def test_waiting_requests_wake_a_deployment_that_sleeps_and_idleness_puts_
         assert set(await pass_time(one, scraper, 60)) == {0}
         asked = await scraper.look(M3)
         assert asked is not None
-        assert asked.is_asleep
+        assert asked.every_seconds == 1
         one.woken.clear()
         pages.texts["/metrics"] = waiting(1, 1)
         one.now += timedelta(seconds=1)
@@ -263,7 +265,7 @@ async def test_who_hangs_lies_or_sends_too_much_is_a_failure_and_no_more(monkeyp
 
 
 async def test_a_steady_load_writes_its_status_once_and_wakes_rarely() -> None:
-    pages = Pages({"/metrics": worker_page() + "m3_worker_kv_cache_usage_ratio 0.7\n"})
+    pages = Pages({"/metrics": worker_page(running=0) + "m3_worker_kv_cache_usage_ratio 0.7\n"})
     async with world(pages, signals=[{"type": "CacheUsage", "target": 1}]) as (one, scraper):
         one.put_worker(0)
         await pass_time(one, scraper, 60)
@@ -273,7 +275,9 @@ async def test_a_steady_load_writes_its_status_once_and_wakes_rarely() -> None:
         assert one.statuses == 0
         assert len(one.woken) == 20  # every 15 s
         for load in range(60):
-            pages.texts["/metrics"] = worker_page() + f"m3_worker_kv_cache_usage_ratio {0.65 + load % 10 / 50}\n"
+            pages.texts["/metrics"] = (
+                worker_page(running=0) + f"m3_worker_kv_cache_usage_ratio {0.65 + load % 10 / 50}\n"
+            )
             await pass_time(one, scraper, 5)
         assert one.statuses <= 10  # 300 s
 
@@ -288,13 +292,42 @@ async def test_a_deployment_without_autoscaling_is_not_asked() -> None:
         assert pages.asked == []
 
 
+async def test_the_watch_for_hangs_asks_workers_alone_wakes_when_one_stands_still_and_gives_the_unreachable_time() -> (
+    None
+):
+    pages = Pages({"/metrics": worker_page(steps=1)})
+    async with world(pages) as (one, scraper):
+        one.autoscaling = {"maxReplicas": 2, "backend": "External"}
+        one.recovery = {"hangSeconds": 60}
+        one.put_deployment()
+        one.put_worker(0)
+        asked = await scraper.look(M3)
+        assert asked is not None
+        assert (asked.every_seconds, asked.routers, asked.is_scaled) == (15, (), False)
+        one.woken.clear()
+        for steps in range(2, 10):
+            one.now += timedelta(seconds=15)
+            pages.texts["/metrics"] = worker_page(steps=steps)
+            await scraper.look(M3)
+        assert one.woken == []
+        one.now += timedelta(seconds=15)
+        await scraper.look(M3)
+        assert one.woken == [M3]
+        del pages.texts["/metrics"]
+        pages.asked.clear()
+        for _ in range(40):
+            one.now += timedelta(seconds=15)
+            await scraper.look(M3)
+        assert len(pages.asked) <= 9  # 600 s: after 15 s, 30 s, 60 s, and then every 120 s
+
+
 async def test_the_loop_looks_by_itself_and_ends_when_cancelled() -> None:
     pages = Pages({"/metrics": worker_page()})
     async with world(pages, signals=[{"type": "CacheUsage", "target": 1}]) as (one, scraper):
         one.put_worker(0)
         woken = asyncio.Event()
         looping = Scraper(one.store, scraper._fetch, clock=lambda: one.now, wake=lambda _: woken.set())
-        running = asyncio.create_task(looping.run())
+        running = asyncio.create_task(looping.run(spread_seconds=0))
         await asyncio.wait_for(woken.wait(), 10)
         running.cancel()
         with pytest.raises(asyncio.CancelledError):

@@ -8,13 +8,14 @@ the memory. `spec.replicas` is what an autoscaler of somebody else writes, or a 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
 from m3_operator.api import M3Deployment
 from m3_operator.decide.installation import Installation
 from m3_operator.groups import Group
 from m3_operator.observed import DeploymentSnapshot, Manifest, parse_time
 from m3_operator.plan.autoscale import ScaleAdvice, ScaleChange, ScaleState, next_scale
-from m3_operator.render.autoscaler import AUTOSCALER_KINDS
+from m3_operator.render.autoscaler import AUTOSCALER_KINDS, autoscaler
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,11 +29,8 @@ class Scaling:
     missing_kind: str | None = None
     """The kind of autoscaler that is asked for and that the API server does not have."""
 
-    @property
-    def is_to_be_told(self) -> bool:
-        """Whether there is a new number, which the next look carries out."""
-        advice = self.advice
-        return advice is not None and advice.is_active and advice.desired != self.wanted
+    told_at: datetime | None = None
+    """When the status tells a new number, which the next look carries out; None: there is none."""
 
 
 def decide_scaling(
@@ -73,7 +71,14 @@ def decide_scaling(
         unscheduled=_unscheduled(within),
     )
     # Bounds hold at once; what the law says holds from the next look on.
-    return Scaling(wanted=spec.clamp(wanted), advice=next_scale(spec, state, now))
+    within_bounds, advice = spec.clamp(wanted), next_scale(spec, state, now)
+    return Scaling(wanted=within_bounds, advice=advice, told_at=now if advice.desired != within_bounds else None)
+
+
+def scalers(deployment: M3Deployment, scaling: Scaling) -> list[dict[str, Any]]:
+    """The objects of the backend that is asked for, if the API server has their kind."""
+    found = autoscaler(deployment)
+    return [] if found is None or scaling.missing_kind is not None else [found]
 
 
 def remembered(manifest: Manifest) -> int | None:

@@ -19,7 +19,7 @@ from pydantic import ValidationError
 from m3_operator import names
 from m3_operator.api import M3Deployment, M3Router
 from m3_operator.render import pod
-from m3_router.config import KeySettings, PoolSettings, RouterConfig, ServiceWorkers, keys_to_yaml
+from m3_router.config import KeySettings, RouterConfig, ServiceWorkers, keys_to_yaml
 
 DATA_PORT: Final = 8080
 ADMIN_PORT: Final = 9090
@@ -115,12 +115,9 @@ def _pool(deployment: M3Deployment, workers: ServiceWorkers | list[str]) -> dict
 
 
 def hold_when_empty(deployment: M3Deployment) -> dict[str, Any]:
-    """How long requests wait for the first group of a deployment that sleeps when it has nothing to do.
-
-    Only a router that knows the setting is given it.
-    """
+    """How long requests wait for the first group of a deployment that sleeps when it has nothing to do."""
     scaling = deployment.spec.autoscaling
-    if scaling is None or scaling.min_replicas or "hold_when_empty_seconds" not in PoolSettings.model_fields:
+    if scaling is None or scaling.min_replicas:
         return {}
     return {"holdWhenEmptySeconds": scaling.hold_seconds}
 

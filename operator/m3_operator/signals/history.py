@@ -66,13 +66,25 @@ def extended(
     return replace(after, busy_at=taken.at) if _was_busy(before, after) else after
 
 
-def matters(before: DeploymentSignals, after: DeploymentSignals, looked_at: datetime | None) -> bool:
-    """Whether the deployment wants a look now: something turned, or the last look was a while ago."""
-    if not before.samples or looked_at is None or after.samples[-1].at - looked_at >= LOOK_EVERY:
+def matters(
+    before: DeploymentSignals, after: DeploymentSignals, looked_at: datetime | None, *, is_scaled: bool
+) -> bool:
+    """Whether the deployment wants a look now: something turned, or its autoscaler looked a while ago."""
+    if not before.samples:
         return True
     old, new = before.samples[-1], after.samples[-1]
-    turned = (bool(old.requests), old.silent) != (bool(new.requests), new.silent)
-    return turned or _xids(before) != _xids(after)
+    if is_scaled and (looked_at is None or new.at - looked_at >= LOOK_EVERY):
+        return True
+    if is_scaled and (bool(old.requests), old.silent) != (bool(new.requests), new.silent):
+        return True
+    return _xids(before) != _xids(after) or any(_stands_still(before, uid, one) for uid, one in after.workers.items())
+
+
+def _stands_still(before: DeploymentSignals, uid: str, worker: WorkerSignals) -> bool:
+    """Whether it has work and has computed nothing since the last sample."""
+    found = before.workers.get(uid)
+    is_same = found is not None and found.steps is not None and found.steps == worker.steps
+    return is_same and worker.in_flight > 0
 
 
 def _was_busy(before: DeploymentSignals, after: DeploymentSignals) -> bool:

@@ -7,6 +7,7 @@ silent. What to make of it is the plan's; a deployment is woken only when its pl
 
 import asyncio
 import logging
+import random
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
@@ -26,11 +27,12 @@ from m3_operator.store import Store
 
 logger = logging.getLogger(__name__)
 
-ASLEEP_SECONDS: Final = 1.0
-"""Time between two looks while a request may wait for the first group."""
 TIMEOUT_SECONDS: Final = 3.0
+CONNECT_SECONDS: Final = 1.0
 PAGE_MAX_BYTES: Final = 4 * 2**20
-_AT_ONCE: Final = 32
+_AT_ONCE: Final = 128
+_FIRST_PAUSE_SECONDS: Final = 15.0
+_LONGEST_PAUSE_SECONDS: Final = 120.0
 _TICK_SECONDS: Final = 0.5
 _FORGET_AFTER: Final = timedelta(minutes=2)
 _STALE_AFTER: Final = timedelta(seconds=STALE_AFTER_SECONDS)
@@ -53,7 +55,10 @@ async def http_fetch() -> AsyncIterator[Fetch]:
     limits = httpx.Limits(max_connections=_AT_ONCE, max_keepalive_connections=_AT_ONCE)
     # Pods are asked directly: no proxy of the environment, and nobody may send us elsewhere.
     async with httpx.AsyncClient(
-        timeout=TIMEOUT_SECONDS, limits=limits, trust_env=False, follow_redirects=False
+        timeout=httpx.Timeout(TIMEOUT_SECONDS, connect=CONNECT_SECONDS),
+        limits=limits,
+        trust_env=False,
+        follow_redirects=False,
     ) as client:
 
         async def fetch(url: str) -> str:
@@ -80,15 +85,23 @@ class _Source:
     """One page that is asked for again and again."""
 
     first_asked_at: datetime
-    asked_at: datetime
+    wanted_at: datetime  # when somebody last wanted to know
+    tried_at: datetime
     page: Page | None = None
     before: Page | None = None
     at: datetime | None = None  # when `page` came
-    is_failing: bool = False
+    failures: int = 0  # in a row
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     def is_silent(self, now: datetime) -> bool:
         return now - (self.at or self.first_asked_at) > _STALE_AFTER
+
+    def is_due(self, now: datetime, pace: Targets) -> bool:
+        """Whether to ask again: not what was just asked, nor too often in vain what nobody's size depends on."""
+        if self.at is not None and timedelta() <= now - self.at < timedelta(seconds=pace.every_seconds / 2):
+            return False
+        pause = min(_FIRST_PAUSE_SECONDS * 2.0 ** min(self.failures - 1, 10), _LONGEST_PAUSE_SECONDS)
+        return pace.is_scaled or self.failures == 0 or now - self.tried_at >= timedelta(seconds=pause)
 
     def fresh_page(self, now: datetime) -> Page | None:
         return self.page if self.at is not None and now - self.at <= _STALE_AFTER else None
@@ -120,14 +133,15 @@ class Scraper:
     def __repr__(self) -> str:
         return f"Scraper({len(self._sources)} pages, {self.scrapes} scrapes, {self.failures} failed)"
 
-    async def run(self) -> None:
-        """Look at every deployment in its time, until cancelled."""
+    async def run(self, *, spread_seconds: float = SCRAPE_SECONDS) -> None:
+        """Look at every deployment in its time, until cancelled; the first looks are spread over a while."""
         loop = asyncio.get_running_loop()
         async with asyncio.TaskGroup() as looks:
             while True:
                 owners = [key for key in self._store.owners() if key.kind == names.DEPLOYMENT_KIND]
                 for key in owners:
-                    if key not in self._busy and self._due.get(key, 0.0) <= loop.time():
+                    first = loop.time() + random.uniform(0, spread_seconds)  # noqa: S311 - spreading load
+                    if key not in self._busy and self._due.setdefault(key, first) <= loop.time():
                         self._busy.add(key)
                         looks.create_task(self._look_in_turn(key))
                 self._forget(set(owners))
@@ -139,10 +153,9 @@ class Scraper:
         asked = None if snapshot is None else targets(snapshot, self._store.router_pods(key))
         if snapshot is None or asked is None:
             return None
-        fresh_seconds = (ASLEEP_SECONDS if asked.is_asleep else SCRAPE_SECONDS) / 2
         places = [(target.uid, target.url) for target in (*asked.workers, *asked.routers)]
         places += [("", url) for url in asked.dcgm]
-        await asyncio.gather(*(self._refresh(place, fresh_seconds) for place in places))
+        await asyncio.gather(*(self._refresh(place, asked) for place in places))
         self._take_in(key, snapshot, asked, self._clock())
         return asked
 
@@ -154,30 +167,31 @@ class Scraper:
             # A defect here must stop neither the operator nor the scrapes of others.
             logger.exception("%s: its metrics could not be read", key)
         finally:
-            pause = ASLEEP_SECONDS if asked is not None and asked.is_asleep else SCRAPE_SECONDS
+            pause = SCRAPE_SECONDS if asked is None else asked.every_seconds
             self._due[key] = asyncio.get_running_loop().time() + pause
             self._busy.discard(key)
 
-    async def _refresh(self, place: tuple[str, str], fresh_seconds: float) -> None:
+    async def _refresh(self, place: tuple[str, str], pace: Targets) -> None:
         """Get a page, unless it is fresh: routers and exporters tell of several deployments at once."""
         now = self._clock()
-        source = self._sources.setdefault(place, _Source(first_asked_at=now, asked_at=now))
+        source = self._sources.setdefault(place, _Source(first_asked_at=now, tried_at=now, wanted_at=now))
         async with source.lock:
-            source.asked_at = now = self._clock()
-            if source.at is not None and timedelta() <= now - source.at < timedelta(seconds=fresh_seconds):
+            source.wanted_at = now = self._clock()
+            if not source.is_due(now, pace):
                 return
+            source.tried_at = now
             self.scrapes += 1
             try:
                 async with self._slots:
                     page = read_page(await self._fetch(place[1]))
             except OperatorError as error:
                 self.failures += 1
-                if not source.is_failing:
+                source.failures += 1
+                if source.failures == 1:
                     logger.info("%s: %s", place[1], error)
-                source.is_failing = True
                 return
             source.before, source.page, source.at = source.page, page, self._clock()
-            source.is_failing = False
+            source.failures = 0
 
     def _take_in(self, key: Key, snapshot: DeploymentSnapshot, asked: Targets, now: datetime) -> None:
         workers = self._workers(key, snapshot, asked, now)
@@ -200,7 +214,7 @@ class Scraper:
         before = snapshot.signals
         after = extended(before, workers, routers, taken)
         self._store.put_signals(key, after)
-        if matters(before, after, self._looked_at.get(key)):
+        if matters(before, after, self._looked_at.get(key), is_scaled=asked.is_scaled):
             self._looked_at[key] = now
             self._wake([key])
 
@@ -228,7 +242,7 @@ class Scraper:
     def _forget(self, owners: set[Key]) -> None:
         """What nobody asks for any more."""
         oldest = self._clock() - _FORGET_AFTER
-        self._sources = {place: source for place, source in self._sources.items() if source.asked_at > oldest}
+        self._sources = {place: source for place, source in self._sources.items() if source.wanted_at > oldest}
         for gone in self._due.keys() - owners - self._busy:
             del self._due[gone]
             self._looked_at.pop(gone, None)
