@@ -81,6 +81,7 @@ def test_keda_asks_prometheus_and_wakes_by_any_request() -> None:
         'm3_router_requests_waiting_for_worker{namespace="prod",pool="m3"}'
         in found["triggers"][-1]["metadata"]["query"]
     )
+    assert [trigger["metadata"]["activationThreshold"] for trigger in found["triggers"]] == ["1e+09"] * len(ALL) + ["0"]
     awake = spec_of(deployment(backend="KEDA", prometheusUrl="http://prometheus:9090"))
     assert len(awake["triggers"]) == len(ALL)
 

@@ -16,6 +16,7 @@ from m3_operator.spec.autoscaling import AutoscalingSpec, SignalSpec, SignalType
 
 AUTOSCALER_KINDS: Final[Mapping[str, str]] = {"HPA": "HorizontalPodAutoscaler", "KEDA": "ScaledObject"}
 """What is made for a backend."""
+_NEVER: Final = 1e9
 _LATENCIES: Final = frozenset({"QueueWait", "TimeToFirstToken", "TimePerOutputToken"})
 
 
@@ -95,7 +96,7 @@ def _scaled_object(deployment: M3Deployment, spec: AutoscalingSpec) -> dict[str,
             "m3_router_worker_requests_in_flight",
         )
         asked = " + ".join(f"(sum({family}{pool}) or vector(0))" for family in families)
-        triggers.append(_trigger(spec, asked, 1e9, is_value=False))
+        triggers.append(_trigger(spec, asked, _NEVER, is_value=False, wakes=True))
         body["cooldownPeriod"] = spec.idle_seconds
     return _object(deployment, "keda.sh/v1alpha1", AUTOSCALER_KINDS["KEDA"], body)
 
@@ -113,7 +114,10 @@ def _query(deployment: M3Deployment, spec: AutoscalingSpec, signal: SignalType) 
     return f"sum(avg by (pod) ({metric.name}{pods})){divisor}"
 
 
-def _trigger(spec: AutoscalingSpec, query: str, threshold: float, *, is_value: bool) -> dict[str, Any]:
+def _trigger(
+    spec: AutoscalingSpec, query: str, threshold: float, *, is_value: bool, wakes: bool = False
+) -> dict[str, Any]:
+    """`wakes`: whether any value above zero keeps the first group; memory in use would keep it for ever."""
     return {
         "type": "prometheus",
         "metricType": "Value" if is_value else "AverageValue",
@@ -121,7 +125,7 @@ def _trigger(spec: AutoscalingSpec, query: str, threshold: float, *, is_value: b
             "serverAddress": spec.prometheus_url,
             "query": query,
             "threshold": f"{threshold:g}",
-            "activationThreshold": "0",
+            "activationThreshold": "0" if wakes else f"{_NEVER:g}",
         },
     }
 
