@@ -41,12 +41,14 @@ _RBAC: Final = "rbac.authorization.k8s.io/v1"
 RESOURCES: Final[Mapping[str, Resource]] = {
     names.DEPLOYMENT_KIND: Resource(names.API_VERSION, "m3deployments"),
     names.ROUTER_KIND: Resource(names.API_VERSION, "m3routers"),
+    names.TENANT_KIND: Resource(names.API_VERSION, "m3tenants"),
     "Pod": Resource("v1", "pods"),
     "Service": Resource("v1", "services"),
     "ConfigMap": Resource("v1", "configmaps"),
     "ServiceAccount": Resource("v1", "serviceaccounts"),
     "Secret": Resource("v1", "secrets"),
     "Deployment": Resource("apps/v1", "deployments"),
+    names.REVISION_KIND: Resource("apps/v1", "controllerrevisions"),
     "Role": Resource(_RBAC, "roles"),
     "RoleBinding": Resource(_RBAC, "rolebindings"),
     "PodDisruptionBudget": Resource("policy/v1", "poddisruptionbudgets"),
@@ -78,7 +80,7 @@ OPTIONAL_KINDS: Final[frozenset[str]] = frozenset(
     }
 )
 
-OWN_KINDS: Final = (names.DEPLOYMENT_KIND, names.ROUTER_KIND)
+OWN_KINDS: Final = (names.DEPLOYMENT_KIND, names.ROUTER_KIND, names.TENANT_KIND)
 _OURS: Final = f"{names.MANAGED_BY_LABEL}={names.FIELD_MANAGER}"
 # Pods of routers are made by their Deployment; they are seen to be asked for their metrics.
 CHILD_SELECTORS: Final[Mapping[str, str]] = {
@@ -93,6 +95,7 @@ CHILD_SELECTORS: Final[Mapping[str, str]] = {
             "Deployment",
             "NetworkPolicy",
             "PodDisruptionBudget",
+            names.REVISION_KIND,
             *sorted(OPTIONAL_KINDS - {"Node"}),
         ),
         _OURS,

@@ -24,7 +24,7 @@ def test_help_lists_the_commands(arguments: list[str]) -> None:
     result = m3(*arguments)
 
     assert result.returncode == 0
-    for command in ("up", "tiny", "plan", "crd", "chat", "version"):
+    for command in ("up", "tiny", "plan", "crd", "chat", "rollout", "version"):
         assert f" {command} " in result.stdout
 
 
@@ -51,6 +51,9 @@ def test_version_is_the_packages() -> None:
         (["plan"], 2, "m3: Missing argument 'files'. (see m3 --help)\n"),
         (["plan", "--output", "yaml", "f.yaml"], 2, "m3: Invalid value for '--output'"),
         (["plan", "/no/such.yaml"], 1, "m3: /no/such.yaml: No such file or directory\n"),
+        (["rollout", "bogus"], 2, "m3: No such command 'bogus'. (see m3 --help)\n"),
+        (["rollout", "undo", "m3", "--to-revision", "0"], 2, "m3: Invalid value for '--to-revision': "),
+        (["rollout", "status", "m3", "--kubeconfig", "/no/such"], 1, "m3: the kubeconfig cannot be used: "),
         (["crd", "--output", "/no/such/crds.yaml"], 1, "m3: /no/such/crds.yaml: No such file or directory\n"),
         (["chat", "--url", "http://127.0.0.1:1", "Hello"], 1, "m3: no answer from http://127.0.0.1:1: "),
     ],
@@ -100,8 +103,8 @@ def test_plan_ends_with_1_and_the_numbers_where_something_does_not_fit(tmp_path:
 def test_crd_prints_what_the_api_server_takes() -> None:
     documents = list(yaml.safe_load_all(m3("crd").stdout))
 
-    assert [document["kind"] for document in documents] == ["CustomResourceDefinition"] * 2
-    assert {document["spec"]["names"]["kind"] for document in documents} == {"M3Deployment", "M3Router"}
+    assert [document["kind"] for document in documents] == ["CustomResourceDefinition"] * 3
+    assert {document["spec"]["names"]["kind"] for document in documents} == {"M3Deployment", "M3Router", "M3Tenant"}
 
 
 def test_crd_writes_one_file_or_a_directory_of_them(tmp_path: Path) -> None:
@@ -111,4 +114,4 @@ def test_crd_writes_one_file_or_a_directory_of_them(tmp_path: Path) -> None:
     assert m3("crd", "--output", str(apart)).returncode == 0
 
     assert {file.name: file.read_text() for file in apart.iterdir()} == render_all()
-    assert len(list(yaml.safe_load_all(together.read_text()))) == 2
+    assert len(list(yaml.safe_load_all(together.read_text()))) == 3

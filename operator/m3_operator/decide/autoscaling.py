@@ -8,14 +8,13 @@ the memory. `spec.replicas` is what an autoscaler of somebody else writes, or a 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
 
 from m3_operator.api import M3Deployment
 from m3_operator.decide.installation import Installation
 from m3_operator.groups import Group
 from m3_operator.observed import DeploymentSnapshot, Manifest, parse_time
 from m3_operator.plan.autoscale import ScaleAdvice, ScaleChange, ScaleState, next_scale
-from m3_operator.render.autoscaler import AUTOSCALER_KINDS, autoscaler
+from m3_operator.render.autoscaler import AUTOSCALER_KINDS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,10 +58,10 @@ def decide_scaling(
                 desired=wanted, reason="Suspended", message="spec.suspend is set: no group runs", is_active=False
             ),
         )
-    within = [groups[index] for index in range(wanted) if index in groups]
+    within = [group for group in groups.values() if group.staying]
     state = ScaleState(
         wanted=wanted,
-        ready=sum(group.is_ready for group in within),
+        ready=min(sum(group.is_ready for group in within), wanted),  # a surge has more for a while
         samples=snapshot.signals.samples,
         busy_at=snapshot.signals.busy_at,
         changes=changes(snapshot.manifest),
@@ -73,12 +72,6 @@ def decide_scaling(
     # Bounds hold at once; what the law says holds from the next look on.
     within_bounds, advice = spec.clamp(wanted), next_scale(spec, state, now)
     return Scaling(wanted=within_bounds, advice=advice, told_at=now if advice.desired != within_bounds else None)
-
-
-def scalers(deployment: M3Deployment, scaling: Scaling) -> list[dict[str, Any]]:
-    """The objects of the backend that is asked for, if the API server has their kind."""
-    found = autoscaler(deployment)
-    return [] if found is None or scaling.missing_kind is not None else [found]
 
 
 def remembered(manifest: Manifest) -> int | None:
