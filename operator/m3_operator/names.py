@@ -30,6 +30,11 @@ CONFIG_HASH_ANNOTATION = f"{GROUP}/config-hash"
 # How many pods the group of a pod has: a group outlives a change of spec.parallelism until it is replaced.
 NODES_ANNOTATION = f"{GROUP}/nodes"
 
+# When the pods of a group were let to the scheduler; it only says whose turn is over.
+OPENED_ANNOTATION = f"{GROUP}/opened-at"
+# What holds the pods of a group back from the scheduler until its turn.
+GROUP_GATE = f"{GROUP}/group"
+
 WORKER_COMPONENT = "worker"
 ROUTER_COMPONENT = "router"
 
@@ -47,6 +52,11 @@ def group_name(deployment: str, group: int) -> str:
 def pod_name(deployment: str, group: int, rank: int) -> str:
     """The pod of one node of a group: `NAME-gG-rR`. `rank` counts nodes, not GPUs."""
     return f"{group_name(deployment, group)}-r{rank}"
+
+
+def gang_name(deployment: str, group: int, revision: str) -> str:
+    """The PodGroup of one group at one revision: `NAME-gG-REVISION`."""
+    return f"{group_name(deployment, group)}-{revision}"
 
 
 def workers_service_name(deployment: str) -> str:

@@ -46,6 +46,8 @@ class ObservedPod:
     deletion_at: datetime | None  # when the pod should be gone at the latest; None: it stays
     finished_at: datetime | None
     message: str  # why it is not running, or how it ended; "" when there is nothing to say
+    is_gated: bool = False  # whether our gate keeps the scheduler from seeing it
+    opened_at: datetime | None = None  # when our gate was taken away; None: it is there, or never was
 
     @property
     def is_terminating(self) -> bool:
@@ -139,6 +141,10 @@ def read_pod(manifest: Manifest) -> ObservedPod | None:
         deletion_at=parse_time(metadata.get("deletionTimestamp")),
         finished_at=_finished_at(status),
         message=_message(manifest),
+        is_gated=any(
+            gate.get("name") == names.GROUP_GATE for gate in manifest.get("spec", {}).get("schedulingGates") or ()
+        ),
+        opened_at=parse_time((metadata.get("annotations") or {}).get(names.OPENED_ANNOTATION)),
     )
 
 

@@ -6,7 +6,7 @@ the cache file. It is also the list that the operator's RBAC rules are held agai
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from m3_operator import names
 
@@ -17,6 +17,8 @@ class Resource:
 
     api_version: str
     plural: str
+    kind: str = ""
+    """What manifests call it, where the table has to tell two of one name apart; empty: its name in the table."""
 
     @property
     def group(self) -> str:
@@ -44,18 +46,40 @@ RESOURCES: Final[Mapping[str, Resource]] = {
     "Role": Resource(_RBAC, "roles"),
     "RoleBinding": Resource(_RBAC, "rolebindings"),
     "Event": Resource("events.k8s.io/v1", "events"),
+    "NetworkPolicy": Resource("networking.k8s.io/v1", "networkpolicies"),
+    "ResourceClaimTemplate": Resource("resource.k8s.io/v1", "resourceclaimtemplates"),
+    "PodGroup": Resource("scheduling.k8s.io/v1beta1", "podgroups"),
+    "PodGroup.scheduling.volcano.sh": Resource("scheduling.volcano.sh/v1beta1", "podgroups", "PodGroup"),
+    "PodGroup.scheduling.x-k8s.io": Resource("scheduling.x-k8s.io/v1alpha1", "podgroups", "PodGroup"),
+    "PodMonitor": Resource("monitoring.coreos.com/v1", "podmonitors"),
 }
 
 # Kinds of other projects or of newer API servers: used where they are known and allowed, and never needed.
-OPTIONAL_KINDS: Final[frozenset[str]] = frozenset()
+OPTIONAL_KINDS: Final[frozenset[str]] = frozenset(
+    {
+        "ResourceClaimTemplate",
+        "PodGroup",
+        "PodGroup.scheduling.volcano.sh",
+        "PodGroup.scheduling.x-k8s.io",
+        "PodMonitor",
+    }
+)
 
 OWN_KINDS: Final = (names.DEPLOYMENT_KIND, names.ROUTER_KIND)
 # Pods exist for routers too, by way of their Deployment; only workers' pods are ours to see.
 CHILD_SELECTORS: Final[Mapping[str, str]] = {
     "Pod": f"{names.MANAGED_BY_LABEL}={names.FIELD_MANAGER},{names.COMPONENT_LABEL}={names.WORKER_COMPONENT}",
     **dict.fromkeys(
-        ("Service", "ConfigMap", "ServiceAccount", "Role", "RoleBinding", "Deployment"),
+        ("Service", "ConfigMap", "ServiceAccount", "Role", "RoleBinding", "Deployment", "NetworkPolicy"),
         f"{names.MANAGED_BY_LABEL}={names.FIELD_MANAGER}",
     ),
+    **dict.fromkeys(sorted(OPTIONAL_KINDS), f"{names.MANAGED_BY_LABEL}={names.FIELD_MANAGER}"),
 }
 WATCHED_KINDS: Final = (*OWN_KINDS, *CHILD_SELECTORS)
+
+
+def table_kind(manifest: Mapping[str, Any]) -> str:
+    """The name in `RESOURCES` of an object's kind: with its API group, where the kind alone is ambiguous."""
+    kind = str(manifest["kind"])
+    full = f"{kind}.{str(manifest.get('apiVersion', '')).rpartition('/')[0]}"
+    return full if full in RESOURCES else kind

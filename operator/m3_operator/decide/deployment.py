@@ -4,22 +4,25 @@ A decision also says what stands in the way, as a `Problem` with the reason that
 operator can know. A problem stops no more than it must: a missing router stops no worker.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from m3_operator import names
 from m3_operator.api import M3Deployment, SpecError, parse_deployment
 from m3_operator.capacity.assessment import Assessment, assess
+from m3_operator.decide.equipment import choose_gang, group_objects, lacking
 from m3_operator.decide.installation import Installation
 from m3_operator.decide.problem import Problem
 from m3_operator.groups import Group, by_index
 from m3_operator.observed import DeploymentSnapshot, Manifest, owner_uid, parse_time, uid
 from m3_operator.plan.actions import DeletePods, ObjectAction
+from m3_operator.plan.gates import Turn, next_turn
 from m3_operator.plan.objects import differences
 from m3_operator.plan.recovery import FailureRecord
 from m3_operator.plan.steps import Steps, Wanted, next_steps
+from m3_operator.render.gang import Gang
 from m3_operator.render.pod import owner_reference
 from m3_operator.render.worker import group_service, revision, workers_service
 
@@ -30,6 +33,7 @@ class Template:
 
     deployment: M3Deployment
     image: str
+    gang: Gang = "None"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +49,13 @@ class DeploymentDecision:
     assessment: Assessment | None = None  # None: its spec cannot be read
     objects: tuple[ObjectAction, ...] = ()
     steps: Steps = field(default_factory=Steps)
+    turn: Turn = field(default_factory=Turn)  # of the groups that wait behind gates
     problem: Problem | None = None
+
+    @property
+    def wake_at(self) -> datetime | None:
+        """When to look again even if nothing happens."""
+        return min((at for at in (self.steps.wake_at, self.turn.over_at) if at is not None), default=None)
 
     @property
     def is_refused(self) -> bool:
@@ -79,23 +89,38 @@ def decide_deployment(snapshot: DeploymentSnapshot, installation: Installation, 
             assessment=assessment,
             problem=problem,
         )
+    if (lack := lacking(deployment, installation)) is not None:
+        return DeploymentDecision(
+            deployment=deployment,
+            templates={},
+            revision=None,
+            wanted=deployment.spec.desired_groups,
+            groups=groups,
+            records=records,
+            assessment=assessment,
+            problem=lack,
+        )
     current = revision(deployment, image)
+    templates = {current: Template(deployment, image, choose_gang(deployment, installation))}
     wanted = Wanted(
         deployment=deployment.metadata.name,
         groups=deployment.spec.desired_groups,
         nodes=deployment.spec.parallelism.nodes,
         revision=current,
     )
+    steps = next_steps(wanted, groups, records, snapshot.names_in_the_way, now)
+    named = group_objects({name: (one.deployment, one.gang) for name, one in templates.items()}, groups, steps.actions)
     decision = DeploymentDecision(
         deployment=deployment,
-        templates={current: Template(deployment, image)},
+        templates=templates,
         revision=current,
         wanted=wanted.groups,
         groups=groups,
         records=records,
         assessment=assessment,
-        objects=tuple(_deployment_objects(deployment, groups, snapshot)),
-        steps=next_steps(wanted, groups, records, snapshot.names_in_the_way, now),
+        objects=tuple(_deployment_objects(deployment, groups, snapshot, named)),
+        steps=steps,
+        turn=next_turn(groups, timedelta(seconds=deployment.spec.placement.gang.timeout_seconds), now),
         problem=routing_problem(deployment, snapshot),
     )
     return _refused(decision, assessment) if decision.is_refused else decision
@@ -151,10 +176,10 @@ def routing_problem(deployment: M3Deployment, snapshot: DeploymentSnapshot) -> P
 
 
 def _deployment_objects(
-    deployment: M3Deployment, groups: Mapping[int, Group], snapshot: DeploymentSnapshot
+    deployment: M3Deployment, groups: Mapping[int, Group], snapshot: DeploymentSnapshot, named: Sequence[Manifest]
 ) -> list[ObjectAction]:
     indexes = sorted({*range(deployment.spec.desired_groups), *groups})
-    desired = [workers_service(deployment), *(group_service(deployment, index) for index in indexes)]
+    desired = [workers_service(deployment), *(group_service(deployment, index) for index in indexes), *named]
     live = dict(snapshot.children)
     namesake = snapshot.namesake
     is_ours = namesake is not None and owner_uid(namesake) == uid(snapshot.manifest)

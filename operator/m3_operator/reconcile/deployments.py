@@ -13,6 +13,7 @@ from m3_operator.plan.actions import DeletePods
 from m3_operator.plan.recovery import FailureRecord, next_record
 from m3_operator.reconcile.acting import Actor
 from m3_operator.reconcile.telling import Teller
+from m3_operator.status.conditions import timestamp
 from m3_operator.status.deployment import deployment_status
 from m3_operator.store import Store
 
@@ -37,6 +38,9 @@ class DeploymentCycle:
         refusal = await self.actor.change_objects(key, decision.objects, happenings)
         pods_refused = await self.actor.change_pods(key, decision.templates, decision.steps.actions, happenings)
         refusal = pods_refused or refusal
+        if decision.turn.opening is not None:
+            opened_at = timestamp(self.clock())
+            refusal = await self.actor.open_gates(key, decision.turn.opening, opened_at, happenings) or refusal
         records = _updated_records(decision, self.clock())
         after = self.store.deployment_snapshot(key)
         if after is None:
@@ -45,7 +49,7 @@ class DeploymentCycle:
         problem = refusal or decision_after.problem
         status = deployment_status(after, decision_after, records, problem, self.clock())
         self.actor.remember(key, key.kind, await self.teller.tell(key, after.manifest, status, happenings))
-        return refusal, decision_after.steps.wake_at
+        return refusal, decision_after.wake_at
 
 
 def _updated_records(decision: DeploymentDecision, now: datetime) -> dict[int, FailureRecord]:

@@ -14,6 +14,7 @@ from m3_operator.spec.engine import EngineSpec, ProbesSpec
 from m3_operator.spec.fragments import Model, OwnerName, PodTemplate, cel, require
 from m3_operator.spec.group import AcceleratorSpec, ParallelismSpec
 from m3_operator.spec.model import ModelSpec
+from m3_operator.spec.placement import PlacementSpec
 
 
 class RouterReference(Model):
@@ -45,6 +46,8 @@ class M3DeploymentSpec(Model):
     """The shape of one group."""
     accelerator: AcceleratorSpec = AcceleratorSpec()
     """How a pod asks for GPUs."""
+    placement: PlacementSpec = PlacementSpec()
+    """Where the pods of a group go."""
     replicas: Annotated[int, Field(ge=0, le=1000)] = 1
     """Groups to run; `kubectl scale` sets it."""
     drain: DrainSpec = DrainSpec()
