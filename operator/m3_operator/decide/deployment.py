@@ -12,6 +12,7 @@ from typing import Any
 from m3_operator import names
 from m3_operator.api import M3Deployment, SpecError, parse_deployment
 from m3_operator.capacity.assessment import Assessment, assess
+from m3_operator.capacity.startup import with_startup
 from m3_operator.decide.equipment import choose_gang, group_objects, lacking
 from m3_operator.decide.installation import Installation
 from m3_operator.decide.problem import Problem
@@ -74,7 +75,8 @@ def decide_deployment(snapshot: DeploymentSnapshot, installation: Installation, 
             deployment=None, templates={}, revision=None, wanted=0, groups=groups, records=records, problem=problem
         )
     assessment = assess(deployment)
-    image = deployment.spec.engine.image or installation.worker_image
+    is_native = deployment.spec.engine.type == "native"  # other engines' specs name their image
+    image = deployment.spec.engine.image or (installation.worker_image if is_native else None)
     if image is None:
         problem = Problem(
             "ImageMissing", "set spec.engine.image, or start the operator with --worker-image: there is no default"
@@ -101,7 +103,7 @@ def decide_deployment(snapshot: DeploymentSnapshot, installation: Installation, 
             problem=lack,
         )
     current = revision(deployment, image)
-    templates = {current: Template(deployment, image, choose_gang(deployment, installation))}
+    templates = {current: Template(with_startup(deployment), image, choose_gang(deployment, installation))}
     wanted = Wanted(
         deployment=deployment.metadata.name,
         groups=deployment.spec.desired_groups,

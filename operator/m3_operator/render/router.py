@@ -19,6 +19,7 @@ from pydantic import ValidationError
 from m3_operator import names
 from m3_operator.api import M3Deployment, M3Router
 from m3_operator.render import pod
+from m3_operator.render.engines import vllm
 from m3_router.config import KeySettings, RouterConfig, ServiceWorkers, keys_to_yaml
 
 DATA_PORT: Final = 8080
@@ -105,7 +106,13 @@ def keys_secret(router: M3Router, api_key: str) -> dict[str, Any]:
 
 def _pool(deployment: M3Deployment, workers: ServiceWorkers | list[str]) -> dict[str, Any]:
     spec = deployment.spec
-    pool: dict[str, Any] = {"name": deployment.metadata.name, "models": [spec.model.served_name]}
+    pool: dict[str, Any] = {
+        "name": deployment.metadata.name,
+        "models": [spec.model.served_name],
+        "engine": spec.engine.type,
+    }
+    if spec.engine.type == "vllm":
+        pool["kvEventsPort"] = vllm.kv_events_port(deployment)
     if spec.engine.max_context_tokens is not None:
         pool["maxContextTokens"] = spec.engine.max_context_tokens
     if isinstance(workers, ServiceWorkers):
