@@ -13,12 +13,13 @@ from m3_operator import names
 
 @dataclass(frozen=True)
 class Resource:
-    """One kind of namespaced object."""
+    """One kind of object."""
 
     api_version: str
     plural: str
     kind: str = ""
     """What manifests call it, where the table has to tell two of one name apart; empty: its name in the table."""
+    is_namespaced: bool = True
 
     @property
     def group(self) -> str:
@@ -26,9 +27,12 @@ class Resource:
         return self.api_version.rpartition("/")[0]
 
     def path(self, namespace: str | None, name: str | None = None, subresource: str | None = None) -> str:
-        """The URL path of the collection, of one object or of its subresource; namespace None is all of them."""
+        """The URL path of the collection, of one object or of its subresource; namespace None is all of them.
+
+        An object of the whole cluster has none, whichever is given.
+        """
         parts = ["apis" if self.group else "api", self.api_version]
-        if namespace is not None:
+        if namespace is not None and self.is_namespaced:
             parts += ["namespaces", namespace]
         return "/" + "/".join([*parts, *(part for part in (self.plural, name, subresource) if part)])
 
@@ -45,6 +49,8 @@ RESOURCES: Final[Mapping[str, Resource]] = {
     "Deployment": Resource("apps/v1", "deployments"),
     "Role": Resource(_RBAC, "roles"),
     "RoleBinding": Resource(_RBAC, "rolebindings"),
+    "PodDisruptionBudget": Resource("policy/v1", "poddisruptionbudgets"),
+    "Node": Resource("v1", "nodes", is_namespaced=False),
     "Event": Resource("events.k8s.io/v1", "events"),
     "NetworkPolicy": Resource("networking.k8s.io/v1", "networkpolicies"),
     "ResourceClaimTemplate": Resource("resource.k8s.io/v1", "resourceclaimtemplates"),
@@ -55,27 +61,37 @@ RESOURCES: Final[Mapping[str, Resource]] = {
 }
 
 # Kinds of other projects or of newer API servers: used where they are known and allowed, and never needed.
-OPTIONAL_KINDS: Final[frozenset[str]] = frozenset(
-    {
-        "ResourceClaimTemplate",
-        "PodGroup",
-        "PodGroup.scheduling.volcano.sh",
-        "PodGroup.scheduling.x-k8s.io",
-        "PodMonitor",
-    }
+# Nodes belong to the whole cluster: an operator of one namespace may not see them, and then learns of a lost node as
+# late as Kubernetes deletes the pods on it.
+_OPTIONAL_CHILDREN: Final = (
+    "PodGroup",
+    "PodGroup.scheduling.volcano.sh",
+    "PodGroup.scheduling.x-k8s.io",
+    "PodMonitor",
+    "ResourceClaimTemplate",
 )
+OPTIONAL_KINDS: Final[frozenset[str]] = frozenset({"Node", *_OPTIONAL_CHILDREN})
 
 OWN_KINDS: Final = (names.DEPLOYMENT_KIND, names.ROUTER_KIND)
 # Pods exist for routers too, by way of their Deployment; only workers' pods are ours to see.
 CHILD_SELECTORS: Final[Mapping[str, str]] = {
     "Pod": f"{names.MANAGED_BY_LABEL}={names.FIELD_MANAGER},{names.COMPONENT_LABEL}={names.WORKER_COMPONENT}",
     **dict.fromkeys(
-        ("Service", "ConfigMap", "ServiceAccount", "Role", "RoleBinding", "Deployment", "NetworkPolicy"),
+        (
+            "Service",
+            "ConfigMap",
+            "ServiceAccount",
+            "Role",
+            "RoleBinding",
+            "Deployment",
+            "PodDisruptionBudget",
+            "NetworkPolicy",
+            *_OPTIONAL_CHILDREN,
+        ),
         f"{names.MANAGED_BY_LABEL}={names.FIELD_MANAGER}",
     ),
-    **dict.fromkeys(sorted(OPTIONAL_KINDS), f"{names.MANAGED_BY_LABEL}={names.FIELD_MANAGER}"),
 }
-WATCHED_KINDS: Final = (*OWN_KINDS, *CHILD_SELECTORS)
+WATCHED_KINDS: Final = (*OWN_KINDS, *CHILD_SELECTORS, *sorted(OPTIONAL_KINDS.difference(_OPTIONAL_CHILDREN)))
 
 
 def table_kind(manifest: Mapping[str, Any]) -> str:

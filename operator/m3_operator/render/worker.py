@@ -10,14 +10,15 @@ operator that renders them differently must not restart workers that hold half a
 import hashlib
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, Final
 
 from m3_operator import names
 from m3_operator.api import M3Deployment
-from m3_operator.render import pod
+from m3_operator.render import experts, pod
 from m3_operator.render.accelerator import equipped
+from m3_operator.render.avoidance import without_nodes
 from m3_operator.render.engines import native, sglang, vllm
 from m3_operator.render.engines.launch import MODEL_DIRECTORY, RENDEZVOUS_PORT, RENDEZVOUS_PORT_NAME, Launch
 from m3_operator.render.engines.native import tiny_settings
@@ -25,6 +26,7 @@ from m3_operator.render.gang import Gang, ganged
 from m3_operator.render.placement import placed
 from m3_operator.spec.engine import UNKNOWN_STARTUP_SECONDS
 from m3_operator.spec.fragments import EnvVar
+from m3_operator.spec.recovery import RecoverySpec
 
 _ENGINES: Final[Mapping[str, Callable[[M3Deployment, int, int], Launch]]] = {
     "native": native.launch,
@@ -38,18 +40,20 @@ _FIRST_PROBES: Final = {"startupSeconds": UNKNOWN_STARTUP_SECONDS}
 
 
 def revision(deployment: M3Deployment, image: str) -> str:
-    """Names what running pods must match. Replicas, suspend and router are not in it: scaling never rolls.
+    """Names what running pods must match. Replicas, suspend, router and expertBalancing are not in it: they never roll.
 
     Nor is what is only declared, `model.release` and `accelerator.memoryGiB`: pods are the same with it and without.
+    Of `recovery`, pods carry only `hangSeconds`.
     Values that equal the defaults are left out, so that a field added by a later version changes no revision.
     """
     spec = deployment.spec
     undeclared = {
         "model": spec.model.model_copy(update={"release": None}),
         "accelerator": spec.accelerator.model_copy(update={"memory_gib": None}),
+        "recovery": RecoverySpec(hang_seconds=spec.recovery.hang_seconds),
     }
     wanted = spec.model_copy(update=undeclared).model_dump(
-        mode="json", by_alias=True, exclude_defaults=True, exclude={"replicas", "suspend", "router"}
+        mode="json", by_alias=True, exclude_defaults=True, exclude={"replicas", "suspend", "router", "expert_balancing"}
     )
     if wanted.get("probes") == _FIRST_PROBES:
         del wanted["probes"]
@@ -58,12 +62,22 @@ def revision(deployment: M3Deployment, image: str) -> str:
 
 
 def group_pods(
-    deployment: M3Deployment, group: int, revision: str, *, image: str, gang: Gang = "None"
+    deployment: M3Deployment,
+    group: int,
+    revision: str,
+    *,
+    image: str,
+    gang: Gang = "None",
+    avoid: Collection[str] = (),
 ) -> list[dict[str, Any]]:
-    """The pods of one group, by rank. Creating them again with the same arguments gives the same names."""
+    """The pods of one group, by rank. Creating them again with the same arguments gives the same names.
+
+    None of them may run on a node of `avoid`, whatever affinity the template asks for beside.
+    """
     ranks = range(deployment.spec.parallelism.nodes)
     pods = [_group_pod(deployment, group, rank, revision, image) for rank in ranks]
-    return [ganged(pod, deployment, group, revision, gang) for pod in pods]
+    kept_away = [without_nodes(found, avoid) for found in pods] if avoid else pods
+    return [ganged(found, deployment, group, revision, gang) for found in kept_away]
 
 
 def group_service(deployment: M3Deployment, group: int) -> dict[str, Any]:
@@ -114,7 +128,7 @@ def _group_pod(deployment: M3Deployment, group: int, rank: int, revision: str, i
         "subdomain": names.group_name(meta.name, group),
         "terminationGracePeriodSeconds": pod.termination_seconds(deployment.spec.drain.timeout_seconds),
         "containers": [_worker_container(deployment, group, rank, image)],
-        "volumes": [pod.TMP_VOLUME, *_model_volume(deployment)],
+        "volumes": [pod.TMP_VOLUME, *_model_volume(deployment), *experts.plan_volume(deployment)],
     }
     if deployment.spec.model.source.tiny is not None:
         spec["initContainers"] = [_tiny_container(deployment, image)]
@@ -145,7 +159,7 @@ def _worker_container(deployment: M3Deployment, group: int, rank: int, image: st
         "args": [*started.arguments, *spec.engine.args],
         "env": [pod.HOME, *started.environment, *(_env(variable) for variable in spec.engine.env)],
         "securityContext": pod.CONTAINER_SECURITY,
-        "volumeMounts": [pod.TMP_MOUNT, *_model_mount(deployment)],
+        "volumeMounts": [pod.TMP_MOUNT, *_model_mount(deployment), *experts.plan_mount(deployment)],
     }
     if rank == 0:
         container |= _serving(deployment, started)

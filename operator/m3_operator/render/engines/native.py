@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from m3_operator.api import M3Deployment
+from m3_operator.render import experts
 from m3_operator.render.engines.launch import (
     ANY_ADDRESS,
     MODEL_DIRECTORY,
@@ -29,6 +30,7 @@ def launch(deployment: M3Deployment, group: int, rank: int) -> Launch:
         model=PACKAGED_MODEL if spec.model.source.packaged is not None else Path(MODEL_DIRECTORY),
         host=ANY_ADDRESS,
         port=spec.engine.port,
+        expert_plan=Path(experts.PLAN_FILE) if experts.has_plan(deployment) else None,
     )
     variables = {
         "M3_NODE_RANK": str(rank),
@@ -44,7 +46,9 @@ def launch(deployment: M3Deployment, group: int, rank: int) -> Launch:
     )
 
 
-def worker_settings(deployment: M3Deployment, *, model: Path, host: str, port: int) -> WorkerSettings:
+def worker_settings(
+    deployment: M3Deployment, *, model: Path, host: str, port: int, expert_plan: Path | None = None
+) -> WorkerSettings:
     """The settings of rank 0, serving the checkpoint in `model` on `host`:`port`."""
     spec = deployment.spec
     return WorkerSettings(
@@ -58,10 +62,12 @@ def worker_settings(deployment: M3Deployment, *, model: Path, host: str, port: i
         max_concurrent=spec.engine.max_concurrent,
         step_tokens=spec.engine.step_tokens,
         redundant_experts=spec.parallelism.redundant_experts,
+        expert_plan=expert_plan,
         cache_tokens=spec.engine.cache_tokens,
         cache_dtype=spec.engine.cache_dtype,
         index_cache_dtype=spec.engine.index_cache_dtype,
         drain_seconds=float(spec.drain.timeout_seconds),
+        step_deadline_seconds=float(spec.recovery.hang_seconds),
     )
 
 
