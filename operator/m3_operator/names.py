@@ -37,6 +37,7 @@ OPENED_ANNOTATION = f"{GROUP}/opened-at"
 # What holds the pods of a group back from the scheduler until its turn.
 GROUP_GATE = f"{GROUP}/group"
 
+OPERATOR_SELECTOR = {COMPONENT_LABEL: "operator"}  # picks the operator's own pods, in its namespace
 WORKER_COMPONENT = "worker"
 ROUTER_COMPONENT = "router"
 

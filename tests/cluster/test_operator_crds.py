@@ -35,6 +35,11 @@ def source(**sources: Any) -> dict[str, Any]:
     return deployment(model={"name": "M", "source": sources})
 
 
+def engine(parallelism: dict[str, Any] | None = None, **said: Any) -> dict[str, Any]:
+    model = {"name": "M", "source": {"hostPath": {"path": "/m"}}}
+    return deployment(model=model, engine=said, parallelism=parallelism or {})
+
+
 def named(name: str) -> dict[str, Any]:
     return {**deployment(), "metadata": {"name": name}}
 
@@ -72,6 +77,46 @@ RULES = [
         ),
         "spec",
         "GPUs come from parallelism.gpusPerNode",
+    ),
+    (deployment(placement={"exclusive": True}), "spec.placement", "placement: exclusive needs required"),
+    (
+        deployment(placement={"required": "Rack", "preferred": "Zone"}),
+        "spec.placement",
+        "placement: preferred must be narrower than required",
+    ),
+    (
+        deployment(placement={"gang": {"provider": "Kueue"}}),
+        "spec.placement.gang",
+        "placement.gang: Kueue needs queueName",
+    ),
+    (
+        deployment(accelerator={"mode": "DRA", "resourceName": "amd.com/gpu"}),
+        "spec.accelerator",
+        "accelerator.resourceName: of mode DevicePlugin",
+    ),
+    (
+        deployment(accelerator={"selectors": ["true"]}),
+        "spec.accelerator",
+        "accelerator.deviceClassName and accelerator.selectors: of mode DRA",
+    ),
+    (engine(type="vllm"), "spec.engine", "engine.image: required with engine.type vllm and sglang"),
+    (engine(type="vllm", image="v", cacheTokens=1024), "spec.engine", "engine.cacheTokens: vllm takes a share"),
+    (engine(type="sglang", image="s", cacheDtype="float32"), "spec.engine", "engine.cacheDtype: vllm and sglang"),
+    (engine(type="sglang", image="s", indexCacheDtype="fp8"), "spec.engine", "engine.indexCacheDtype: of the native"),
+    (
+        deployment(engine={"type": "vllm", "image": "v"}),
+        "spec",
+        "model.source: tiny and packaged are for the native engine",
+    ),
+    (
+        engine(parallelism={"redundantExperts": 8}, type="vllm", image="v"),
+        "spec",
+        "parallelism.redundantExperts: of the native engine alone",
+    ),
+    (
+        engine(parallelism={"gpusPerNode": 0}, type="vllm", image="v"),
+        "spec",
+        "parallelism.gpusPerNode: vllm and sglang need at least 1",
     ),
     (
         deployment(template={"volumes": [{"name": "model", "emptyDir": {}}]}),

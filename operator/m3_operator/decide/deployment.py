@@ -14,7 +14,7 @@ from m3_operator.api import M3Deployment, SpecError, parse_deployment
 from m3_operator.capacity.assessment import Assessment, assess
 from m3_operator.capacity.startup import with_startup
 from m3_operator.decide.diagnosis import diagnose
-from m3_operator.decide.equipment import choose_gang, group_objects, lacking
+from m3_operator.decide.equipment import choose_gang, extras, group_objects, lacking
 from m3_operator.decide.installation import Installation
 from m3_operator.decide.memory import avoided_nodes, failure_records
 from m3_operator.decide.model_names import name_problem
@@ -123,6 +123,7 @@ def decide_deployment(snapshot: DeploymentSnapshot, installation: Installation, 
     health = examine(groups, snapshot, wanted.recovery, still_avoided(avoided_nodes(snapshot.manifest), now), now)
     steps = next_steps(wanted, groups, records, snapshot.names_in_the_way, now, health=health)
     named = group_objects({name: (one.deployment, one.gang) for name, one in templates.items()}, groups, steps.actions)
+    named += extras(deployment, installation)
     decision = DeploymentDecision(
         deployment=deployment,
         templates=templates,

@@ -33,6 +33,7 @@ _ENGINES: Final[Mapping[str, Callable[[M3Deployment, int, int], Launch]]] = {
     "vllm": vllm.launch,
     "sglang": sglang.launch,
 }
+_NOT_OF_PODS: Final = {"replicas", "suspend", "router", "expert_balancing", "network_policy", "monitoring"}
 _REVISION_LENGTH: Final = 10
 _STARTUP_PERIOD_SECONDS: Final = 5
 _FIRST_PROBES: Final = {"startupSeconds": UNKNOWN_STARTUP_SECONDS}
@@ -53,7 +54,7 @@ def revision(deployment: M3Deployment, image: str) -> str:
         "recovery": RecoverySpec(hang_seconds=spec.recovery.hang_seconds),
     }
     wanted = spec.model_copy(update=undeclared).model_dump(
-        mode="json", by_alias=True, exclude_defaults=True, exclude={"replicas", "suspend", "router", "expert_balancing"}
+        mode="json", by_alias=True, exclude_defaults=True, exclude=_NOT_OF_PODS
     )
     if wanted.get("probes") == _FIRST_PROBES:
         del wanted["probes"]
