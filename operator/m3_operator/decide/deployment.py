@@ -12,7 +12,6 @@ from typing import Any
 from m3_operator import names
 from m3_operator.api import M3Deployment, SpecError, parse_deployment
 from m3_operator.capacity.assessment import Assessment, assess
-from m3_operator.capacity.startup import with_startup
 from m3_operator.decide.diagnosis import diagnose
 from m3_operator.decide.equipment import choose_gang, extras, group_objects, lacking
 from m3_operator.decide.installation import Installation
@@ -62,10 +61,9 @@ class DeploymentDecision:
     health: Health = HEALTHY
     findings: Mapping[int, Problem] = field(default_factory=dict)  # by group: why it does not serve
 
-    @property
-    def wake_at(self) -> datetime | None:
+    def wake_at(self, now: datetime) -> datetime | None:
         """When to look again even if nothing happens."""
-        return min((at for at in (self.steps.wake_at, self.turn.over_at) if at is not None), default=None)
+        return min((at for at in (self.steps.wake_at, self.turn.wake_at(now)) if at is not None), default=None)
 
     @property
     def is_refused(self) -> bool:
@@ -86,21 +84,8 @@ def decide_deployment(snapshot: DeploymentSnapshot, installation: Installation, 
     assessment = assess(deployment)
     is_native = deployment.spec.engine.type == "native"  # other engines' specs name their image
     image = deployment.spec.engine.image or (installation.worker_image if is_native else None)
-    if image is None:
-        problem = Problem(
-            "ImageMissing", "set spec.engine.image, or start the operator with --worker-image: there is no default"
-        )
-        return DeploymentDecision(
-            deployment=deployment,
-            templates={},
-            revision=None,
-            wanted=deployment.spec.desired_groups,
-            groups=groups,
-            records=records,
-            assessment=assessment,
-            problem=problem,
-        )
-    if (lack := lacking(deployment, installation)) is not None:
+    lack = _no_image() if image is None else lacking(deployment, installation)
+    if image is None or lack is not None:
         return DeploymentDecision(
             deployment=deployment,
             templates={},
@@ -112,7 +97,7 @@ def decide_deployment(snapshot: DeploymentSnapshot, installation: Installation, 
             problem=lack,
         )
     current = revision(deployment, image)
-    templates = {current: Template(with_startup(deployment), image, choose_gang(deployment, installation))}
+    templates = {current: Template(deployment, image, choose_gang(deployment, installation))}
     wanted = Wanted(
         deployment=deployment.metadata.name,
         groups=deployment.spec.desired_groups,
@@ -140,6 +125,11 @@ def decide_deployment(snapshot: DeploymentSnapshot, installation: Installation, 
         findings=diagnose(groups, wanted.groups, records, recovery=wanted.recovery, health=health, now=now),
     )
     return _refused(decision, assessment) if decision.is_refused else decision
+
+
+def _no_image() -> Problem:
+    message = "set spec.engine.image, or start the operator with --worker-image: there is no default"
+    return Problem("ImageMissing", message)
 
 
 def _refused(decision: DeploymentDecision, assessment: Assessment) -> DeploymentDecision:

@@ -9,9 +9,12 @@ it lacks may be there for the next, in another domain. This is about one M3Deplo
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import Final
 
 from m3_operator.groups import Group, GroupState
 from m3_operator.observed import ObservedPod
+
+_SOON: Final = timedelta(seconds=1)
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,10 @@ class Turn:
 
     opening: OpenGates | None = None
     over_at: datetime | None = None
+
+    def wake_at(self, now: datetime) -> datetime | None:
+        """When to look again. Pods that were just created behind gates make no event by which to notice them."""
+        return now + _SOON if self.opening is not None else self.over_at
 
 
 def next_turn(groups: Mapping[int, Group], timeout: timedelta, now: datetime) -> Turn:

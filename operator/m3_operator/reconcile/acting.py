@@ -8,6 +8,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
+from m3_operator.capacity.startup import with_startup
 from m3_operator.decide.deployment import Template
 from m3_operator.decide.problem import Problem
 from m3_operator.errors import NameTakenError, RefusedError
@@ -97,7 +98,7 @@ class Actor:
         if isinstance(action, CreatePods):
             template = templates[action.revision]
             pods = group_pods(
-                template.deployment,
+                with_startup(template.deployment),
                 action.group,
                 action.revision,
                 image=template.image,

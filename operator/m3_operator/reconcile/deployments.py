@@ -55,7 +55,7 @@ class DeploymentCycle:
         problem = refusal or decision_after.problem
         status = deployment_status(after, decision_after, records, problem, self.clock(), avoided=avoided)
         self.actor.remember(key, key.kind, await self.teller.tell(key, after.manifest, status, happenings))
-        return refusal, decision_after.wake_at
+        return refusal, decision_after.wake_at(self.clock())
 
     def _with_steps(self, snapshot: DeploymentSnapshot) -> DeploymentSnapshot:
         """The snapshot with the memory of steps, which takes in its scrape."""
