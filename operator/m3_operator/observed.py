@@ -49,10 +49,11 @@ class ObservedPod:
     deletion_at: datetime | None  # when the pod should be gone at the latest; None: it stays
     finished_at: datetime | None
     message: str  # why it is not running, or how it ended; "" when there is nothing to say
-    is_gated: bool = False  # whether our gate keeps the scheduler from seeing it
-    opened_at: datetime | None = None  # when our gate was taken away; None: it is there, or never was
     avoids: tuple[str, ...] = ()  # nodes that it may not run on, whatever they are by now
     trouble: str = ""  # what `message` says, in Kubernetes' own word: ImagePullBackOff, Unschedulable, OOMKilled ...
+    is_gated: bool = False  # whether our gate keeps the scheduler from seeing it
+    opened_at: datetime | None = None  # when our gate was taken away; None: it is there, or never was
+    ready_at: datetime | None = None  # since when it is ready; None: it is not, or not known
 
     @property
     def is_terminating(self) -> bool:
@@ -105,6 +106,15 @@ class RouterSnapshot:
     manifest: Manifest
     deployments: Mapping[str, Manifest | None]  # those it names, in its order; None: there is no such object
     children: Mapping[tuple[str, str], Manifest]  # by kind and name
+    tenants: tuple[Manifest, ...] = ()  # M3Tenants that are meant for it, the oldest first
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TenantSnapshot:
+    """Everything that is said of one M3Tenant follows from this."""
+
+    manifest: Manifest
+    routers: Mapping[str, Manifest | None]  # those it is meant for; None: there is no such object
 
 
 def uid(manifest: Manifest) -> str:
@@ -146,6 +156,7 @@ def read_pod(manifest: Manifest) -> ObservedPod | None:
     """The typed form of a worker pod; None if its labels do not say which group and rank it is."""
     metadata, status = manifest.get("metadata", {}), manifest.get("status", {})
     labels = metadata.get("labels") or {}
+    ready = condition(manifest, "Ready")
     try:
         group, rank = int(labels[names.GROUP_LABEL]), int(labels[names.RANK_LABEL])
         nodes = int((metadata.get("annotations") or {}).get(names.NODES_ANNOTATION, 1))
@@ -165,7 +176,8 @@ def read_pod(manifest: Manifest) -> ObservedPod | None:
         phase=status.get("phase", ""),
         node_name=manifest.get("spec", {}).get("nodeName"),
         ip=status.get("podIP", ""),
-        is_ready=condition(manifest, "Ready").get("status") == "True",
+        is_ready=ready.get("status") == "True",
+        ready_at=parse_time(ready.get("lastTransitionTime")) if ready.get("status") == "True" else None,
         deletion_at=parse_time(metadata.get("deletionTimestamp")),
         finished_at=_finished_at(status),
         message=message,

@@ -17,9 +17,9 @@ class Resource:
 
     api_version: str
     plural: str
+    is_namespaced: bool = True
     kind: str = ""
     """What manifests call it, where the table has to tell two of one name apart; empty: its name in the table."""
-    is_namespaced: bool = True
 
     @property
     def group(self) -> str:
@@ -41,12 +41,14 @@ _RBAC: Final = "rbac.authorization.k8s.io/v1"
 RESOURCES: Final[Mapping[str, Resource]] = {
     names.DEPLOYMENT_KIND: Resource(names.API_VERSION, "m3deployments"),
     names.ROUTER_KIND: Resource(names.API_VERSION, "m3routers"),
+    names.TENANT_KIND: Resource(names.API_VERSION, "m3tenants"),
     "Pod": Resource("v1", "pods"),
     "Service": Resource("v1", "services"),
     "ConfigMap": Resource("v1", "configmaps"),
     "ServiceAccount": Resource("v1", "serviceaccounts"),
     "Secret": Resource("v1", "secrets"),
     "Deployment": Resource("apps/v1", "deployments"),
+    names.REVISION_KIND: Resource("apps/v1", "controllerrevisions"),
     "Role": Resource(_RBAC, "roles"),
     "RoleBinding": Resource(_RBAC, "rolebindings"),
     "PodDisruptionBudget": Resource("policy/v1", "poddisruptionbudgets"),
@@ -55,24 +57,26 @@ RESOURCES: Final[Mapping[str, Resource]] = {
     "NetworkPolicy": Resource("networking.k8s.io/v1", "networkpolicies"),
     "ResourceClaimTemplate": Resource("resource.k8s.io/v1", "resourceclaimtemplates"),
     "PodGroup": Resource("scheduling.k8s.io/v1beta1", "podgroups"),
-    "PodGroup.scheduling.volcano.sh": Resource("scheduling.volcano.sh/v1beta1", "podgroups", "PodGroup"),
-    "PodGroup.scheduling.x-k8s.io": Resource("scheduling.x-k8s.io/v1alpha1", "podgroups", "PodGroup"),
+    "PodGroup.scheduling.volcano.sh": Resource("scheduling.volcano.sh/v1beta1", "podgroups", kind="PodGroup"),
+    "PodGroup.scheduling.x-k8s.io": Resource("scheduling.x-k8s.io/v1alpha1", "podgroups", kind="PodGroup"),
     "PodMonitor": Resource("monitoring.coreos.com/v1", "podmonitors"),
 }
 
 # Kinds of other projects or of newer API servers: used where they are known and allowed, and never needed.
 # Nodes belong to the whole cluster: an operator of one namespace may not see them, and then learns of a lost node as
 # late as Kubernetes deletes the pods on it.
-_OPTIONAL_CHILDREN: Final = (
-    "PodGroup",
-    "PodGroup.scheduling.volcano.sh",
-    "PodGroup.scheduling.x-k8s.io",
-    "PodMonitor",
-    "ResourceClaimTemplate",
+OPTIONAL_KINDS: Final[frozenset[str]] = frozenset(
+    {
+        "Node",
+        "ResourceClaimTemplate",
+        "PodGroup",
+        "PodGroup.scheduling.volcano.sh",
+        "PodGroup.scheduling.x-k8s.io",
+        "PodMonitor",
+    }
 )
-OPTIONAL_KINDS: Final[frozenset[str]] = frozenset({"Node", *_OPTIONAL_CHILDREN})
 
-OWN_KINDS: Final = (names.DEPLOYMENT_KIND, names.ROUTER_KIND)
+OWN_KINDS: Final = (names.DEPLOYMENT_KIND, names.ROUTER_KIND, names.TENANT_KIND)
 # Pods exist for routers too, by way of their Deployment; only workers' pods are ours to see.
 CHILD_SELECTORS: Final[Mapping[str, str]] = {
     "Pod": f"{names.MANAGED_BY_LABEL}={names.FIELD_MANAGER},{names.COMPONENT_LABEL}={names.WORKER_COMPONENT}",
@@ -84,14 +88,15 @@ CHILD_SELECTORS: Final[Mapping[str, str]] = {
             "Role",
             "RoleBinding",
             "Deployment",
-            "PodDisruptionBudget",
             "NetworkPolicy",
-            *_OPTIONAL_CHILDREN,
+            "PodDisruptionBudget",
+            names.REVISION_KIND,
+            *sorted(OPTIONAL_KINDS - {"Node"}),
         ),
         f"{names.MANAGED_BY_LABEL}={names.FIELD_MANAGER}",
     ),
 }
-WATCHED_KINDS: Final = (*OWN_KINDS, *CHILD_SELECTORS, *sorted(OPTIONAL_KINDS.difference(_OPTIONAL_CHILDREN)))
+WATCHED_KINDS: Final = (*OWN_KINDS, *CHILD_SELECTORS, "Node")
 
 
 def table_kind(manifest: Mapping[str, Any]) -> str:

@@ -21,6 +21,7 @@ from m3_operator.observed import (
     Manifest,
     ObservedPod,
     RouterSnapshot,
+    TenantSnapshot,
     owner_uid,
     read_pod,
     resource_version,
@@ -28,6 +29,7 @@ from m3_operator.observed import (
     uid,
 )
 from m3_operator.resources import OWN_KINDS, WATCHED_KINDS, table_kind
+from m3_operator.tenancy import Tenancy
 
 _Identity = tuple[str, str, str]  # kind, namespace, name
 _BURIED = 10_000  # more than are deleted between an event and a late answer
@@ -44,6 +46,7 @@ class Store:
         self._served_by: dict[tuple[str, str], set[str]] = {}  # (namespace, deployment) -> routers that list it
         self._experts: dict[Key, ExpertState] = {}
         self._nodes = NodeIndex()
+        self._tenancy = Tenancy()
         self._buried: OrderedDict[str, None] = OrderedDict()  # uids of the last that were forgotten
 
     def __repr__(self) -> str:
@@ -150,11 +153,24 @@ class Store:
         deployments = {
             name: self._objects.get((names.DEPLOYMENT_KIND, key.namespace, name)) for name in _listed_by(manifest)
         }
-        return RouterSnapshot(manifest=manifest, deployments=deployments, children=children)
+        tenants = tuple(
+            self._objects[names.TENANT_KIND, key.namespace, name]
+            for name in self._tenancy.tenants_of(key.namespace, key.name)
+        )
+        return RouterSnapshot(manifest=manifest, deployments=deployments, children=children, tenants=tenants)
+
+    def tenant_snapshot(self, key: Key) -> TenantSnapshot | None:
+        """Everything that is said of one M3Tenant follows from this; None if it is gone."""
+        manifest = self.get(key)
+        if manifest is None:
+            return None
+        meant = self._tenancy.routers_for(key.namespace, manifest)
+        routers = {name: self._objects.get((names.ROUTER_KIND, key.namespace, name)) for name in meant}
+        return TenantSnapshot(manifest=manifest, routers=routers)
 
     def _remember(self, identity: _Identity, manifest: Manifest) -> set[Key]:
         kind, namespace, name = identity
-        is_renamed = False
+        is_renamed, told = False, set[Key]()
         if kind == "Node":
             return _deployments(self._nodes.put(manifest))
         if kind == "Pod":
@@ -168,9 +184,10 @@ class Store:
             if kind == names.ROUTER_KIND:
                 self._index_router(namespace, name, before, manifest)
             is_renamed = before is None or served_model(before) != served_model(manifest)
+            told = self._tenancy.put(kind, namespace, name, before, manifest)
             self._objects[identity] = _without_managed_fields(manifest)
         if kind in OWN_KINDS:
-            return self._related(identity) | (self._rivals(identity) if is_renamed else set())
+            return self._related(identity) | told | (self._rivals(identity) if is_renamed else set())
         owner = _labelled_owner(manifest)
         if owner is None:
             return set()
@@ -193,7 +210,7 @@ class Store:
             return set()
         if identity[0] in OWN_KINDS:
             self._experts.pop(Key(*identity), None)
-            touched = self._related(identity) | self._rivals(identity)
+            touched = self._related(identity) | self._rivals(identity) | self._tenancy.remove(*identity, manifest)
             if identity[0] == names.ROUTER_KIND:
                 self._index_router(identity[1], identity[2], manifest, None)
             del self._objects[identity]
@@ -219,13 +236,14 @@ class Store:
             self._served_by.setdefault((namespace, deployment), set()).add(name)
 
     def _related(self, identity: _Identity) -> set[Key]:
-        """The object itself, and those of the other kind whose snapshot shows it."""
+        """The object itself, and the deployments or routers whose snapshot shows it."""
         kind, namespace, name = identity
         manifest = self._objects[identity]
+        related: set[Key] = set()
         if kind == names.DEPLOYMENT_KIND:
             routers = self._served_by.get((namespace, name), set())
             related = {Key(names.ROUTER_KIND, namespace, router) for router in routers}
-        else:
+        elif kind == names.ROUTER_KIND:
             listed = [*_listed_by(manifest), name]
             related = {Key(names.DEPLOYMENT_KIND, namespace, deployment) for deployment in listed}
         return {Key(*identity), *related}

@@ -25,6 +25,7 @@ from m3_operator.resources import OPTIONAL_KINDS, RESOURCES, table_kind
 from operator_world import NOW, members, pod
 
 TIMEOUT = timedelta(seconds=300)
+SOON = "and soon again"
 NATIVE, VOLCANO, PLUGINS = "PodGroup", "PodGroup.scheduling.volcano.sh", "PodGroup.scheduling.x-k8s.io"
 
 
@@ -187,22 +188,22 @@ def opened(group: int, at: Any = NOW, nodes: int = 2, **changes: Any) -> list[Ob
 
 def turn(*pods: ObservedPod, now: Any = NOW) -> tuple[int | None, Any]:
     found = next_turn(by_index(pods), TIMEOUT, now)
-    return (found.opening.group if found.opening else None), found.over_at
+    return (found.opening.group, SOON) if found.opening else (None, found.wake_at)
 
 
 def test_the_first_waiting_group_is_opened_and_the_next_waits_for_it() -> None:
-    assert turn(*gated(0), *gated(1)) == (0, None)
+    assert turn(*gated(0), *gated(1)) == (0, SOON)
     assert turn(*opened(0), *gated(1)) == (None, NOW + TIMEOUT)
 
 
 def test_a_group_whose_pods_all_have_nodes_gives_the_turn_on_before_it_is_ready() -> None:
-    assert turn(*opened(0, node_name="n", phase="Running"), *gated(1)) == (1, None)
+    assert turn(*opened(0, node_name="n", phase="Running"), *gated(1)) == (1, SOON)
 
 
 def test_a_group_without_nodes_keeps_its_turn_only_for_a_while() -> None:
     late = NOW + TIMEOUT
     assert turn(*opened(0), *gated(1), now=late - timedelta(seconds=1)) == (None, late)
-    assert turn(*opened(0), *gated(1), *gated(2), now=late) == (1, None)
+    assert turn(*opened(0), *gated(1), *gated(2), now=late) == (1, SOON)
     assert turn(*opened(0), *opened(1, at=late), *gated(2), now=late) == (None, late + TIMEOUT)
 
 
@@ -258,7 +259,7 @@ def test_as_many_groups_come_up_as_there_is_room_for_and_never_two_search_at_onc
         for one in searching[:free]:
             pods[one.name] = replace(one, node_name="n")
         free -= min(free, len(searching))
-        now = found.over_at or now + timedelta(seconds=1)
+        now = found.wake_at or now + timedelta(seconds=1)
     whole = [group for group in by_index(pods.values()).values() if all(one.node_name for one in group.pods)]
     room = (free + sum(one.node_name is not None for one in pods.values())) // nodes
     assert len(whole) == min(groups, room)

@@ -10,8 +10,12 @@ Secrets are created and never read: an API key that the operator made stays wher
 - apiGroups: [serving.m3.dev]
   resources: [m3routers]
   verbs: [get, list, watch, create, patch, delete]
+# Tenants are read, and told where they are accepted; their Secrets are mounted by the routers and read by nobody here.
 - apiGroups: [serving.m3.dev]
-  resources: [m3deployments/status, m3routers/status]
+  resources: [m3tenants]
+  verbs: [get, list, watch]
+- apiGroups: [serving.m3.dev]
+  resources: [m3deployments/status, m3routers/status, m3tenants/status]
   verbs: [patch]
 # Workers: pods are created once and deleted by the group. The one change is to take our own scheduling gate away, when
 # it is a group's turn.
@@ -39,6 +43,10 @@ Secrets are created and never read: an API key that the operator made stays wher
 - apiGroups: [policy]
   resources: [poddisruptionbudgets]
   verbs: [get, list, watch, create, patch, delete]
+# Revisions of workers' specs: created once, never changed, and deleted when nothing can go back to them any more.
+- apiGroups: [apps]
+  resources: [controllerrevisions]
+  verbs: [get, list, watch, create, delete]
 # Routers.
 - apiGroups: [""]
   resources: [configmaps, serviceaccounts]

@@ -21,6 +21,7 @@ from m3_operator.errors import OperatorError
 from m3_operator.local.documents import Documents
 from m3_operator.render.engines.native import PACKAGED_MODEL, tiny_settings, worker_arguments, worker_settings
 from m3_operator.render.router import keys_secret, router_config
+from m3_operator.render.router_settings import Files
 from m3_router.config import ConfigError, RouterConfig, join_url
 from m3_worker.config import RankSettings, WorkerSettings
 
@@ -237,7 +238,7 @@ def _router(
             listen=f"{HOST}:{listen}",
             admin=f"{HOST}:{admin}",
             workers=urls,
-            keys_file=keys_file,
+            files=Files(keys=keys_file, journal=directory / "journal"),
         )
     except ConfigError as error:
         raise PlanError(f"M3Router {name}: {'; '.join(str(error).splitlines())}") from None

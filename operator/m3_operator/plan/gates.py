@@ -28,14 +28,11 @@ class OpenGates:
 
 @dataclass(frozen=True)
 class Turn:
-    """What to open now, and when the turn of a group that has no nodes yet is over."""
+    """What to open now, and when to look again: when the turn of a group that has no nodes yet is over, and soon after
+    one was due to be opened, for pods that were just made behind gates make no event by which to notice them."""
 
     opening: OpenGates | None = None
-    over_at: datetime | None = None
-
-    def wake_at(self, now: datetime) -> datetime | None:
-        """When to look again. Pods that were just created behind gates make no event by which to notice them."""
-        return now + _SOON if self.opening is not None else self.over_at
+    wake_at: datetime | None = None
 
 
 def next_turn(groups: Mapping[int, Group], timeout: timedelta, now: datetime) -> Turn:
@@ -44,15 +41,15 @@ def next_turn(groups: Mapping[int, Group], timeout: timedelta, now: datetime) ->
     waiting = [group for group in rising if any(pod.is_gated for pod in group.pods)]
     for group in waiting:
         if not all(pod.is_gated for pod in group.pods):
-            return Turn(_open(group, "part of the group was opened before"))
+            return Turn(_open(group, "part of the group was opened before"), now + _SOON)
     ends = [_end_of_turn(group, timeout) for group in rising if group not in waiting and _is_unplaced(group)]
     held_until = max((end for end in ends if end is not None and end > now), default=None)
     if not waiting:
         return Turn()
     if held_until is not None:
-        return Turn(over_at=held_until)
+        return Turn(wake_at=held_until)
     reason = "a group before it waits too long for nodes" if ends else "every group before it has its nodes"
-    return Turn(_open(waiting[0], reason))
+    return Turn(_open(waiting[0], reason), now + _SOON)
 
 
 def _open(group: Group, reason: str) -> OpenGates:

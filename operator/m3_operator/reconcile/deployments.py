@@ -43,10 +43,10 @@ class DeploymentCycle:
         refusal = await self.actor.change_objects(key, decision.objects, happenings)
         pods_refused = await self.actor.change_pods(key, decision.templates, decision.steps.actions, happenings)
         refusal = pods_refused or refusal
+        records, avoided = _updated_records(decision, self.clock()), _updated_avoided(decision, self.clock())
         if decision.turn.opening is not None:
             opened_at = timestamp(self.clock())
             refusal = await self.actor.open_gates(key, decision.turn.opening, opened_at, happenings) or refusal
-        records, avoided = _updated_records(decision, self.clock()), _updated_avoided(decision, self.clock())
         after = self.store.deployment_snapshot(key)
         if after is None:
             return refusal, None
@@ -55,7 +55,7 @@ class DeploymentCycle:
         problem = refusal or decision_after.problem
         status = deployment_status(after, decision_after, records, problem, self.clock(), avoided=avoided)
         self.actor.remember(key, key.kind, await self.teller.tell(key, after.manifest, status, happenings))
-        return refusal, decision_after.wake_at(self.clock())
+        return refusal, decision_after.wake_at
 
     def _with_steps(self, snapshot: DeploymentSnapshot) -> DeploymentSnapshot:
         """The snapshot with the memory of steps, which takes in its scrape."""

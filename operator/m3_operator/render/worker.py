@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from m3_operator import names
-from m3_operator.api import M3Deployment
+from m3_operator.api import M3Deployment, M3DeploymentSpec
 from m3_operator.render import experts, pod
 from m3_operator.render.accelerator import equipped
 from m3_operator.render.avoidance import without_nodes
@@ -33,7 +33,10 @@ _ENGINES: Final[Mapping[str, Callable[[M3Deployment, int, int], Launch]]] = {
     "vllm": vllm.launch,
     "sglang": sglang.launch,
 }
-_NOT_OF_PODS: Final = {"replicas", "suspend", "router", "expert_balancing", "network_policy", "monitoring"}
+NOT_IN_REVISION: Final = frozenset(
+    {"replicas", "suspend", "router", "rollout", "expert_balancing", "network_policy", "monitoring"}
+)
+"""Fields of the spec that no pod carries: a change of them replaces nothing."""
 _REVISION_LENGTH: Final = 10
 _STARTUP_PERIOD_SECONDS: Final = 5
 _FIRST_PROBES: Final = {"startupSeconds": UNKNOWN_STARTUP_SECONDS}
@@ -53,13 +56,16 @@ def revision(deployment: M3Deployment, image: str) -> str:
         "accelerator": spec.accelerator.model_copy(update={"memory_gib": None}),
         "recovery": RecoverySpec(hang_seconds=spec.recovery.hang_seconds),
     }
-    wanted = spec.model_copy(update=undeclared).model_dump(
-        mode="json", by_alias=True, exclude_defaults=True, exclude=_NOT_OF_PODS
-    )
+    wanted = revision_spec(spec.model_copy(update=undeclared))
     if wanted.get("probes") == _FIRST_PROBES:
         del wanted["probes"]
     text = json.dumps({**wanted, "image": image}, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:_REVISION_LENGTH]
+
+
+def revision_spec(spec: M3DeploymentSpec) -> dict[str, Any]:
+    """The part of a spec that belongs to a revision, as a manifest writes it; what equals the defaults is left out."""
+    return spec.model_dump(mode="json", by_alias=True, exclude_defaults=True, exclude=set(NOT_IN_REVISION))
 
 
 def group_pods(
@@ -68,8 +74,8 @@ def group_pods(
     revision: str,
     *,
     image: str,
-    gang: Gang = "None",
     avoid: Collection[str] = (),
+    gang: Gang = "None",
 ) -> list[dict[str, Any]]:
     """The pods of one group, by rank. Creating them again with the same arguments gives the same names.
 
@@ -77,8 +83,8 @@ def group_pods(
     """
     ranks = range(deployment.spec.parallelism.nodes)
     pods = [_group_pod(deployment, group, rank, revision, image) for rank in ranks]
-    kept_away = [without_nodes(found, avoid) for found in pods] if avoid else pods
-    return [ganged(found, deployment, group, revision, gang) for found in kept_away]
+    found = [ganged(pod, deployment, group, revision, gang) for pod in pods]
+    return [without_nodes(pod, avoid) for pod in found] if avoid else found
 
 
 def group_service(deployment: M3Deployment, group: int) -> dict[str, Any]:

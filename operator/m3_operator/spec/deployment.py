@@ -18,6 +18,7 @@ from m3_operator.spec.group import AcceleratorSpec, ParallelismSpec
 from m3_operator.spec.model import ModelSpec
 from m3_operator.spec.placement import PlacementSpec
 from m3_operator.spec.recovery import RecoverySpec
+from m3_operator.spec.rollout import RolloutSpec
 
 
 class RouterReference(Model):
@@ -62,12 +63,14 @@ class M3DeploymentSpec(Model):
     """The shape of one group."""
     accelerator: AcceleratorSpec = AcceleratorSpec()
     """How a pod asks for GPUs."""
-    placement: PlacementSpec = PlacementSpec()
-    """Where the pods of a group go."""
     expert_balancing: ExpertBalancingSpec = ExpertBalancingSpec()
     """How the experts of a group are spread over its ranks."""
+    placement: PlacementSpec = PlacementSpec()
+    """Where the pods of a group go."""
     replicas: Annotated[int, Field(ge=0, le=1000)] = 1
     """Groups to run; `kubectl scale` sets it."""
+    rollout: RolloutSpec = RolloutSpec()
+    """How a change reaches groups that run."""
     drain: DrainSpec = DrainSpec()
     """How a group leaves."""
     recovery: RecoverySpec = RecoverySpec()
