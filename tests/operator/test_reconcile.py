@@ -563,3 +563,27 @@ def _change_pod(world: World, **changes: Any) -> None:
 
 def _text(time: datetime) -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+async def test_pods_get_the_patience_that_their_checkpoint_asks_for() -> None:
+    world = World(deployment())
+    created: list[Any] = []
+
+    async def create(manifest: Any) -> dict[str, Any] | None:
+        created.append(manifest)
+        return world.writer._answer("create", manifest)
+
+    world.writer.create = create  # type: ignore[method-assign]  # to see what is created
+    await world.cycle(M3)
+    probe = created[0]["spec"]["containers"][0]["startupProbe"]
+    assert probe["periodSeconds"] * probe["failureThreshold"] == 605  # ten minutes and a tiny model, in steps of 5 s
+
+
+async def test_a_group_behind_gates_is_opened_once_all_its_pods_are_there() -> None:
+    world = World(deployment(parallelism={"nodes": 2, "gpusPerNode": 8}))
+    assert await world.cycle(M3) == 1  # the pods are there, and no event will tell of them
+    assert not [line for line in world.writer.written if line.startswith("open")]
+    await world.cycle(M3)
+    assert world.writer.written.count("open Pod m3-g0-r0") == 1
+    assert world.writer.written.count("open Pod m3-g0-r1") == 1
+    assert [event["reason"] for event in world.writer.events if event["reason"] == "OpenedGroup"] == ["OpenedGroup"]

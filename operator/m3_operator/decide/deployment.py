@@ -72,7 +72,7 @@ class DeploymentDecision:
         if self.scaling is not None and self.scaling.told_at is not None:
             return self.scaling.told_at  # a new number of groups counts from the moment that the status tells it
         deadline = self.revisions.wake_at if self.revisions is not None and not self.is_refused else None
-        return min((at for at in (self.steps.wake_at, self.turn.over_at, deadline) if at is not None), default=None)
+        return min((at for at in (self.steps.wake_at, self.turn.wake_at, deadline) if at is not None), default=None)
 
     @property
     def is_refused(self) -> bool:
