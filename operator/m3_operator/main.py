@@ -76,7 +76,7 @@ def main() -> NoReturn:
 
 def parse_options(arguments: Sequence[str], environment: Mapping[str, str]) -> Options:
     """The command line; images may also come from the environment. A bad one ends the process with code 2."""
-    parser = argparse.ArgumentParser(prog="m3-operator", description="Reconcile M3Deployment and M3Router objects.")
+    parser = argparse.ArgumentParser(prog="m3-operator", description="Reconcile M3Deployments, M3Routers, M3Tenants.")
     parser.add_argument("--kubeconfig", type=Path, help="default: $KUBECONFIG, or the service account of the pod")
     scope = parser.add_mutually_exclusive_group(required=True)
     scope.add_argument("--namespace", metavar="NS", help="serve one namespace")
