@@ -7,7 +7,14 @@ from typing import Any
 import pytest
 
 from m3_operator.decide.installation import Installation
-from m3_operator.errors import NameTakenError, OperatorError, RefusedError, UnavailableError
+from m3_operator.errors import (
+    ConflictError,
+    NameTakenError,
+    NotFoundError,
+    OperatorError,
+    RefusedError,
+    UnavailableError,
+)
 from m3_operator.observed import Key
 from m3_operator.reconcile.cycle import Reconciler
 from m3_operator.store import Store
@@ -347,3 +354,22 @@ def _change_pod(world: World, **changes: Any) -> None:
 
 def _text(time: datetime) -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+@pytest.mark.parametrize(
+    ("write", "error"),
+    [
+        ("status", RefusedError(422, "status.groups: too many")),
+        ("make Service", ConflictError(409, "the object has been modified")),
+        ("make Service", NotFoundError(404, "namespaces ns not found")),
+    ],
+)
+async def test_what_no_condition_can_tell_of_is_tried_again_and_is_no_defect(write: str, error: OperatorError) -> None:
+    world = World(deployment())
+    world.writer.failures = {write: error}
+    first, second = await world.cycle(M3), await world.cycle(M3)
+    assert first is not None
+    assert second is not None
+    assert 0.8 <= first <= 1.2 < 1.6 <= second <= 2.4
+    world.writer.failures = {}
+    assert await world.cycle(M3) is None
