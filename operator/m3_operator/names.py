@@ -29,6 +29,8 @@ APPLIED_HASH_ANNOTATION = f"{GROUP}/applied-hash"
 CONFIG_HASH_ANNOTATION = f"{GROUP}/config-hash"
 # How many pods the group of a pod has: a group outlives a change of spec.parallelism until it is replaced.
 NODES_ANNOTATION = f"{GROUP}/nodes"
+# Which nodes a pod was kept away from when it was created.
+AVOIDS_ANNOTATION = f"{GROUP}/avoids"
 
 WORKER_COMPONENT = "worker"
 ROUTER_COMPONENT = "router"
@@ -52,6 +54,11 @@ def pod_name(deployment: str, group: int, rank: int) -> str:
 def workers_service_name(deployment: str) -> str:
     """The Service over every group's rank 0, which routers and people talk to."""
     return f"{deployment}-workers"
+
+
+def experts_name(deployment: str) -> str:
+    """The ConfigMap with the plan of experts that its groups begin with."""
+    return f"{deployment}-experts"
 
 
 def router_name(router: str) -> str:

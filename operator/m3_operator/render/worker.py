@@ -10,13 +10,16 @@ operator that renders them differently must not restart workers that hold half a
 import hashlib
 import json
 import math
+from collections.abc import Collection
 from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
 from m3_operator import names
 from m3_operator.api import M3Deployment
-from m3_operator.render import pod
+from m3_operator.render import experts, pod
+from m3_operator.render.avoidance import without_nodes
 from m3_operator.spec.fragments import EnvVar
+from m3_operator.spec.recovery import RecoverySpec
 from m3_worker.config import TinySettings, WorkerSettings
 
 MODEL_DIRECTORY: Final = PurePosixPath("/model")
@@ -28,7 +31,9 @@ _REVISION_LENGTH: Final = 10
 _STARTUP_PERIOD_SECONDS: Final = 5
 
 
-def worker_settings(deployment: M3Deployment, *, model: Path, host: str, port: int) -> WorkerSettings:
+def worker_settings(
+    deployment: M3Deployment, *, model: Path, host: str, port: int, expert_plan: Path | None = None
+) -> WorkerSettings:
     """The settings of rank 0, serving the checkpoint in `model` on `host`:`port`."""
     spec = deployment.spec
     return WorkerSettings(
@@ -42,10 +47,12 @@ def worker_settings(deployment: M3Deployment, *, model: Path, host: str, port: i
         max_concurrent=spec.engine.max_concurrent,
         step_tokens=spec.engine.step_tokens,
         redundant_experts=spec.parallelism.redundant_experts,
+        expert_plan=expert_plan,
         cache_tokens=spec.engine.cache_tokens,
         cache_dtype=spec.engine.cache_dtype,
         index_cache_dtype=spec.engine.index_cache_dtype,
         drain_seconds=float(spec.drain.timeout_seconds),
+        step_deadline_seconds=float(spec.recovery.hang_seconds),
     )
 
 
@@ -63,26 +70,34 @@ def tiny_settings(deployment: M3Deployment, directory: Path) -> TinySettings:
 
 
 def revision(deployment: M3Deployment, image: str) -> str:
-    """Names what running pods must match. Replicas, suspend and router are not in it: scaling never rolls.
+    """Names what running pods must match. Replicas, suspend, router and expertBalancing are not in it: they never roll.
 
     Nor is what is only declared, `model.release` and `accelerator.memoryGiB`: pods are the same with it and without.
+    Of `recovery`, pods carry only `hangSeconds`.
     Values that equal the defaults are left out, so that a field added by a later version changes no revision.
     """
     spec = deployment.spec
     undeclared = {
         "model": spec.model.model_copy(update={"release": None}),
         "accelerator": spec.accelerator.model_copy(update={"memory_gib": None}),
+        "recovery": RecoverySpec(hang_seconds=spec.recovery.hang_seconds),
     }
     wanted = spec.model_copy(update=undeclared).model_dump(
-        mode="json", by_alias=True, exclude_defaults=True, exclude={"replicas", "suspend", "router"}
+        mode="json", by_alias=True, exclude_defaults=True, exclude={"replicas", "suspend", "router", "expert_balancing"}
     )
     text = json.dumps({**wanted, "image": image}, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:_REVISION_LENGTH]
 
 
-def group_pods(deployment: M3Deployment, group: int, revision: str, *, image: str) -> list[dict[str, Any]]:
-    """The pods of one group, by rank. Creating them again with the same arguments gives the same names."""
-    return [_group_pod(deployment, group, rank, revision, image) for rank in range(deployment.spec.parallelism.nodes)]
+def group_pods(
+    deployment: M3Deployment, group: int, revision: str, *, image: str, avoid: Collection[str] = ()
+) -> list[dict[str, Any]]:
+    """The pods of one group, by rank. Creating them again with the same arguments gives the same names.
+
+    None of them may run on a node of `avoid`, whatever affinity the template asks for beside.
+    """
+    pods = [_group_pod(deployment, group, rank, revision, image) for rank in range(deployment.spec.parallelism.nodes)]
+    return [without_nodes(found, avoid) for found in pods] if avoid else pods
 
 
 def group_service(deployment: M3Deployment, group: int) -> dict[str, Any]:
@@ -133,7 +148,7 @@ def _group_pod(deployment: M3Deployment, group: int, rank: int, revision: str, i
         "subdomain": names.group_name(meta.name, group),
         "terminationGracePeriodSeconds": pod.termination_seconds(deployment.spec.drain.timeout_seconds),
         "containers": [_worker_container(deployment, group, rank, image)],
-        "volumes": [pod.TMP_VOLUME, *_model_volume(deployment)],
+        "volumes": [pod.TMP_VOLUME, *_model_volume(deployment), *experts.plan_volume(deployment)],
     }
     if deployment.spec.model.source.tiny is not None:
         spec["initContainers"] = [_tiny_container(deployment, image)]
@@ -159,6 +174,7 @@ def _worker_container(deployment: M3Deployment, group: int, rank: int, image: st
         model=PACKAGED_MODEL if spec.model.source.packaged is not None else Path(MODEL_DIRECTORY),
         host="0.0.0.0",  # noqa: S104 - inside a pod, whose network is its own
         port=spec.engine.port,
+        expert_plan=Path(experts.PLAN_FILE) if experts.has_plan(deployment) else None,
     )
     container: dict[str, Any] = {
         "name": "worker",
@@ -168,7 +184,7 @@ def _worker_container(deployment: M3Deployment, group: int, rank: int, image: st
         "args": worker_arguments(deployment, settings),
         "env": [pod.HOME, *_rank_env(deployment, group, rank), *(_env(variable) for variable in spec.engine.env)],
         "securityContext": pod.CONTAINER_SECURITY,
-        "volumeMounts": [pod.TMP_MOUNT, *_model_mount(deployment)],
+        "volumeMounts": [pod.TMP_MOUNT, *_model_mount(deployment), *experts.plan_mount(deployment)],
     }
     if spec.parallelism.gpus_per_node:
         gpus = {spec.accelerator.resource_name: str(spec.parallelism.gpus_per_node)}
