@@ -54,7 +54,10 @@ class Scheduler:
         fitting = [
             node
             for node in self.fleet.nodes.values()
-            if node.is_ready and not node.is_cordoned and self.free_gpus(node) >= wanted
+            if node.is_ready
+            and not node.is_cordoned
+            and node.name not in _avoided(pod)
+            and self.free_gpus(node) >= wanted
         ]
         if fitting:
             chosen = self.random.choice(fitting).name
@@ -122,12 +125,14 @@ class NodeController:
         self.history.add(self.clock.seconds, "node", f"{node.name} is back")
         self.fleet.reconnect(node)
         node.is_ready = True
+        self.fleet.publish(node)
         self.scheduler.retry()
 
     def _notice(self, node: Node) -> None:
         if node.is_connected:
             return
         node.is_ready = False
+        self.fleet.publish(node)
         self.history.add(self.clock.seconds, "node", f"{node.name} is not ready")
         for pod in self._pods(node):
             self.server.change(identity_of(pod), "nodes", _not_ready)
@@ -183,6 +188,14 @@ class RouterRunner:
         ]
         namespace = found["metadata"]["namespace"]
         return all(("Secret", namespace, name) in self.server.objects for name in mounted)
+
+
+def _avoided(pod: Manifest) -> set[str]:
+    """The nodes that a pod's affinity forbids by name."""
+    affinity = pod["spec"].get("affinity", {}).get("nodeAffinity", {})
+    terms = affinity.get("requiredDuringSchedulingIgnoredDuringExecution", {}).get("nodeSelectorTerms", ())
+    fields = [field for term in terms for field in term.get("matchFields", ()) if field["operator"] == "NotIn"]
+    return {name for field in fields for name in field["values"]}
 
 
 def gpus_of(pod: Manifest) -> int:

@@ -73,14 +73,15 @@ def _expected(server: ApiServer, deployment: Manifest) -> tuple[str, ...] | None
     """The reasons for not being Ready that the world gives; None: it must be Ready."""
     spec = deployment["spec"]
     causes = (
-        ("InvalidSpec", int(spec.get("replicas", 1)) < 0),
-        ("RouterNotFound", bool(spec.get("router"))),
-        ("Suspended", bool(spec.get("suspend"))),
-        ("ScaledToZero", spec.get("replicas") == 0),
-        ("DoesNotFit", "accelerator" in spec),
-        ("GroupsNotReady", BAD_IMAGE in spec["engine"]["image"] or _lacks_gpus(server, deployment)),
+        (("InvalidSpec",), int(spec.get("replicas", 1)) < 0),
+        (("RouterNotFound",), bool(spec.get("router"))),
+        (("Suspended",), bool(spec.get("suspend"))),
+        (("ScaledToZero",), spec.get("replicas") == 0),
+        (("DoesNotFit",), "accelerator" in spec),
+        (("ImagePullFailed", "Unschedulable"), BAD_IMAGE in spec["engine"]["image"]),
+        (("Unschedulable",), _lacks_gpus(server, deployment)),
     )
-    return next(((reason,) for reason, holds in causes if holds), None)
+    return next((reasons for reasons, holds in causes if holds), None)
 
 
 def _lacks_gpus(server: ApiServer, deployment: Manifest) -> bool:

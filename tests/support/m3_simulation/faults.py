@@ -46,7 +46,7 @@ class Faults:
         self._clear_up()
         for node in self.fleet.nodes.values():
             self.nodes.restore(node)
-            node.is_cordoned = False
+            self._uncordon(node.name)
         self.scheduler.retry()
         self.routers.broken.clear()
         for found in self.server.of_kind("Deployment"):
@@ -108,6 +108,7 @@ class Faults:
         node = self.random.choice(list(self.fleet.nodes.values()))
         self._say(f"{node.name} is drained")
         node.is_cordoned = True
+        self.fleet.publish(node)
         for pod in self.server.of_kind("Pod"):
             if pod["spec"].get("nodeName") == node.name:
                 evict(self.server, pod, "drain")
@@ -115,7 +116,9 @@ class Faults:
         return True
 
     def _uncordon(self, name: str) -> None:
-        self.fleet.nodes[name].is_cordoned = False
+        node = self.fleet.nodes[name]
+        node.is_cordoned = False
+        self.fleet.publish(node)
         self.scheduler.retry()
 
     def _break_routers(self) -> bool:

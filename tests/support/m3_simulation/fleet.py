@@ -68,6 +68,26 @@ class Fleet:
     nodes: dict[str, Node] = field(default_factory=dict)
     workers: dict[str, Worker] = field(default_factory=dict)  # by uid of the pod
 
+    def add(self, node: Node) -> None:
+        """A new machine joins."""
+        self.nodes[node.name] = node
+        self.server.create({"apiVersion": "v1", "kind": "Node", "metadata": {"name": node.name}, "spec": {}}, "nodes")
+        self.publish(node)
+
+    def publish(self, node: Node) -> None:
+        """Bring a node's object to what is thought of it."""
+
+        def edit(found: Manifest) -> None:
+            ready = {"type": "Ready", "status": "True" if node.is_ready else "Unknown"}
+            known = (found.get("status", {}).get("conditions") or [{}])[0]
+            is_same = known.get("status") == ready["status"]
+            since = known["lastTransitionTime"] if is_same else self.server.timestamp()
+            found["status"] = {"conditions": [{**ready, "lastTransitionTime": since}]}
+            lost = [{"key": "node.kubernetes.io/unreachable", "effect": "NoExecute"}] if not node.is_ready else []
+            found["spec"] = {"unschedulable": node.is_cordoned, "taints": lost}
+
+        self.server.change(("Node", "", node.name), "nodes", edit)
+
     def on_change(self, _: str, kind: str, new: Manifest, __: Manifest | None) -> None:
         """The kubelet of a pod's node hears of it."""
         if kind == "Pod" and new["spec"].get("nodeName"):

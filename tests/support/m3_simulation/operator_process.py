@@ -98,6 +98,7 @@ class OperatorProcess:
         rules: Rules,
         weather: Weather,
         wiring: Wiring,
+        absent_kinds: frozenset[str],
     ) -> None:
         self.name = name
         self.rules = rules
@@ -124,6 +125,7 @@ class OperatorProcess:
             after_write=self._after_write,
             told=lambda manifest: self._was_told(manifest, weather.slowest_seconds),  # the answer is still on its way
             on_late=rules.on_late,
+            absent_kinds=absent_kinds,
         )
         self.store, self.queue = wiring.store(), WorkQueue()
         self._feed = wiring.feed(self.store, self.queue)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import Any
 
+from m3_operator.resources import OPTIONAL_KINDS
 from m3_simulation.api_server import ApiServer
 from m3_simulation.controllers import GarbageCollector, NodeController, RouterRunner, Scheduler
 from m3_simulation.ending import QUIET, judge_ending
@@ -64,9 +65,10 @@ class World:
         self.rules = Rules(self.server, clock, self.history)
         self.fleet = Fleet(self.server, clock, self._chance(), self.history, self.rules.on_loss, self.rules.on_serving)
         self.rules.fleet = self.fleet
+        self._absent_kinds = OPTIONAL_KINDS if self.random.random() < 0.3 else frozenset()
         for index in range(self.random.randint(5, 9)):
             node = Node(f"node-{index}", gpus=GPUS_PER_NODE)
-            self.fleet.nodes[node.name] = node
+            self.fleet.add(node)
         self.scheduler = Scheduler(self.server, clock, self._chance(), self.fleet)
         self.routers = RouterRunner(self.server, clock, self._chance())
         self.collector = GarbageCollector(self.server, clock, self._chance())
@@ -104,6 +106,7 @@ class World:
             rules=self.rules,
             weather=self.weather,
             wiring=self.plan.wiring,
+            absent_kinds=self._absent_kinds,
         )
         self.processes.append(process)
         self._starts.append(asyncio.create_task(process.run()))
