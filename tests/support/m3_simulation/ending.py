@@ -12,13 +12,14 @@ from m3_operator.observed import condition, owner_uid
 from m3_simulation.allowances import wanted_groups
 from m3_simulation.api_server import ApiServer, Manifest
 from m3_simulation.controllers import gpus_of, owners_of
-from m3_simulation.fleet import BAD_IMAGE, Fleet
+from m3_simulation.fleet import BAD_IMAGE, CRASHING_IMAGE, Fleet
 from m3_simulation.rules import Rules
 
 CAUSE = "in the end every object is Ready, or says why not"
 TRUE = "in the end what is Ready really serves"
 LEFT_OVER = "nothing is left of deleted owners"
 QUIET = "nothing is written in an unchanged world"
+_CRASHED = ("CrashLooping", "RestartBudgetExhausted", "BackingOff", "Unschedulable", "GroupsNotReady")
 AT_THE_END = (CAUSE, TRUE, LEFT_OVER, QUIET)
 
 
@@ -79,6 +80,7 @@ def _expected(server: ApiServer, deployment: Manifest) -> tuple[str, ...] | None
         (("ScaledToZero",), spec.get("replicas") == 0),
         (("DoesNotFit",), "accelerator" in spec),
         (("ImagePullFailed", "Unschedulable"), BAD_IMAGE in spec["engine"]["image"]),
+        (_CRASHED, CRASHING_IMAGE in spec["engine"]["image"]),
         (("Unschedulable",), _lacks_gpus(server, deployment)),
     )
     return next((reasons for reasons, holds in causes if holds), None)

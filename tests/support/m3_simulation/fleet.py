@@ -16,7 +16,7 @@ from m3_simulation.history import History
 from m3_simulation.virtual_time import Clock
 
 GroupKey = tuple[str, str]  # uid of the M3Deployment, group
-BAD_IMAGE = "bad"
+BAD_IMAGE, CRASHING_IMAGE = "bad", "crashing"
 
 
 @dataclass(eq=False)
@@ -42,6 +42,7 @@ class Worker:
     revision: str
     node: Node
     grace_seconds: float
+    image: str
     is_up: bool = False
     is_ready: bool = False
     requests: set[int] = field(default_factory=set)
@@ -64,6 +65,7 @@ class Fleet:
     history: History
     on_loss: Callable[[Worker, int, str, float | None], None]  # rank 0, requests, who ended it, its drain's end
     on_serving: Callable[[GroupKey, str], None]  # a group has begun to serve
+    on_crash: Callable[[GroupKey, str], None]  # a process of this group and revision has ended by itself
     load_seconds: float = 30.0
     nodes: dict[str, Node] = field(default_factory=dict)
     workers: dict[str, Worker] = field(default_factory=dict)  # by uid of the pod
@@ -118,6 +120,7 @@ class Fleet:
     def crash(self, worker: Worker, exit_code: int = 1) -> None:
         """A process ends by itself."""
         self._end(worker, "fault")
+        self.on_crash(worker.group, worker.revision)
         self._tell(worker.identity, worker.uid, _ended(self.server.timestamp(), exit_code, "simulated"))
         self.sync(worker.identity, worker.uid)
 
@@ -188,6 +191,7 @@ class Fleet:
             revision=labels[names.REVISION_LABEL],
             node=node,
             grace_seconds=float(pod["spec"]["terminationGracePeriodSeconds"]),
+            image=image,
         )
         self.workers[uid] = worker
         self.clock.after(self.random.uniform(0.5, 4.0), self._run, worker)
@@ -198,8 +202,14 @@ class Fleet:
         worker.is_up = True
         self._tell(worker.identity, worker.uid, _running(is_ready=worker.rank > 0))
         worker.is_ready = worker.rank > 0
-        if worker.rank == 0:
+        if CRASHING_IMAGE in worker.image:
+            self.clock.after(self.random.uniform(1.0, 5.0), self._crash_if_there, worker)
+        elif worker.rank == 0:
             self.clock.after(self.random.uniform(0.5, 1.5) * self.load_seconds, self._try_ready, worker)
+
+    def _crash_if_there(self, worker: Worker) -> None:
+        if self.workers.get(worker.uid) is worker and worker.asked_at is None:
+            self.crash(worker)
 
     def _try_ready(self, leader: Worker) -> None:
         if self.workers.get(leader.uid) is not leader or leader.asked_at is not None:

@@ -44,7 +44,7 @@ class Wiring:
 
     store: Callable[[], Store] = Store
     feed: Callable[[Store, WorkQueue], Feed] = Feed
-    writer: Callable[[Writer], Writer] = lambda writer: writer
+    tamper: Callable[[Request], Request] = lambda request: request
     looks_again: bool = True
 
 
@@ -125,6 +125,7 @@ class OperatorProcess:
             after_write=self._after_write,
             told=lambda manifest: self._was_told(manifest, weather.slowest_seconds),  # the answer is still on its way
             on_late=rules.on_late,
+            tamper=wiring.tamper,
             absent_kinds=absent_kinds,
         )
         self.store, self.queue = wiring.store(), WorkQueue()
@@ -146,9 +147,7 @@ class OperatorProcess:
             optional_kinds=frozenset(kinds).intersection(OPTIONAL_KINDS),
         )
         chance = Chance(self._random.uniform, lambda size: f"{self._random.getrandbits(8 * size):x}")
-        writer = cast(
-            Writer, _Witness(self._wiring.writer(self._cluster), partial(self.rules.judge_status, self.store))
-        )
+        writer = cast(Writer, _Witness(self._cluster, partial(self.rules.judge_status, self.store)))
         reconciler = _WatchedReconciler(
             self, writer, self.store, installation, clock=self._now, wake=self.queue.wake_all, chance=chance
         )
@@ -195,7 +194,7 @@ class OperatorProcess:
                     seen.add(uid(found.namesake))
             elif (routed := self.store.router_snapshot(key)) is not None:
                 seen |= {uid(child) for child in routed.children.values()}
-        return Cycle(self.name, key, manifest, frozenset(seen), self._clock.seconds, self.store)
+        return Cycle(self.name, key, manifest, frozenset(seen), self._clock.seconds, self.store, self.skew_seconds)
 
     def _now(self) -> datetime:
         return self._clock.now + timedelta(seconds=self.skew_seconds)

@@ -34,8 +34,9 @@ BACKOFF = "a group that keeps failing is replaced ever more slowly"
 EVERY_STEP = (OWN, BUDGET, SURGE, REVISIONS, DRAIN, REDUNDANT, CONDITIONS, HONEST, DEFECT, BACKOFF)
 _REASON = re.compile(r"[A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9_])?")
 _UNSURE_SECONDS = 120.0  # in which an operator finds out, and repairs
-_WINDOW_SECONDS = 600.0
-_REPLACED_IN_WINDOW = 9  # 0 + 10 + 20 + 40 + 80 + 160 + 300 s of waiting are more than the window
+_WINDOW_SECONDS = 1200.0  # in which crashes of one group and revision count
+_CRASHES = 5  # from which on a group has to wait: each write that is lost may lose the memory of one
+_WAIT_SECONDS = 9.0
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,7 @@ class Cycle:
     seen_uids: frozenset[str]  # of the object and of what it owns
     started: float
     store: Store
+    skew_seconds: float  # by which the clock of its process is wrong
 
     @property
     def owner(self) -> str:
@@ -72,7 +74,7 @@ class Rules:
     taken_down: Counter[str] = field(default_factory=Counter)  # by owner: groups, not yet replaced
     late_owners: dict[str, float] = field(default_factory=dict)  # by owner: when a write of it was done late
     several_until: float = 0.0  # when it is sure again that one process works alone
-    _created: dict[GroupKey, list[float]] = field(default_factory=dict)  # when rank 0 of a group was made
+    _crashes: dict[tuple[GroupKey, str], list[float]] = field(default_factory=dict)  # by group and revision: when
 
     def report(self, broken: BrokenRuleError) -> None:
         """A rule is broken; the first one counts."""
@@ -168,6 +170,10 @@ class Rules:
         for reference in request.body.get("metadata", {}).get("ownerReferences") or ():
             self.late_owners[reference["uid"]] = self.clock.seconds + _UNSURE_SECONDS
 
+    def on_crash(self, group: GroupKey, revision: str) -> None:
+        """A process ended by itself."""
+        self._crashes.setdefault((group, revision), []).append(self.clock.seconds)
+
     def on_serving(self, group: GroupKey, _: str) -> None:
         """A group serves: one that was taken down has its replacement."""
         self.taken_down[group[0]] = max(0, self.taken_down[group[0]] - 1)
@@ -200,9 +206,24 @@ class Rules:
         most = wanted_groups(cycle.spec) + max_surge(cycle.spec)
         message = f"{cycle.key}: {request} makes {len(groups)} groups ({', '.join(sorted(groups))}), {most} may be"
         self.require(SURGE, holds=is_excused or len(groups) <= most, message=message)
-        if labels[names.RANK_LABEL] == "0":
-            made = [at for at in self._created.get((owner, group), []) if at > self.clock.seconds - _WINDOW_SECONDS]
-            self._created[owner, group] = [*made, self.clock.seconds]
+        self._judge_pace(cycle, request, (owner, group), labels[names.REVISION_LABEL])
+
+    def _judge_pace(self, cycle: Cycle, request: Request, group: GroupKey, revision: str) -> None:
+        crashes = self._crashes.get((group, revision), [])
+        recent = [at for at in crashes if at > self.clock.seconds - _WINDOW_SECONDS]
+        if len(recent) < _CRASHES or cycle.skew_seconds or self._somebody_deleted(recent[-1]):
+            return
+        waited = self.clock.seconds - recent[-1]
+        message = f"{cycle.key}: {request} comes {waited:.1f} s after crash {len(recent)} in {_WINDOW_SECONDS:.0f} s"
+        self.require(BACKOFF, holds=waited >= _WAIT_SECONDS, message=message)
+
+    def _somebody_deleted(self, since: float) -> bool:
+        """Whether a pod was deleted by others: what is made in its place has no reason to wait."""
+        return any(
+            one.seconds >= since and not one.actor.startswith(("operator", "kubelet"))
+            for deletions in self.server.deletions.values()
+            for one in deletions
+        )
 
     def _staying_pods(self, owner: str) -> list[Manifest]:
         return [

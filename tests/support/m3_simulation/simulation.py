@@ -63,7 +63,15 @@ class World:
         self.weather = Weather()
         self.server = ApiServer(clock, self.history, self._chance())
         self.rules = Rules(self.server, clock, self.history)
-        self.fleet = Fleet(self.server, clock, self._chance(), self.history, self.rules.on_loss, self.rules.on_serving)
+        self.fleet = Fleet(
+            self.server,
+            clock,
+            self._chance(),
+            self.history,
+            self.rules.on_loss,
+            self.rules.on_serving,
+            self.rules.on_crash,
+        )
         self.rules.fleet = self.fleet
         self._absent_kinds = OPTIONAL_KINDS if self.random.random() < 0.3 else frozenset()
         for index in range(self.random.randint(5, 9)):

@@ -5,7 +5,7 @@ from random import Random
 from typing import Any
 
 from m3_operator import names
-from m3_simulation.fleet import BAD_IMAGE
+from m3_simulation.fleet import BAD_IMAGE, CRASHING_IMAGE
 
 Spec = dict[str, Any]
 NAMESPACE = "ns"
@@ -39,6 +39,11 @@ def _change_image(spec: Spec, random: Random) -> str:
 def _change_image_badly(spec: Spec, random: Random) -> str:
     spec["engine"] = {**spec["engine"], "image": f"worker.test/{BAD_IMAGE}:{random.randint(1, 9)}"}
     return "an image that cannot be pulled"
+
+
+def _change_image_to_one_that_crashes(spec: Spec, random: Random) -> str:
+    spec["engine"] = {**spec["engine"], "image": f"worker.test/{CRASHING_IMAGE}:{random.randint(1, 9)}"}
+    return "an image that crashes"
 
 
 def _change_replicas(spec: Spec, random: Random) -> str:
@@ -80,6 +85,7 @@ def _refer_to_no_router(spec: Spec, _: Random) -> str:
 CHANGES: tuple[tuple[int, Callable[[Spec, Random], str]], ...] = (
     (6, _change_image),
     (1, _change_image_badly),
+    (1, _change_image_to_one_that_crashes),
     (6, _change_replicas),
     (1, _suspend),
     (2, _change_nodes),
@@ -97,7 +103,7 @@ def mend(spec: Spec, random: Random) -> None:
     if "accelerator" in spec:
         del spec["accelerator"]
         spec["model"] = {"name": spec["model"]["name"], "source": {"tiny": {}}}
-    if BAD_IMAGE in spec["engine"]["image"]:
+    if BAD_IMAGE in spec["engine"]["image"] or CRASHING_IMAGE in spec["engine"]["image"]:
         spec["engine"] = {**spec["engine"], "image": image(random)}
     spec.pop("router", None)
 

@@ -101,6 +101,7 @@ class Client:
     after_write: Callable[[Request, Manifest | None, Manifest | None], None]  # what was there, what is there now
     told: Callable[[Manifest], None]  # an object that the operator gets to see in an answer
     on_late: Callable[[Request], None]  # a request was done that its maker had given up
+    tamper: Callable[[Request], Request] = lambda request: request  # a planted bug
     absent_kinds: frozenset[str] = frozenset()
     writes: int = 0
     _given_up: set[int] = field(default_factory=set)
@@ -121,7 +122,7 @@ class Client:
     ) -> Any:
         """Perform one request, or fail it in one of the ways in which requests fail. Raises OSError."""
         parsed = json.loads(body) if isinstance(body, str) else json.loads(json.dumps(body or {}))
-        request = _parse(method, url, parsed)
+        request = self.tamper(_parse(method, url, parsed))
         failure = self._failure()
         if failure is None:
             return _answer(*self._handle(request, is_late=False))
