@@ -32,6 +32,11 @@ NODES_ANNOTATION = f"{GROUP}/nodes"
 # Which nodes a pod was kept away from when it was created.
 AVOIDS_ANNOTATION = f"{GROUP}/avoids"
 
+# When the pods of a group were let to the scheduler; it only says whose turn is over.
+OPENED_ANNOTATION = f"{GROUP}/opened-at"
+# What holds the pods of a group back from the scheduler until its turn.
+GROUP_GATE = f"{GROUP}/group"
+
 WORKER_COMPONENT = "worker"
 ROUTER_COMPONENT = "router"
 
@@ -49,6 +54,11 @@ def group_name(deployment: str, group: int) -> str:
 def pod_name(deployment: str, group: int, rank: int) -> str:
     """The pod of one node of a group: `NAME-gG-rR`. `rank` counts nodes, not GPUs."""
     return f"{group_name(deployment, group)}-r{rank}"
+
+
+def gang_name(deployment: str, group: int, revision: str) -> str:
+    """The PodGroup of one group at one revision: `NAME-gG-REVISION`."""
+    return f"{group_name(deployment, group)}-{revision}"
 
 
 def workers_service_name(deployment: str) -> str:

@@ -51,6 +51,8 @@ class ObservedPod:
     message: str  # why it is not running, or how it ended; "" when there is nothing to say
     avoids: tuple[str, ...] = ()  # nodes that it may not run on, whatever they are by now
     trouble: str = ""  # what `message` says, in Kubernetes' own word: ImagePullBackOff, Unschedulable, OOMKilled ...
+    is_gated: bool = False  # whether our gate keeps the scheduler from seeing it
+    opened_at: datetime | None = None  # when our gate was taken away; None: it is there, or never was
 
     @property
     def is_terminating(self) -> bool:
@@ -169,6 +171,10 @@ def read_pod(manifest: Manifest) -> ObservedPod | None:
         message=message,
         avoids=tuple(filter(None, (metadata.get("annotations") or {}).get(names.AVOIDS_ANNOTATION, "").split(","))),
         trouble=trouble,
+        is_gated=any(
+            gate.get("name") == names.GROUP_GATE for gate in manifest.get("spec", {}).get("schedulingGates") or ()
+        ),
+        opened_at=parse_time((metadata.get("annotations") or {}).get(names.OPENED_ANNOTATION)),
     )
 
 

@@ -27,7 +27,7 @@ from m3_operator.observed import (
     served_model,
     uid,
 )
-from m3_operator.resources import OWN_KINDS, WATCHED_KINDS
+from m3_operator.resources import OWN_KINDS, WATCHED_KINDS, table_kind
 
 _Identity = tuple[str, str, str]  # kind, namespace, name
 _BURIED = 10_000  # more than are deleted between an event and a late answer
@@ -59,7 +59,7 @@ class Store:
 
     def knows(self, manifest: Manifest) -> bool:
         """Whether an object of this kind and name is there."""
-        return _identity(manifest["kind"], manifest) in self._versions
+        return _identity(table_kind(manifest), manifest) in self._versions
 
     def put(self, kind: str, manifest: Manifest) -> set[Key]:
         """Remember an object as it is now, unless it was forgotten: a late word of it would make it a ghost.

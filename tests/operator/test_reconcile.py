@@ -69,6 +69,10 @@ class Remembering:
         self._answer("delete", {"kind": kind, "metadata": {"name": name}})
         return None
 
+    async def open_gate(self, namespace: str, name: str, *, uid: str, at: str) -> dict[str, Any] | None:
+        self._answer("open", {"kind": "Pod", "metadata": {"name": name}})
+        return None
+
     async def write_status(self, owner: Any, status: dict[str, Any]) -> dict[str, Any] | None:
         answer = self._answer("status", {**owner, "status": status})
         self.statuses.append(status)

@@ -4,15 +4,16 @@ A decision also says what stands in the way, as a `Problem` with the reason that
 operator can know. A problem stops no more than it must: a missing router stops no worker.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from m3_operator import names
 from m3_operator.api import M3Deployment, SpecError, parse_deployment
 from m3_operator.capacity.assessment import Assessment, assess
 from m3_operator.decide.diagnosis import diagnose
+from m3_operator.decide.equipment import choose_gang, group_objects, lacking
 from m3_operator.decide.installation import Installation
 from m3_operator.decide.memory import avoided_nodes, failure_records
 from m3_operator.decide.model_names import name_problem
@@ -22,11 +23,13 @@ from m3_operator.observed import DeploymentSnapshot, Manifest, owner_uid, uid
 from m3_operator.plan.actions import DeletePods, ObjectAction
 from m3_operator.plan.avoidance import still_avoided
 from m3_operator.plan.faults import HEALTHY, Health, examine
+from m3_operator.plan.gates import Turn, next_turn
 from m3_operator.plan.objects import differences
 from m3_operator.plan.recovery import FailureRecord
 from m3_operator.plan.steps import Steps, Wanted, next_steps
 from m3_operator.render.disruption import disruption_budget
 from m3_operator.render.experts import has_plan, plan_config_map
+from m3_operator.render.gang import Gang
 from m3_operator.render.pod import owner_reference
 from m3_operator.render.worker import group_service, revision, workers_service
 
@@ -37,6 +40,7 @@ class Template:
 
     deployment: M3Deployment
     image: str
+    gang: Gang = "None"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,9 +56,15 @@ class DeploymentDecision:
     assessment: Assessment | None = None  # None: its spec cannot be read
     objects: tuple[ObjectAction, ...] = ()
     steps: Steps = field(default_factory=Steps)
+    turn: Turn = field(default_factory=Turn)  # of the groups that wait behind gates
     problem: Problem | None = None
     health: Health = HEALTHY
     findings: Mapping[int, Problem] = field(default_factory=dict)  # by group: why it does not serve
+
+    @property
+    def wake_at(self) -> datetime | None:
+        """When to look again even if nothing happens."""
+        return min((at for at in (self.steps.wake_at, self.turn.over_at) if at is not None), default=None)
 
     @property
     def is_refused(self) -> bool:
@@ -88,7 +98,19 @@ def decide_deployment(snapshot: DeploymentSnapshot, installation: Installation, 
             assessment=assessment,
             problem=problem,
         )
+    if (lack := lacking(deployment, installation)) is not None:
+        return DeploymentDecision(
+            deployment=deployment,
+            templates={},
+            revision=None,
+            wanted=deployment.spec.desired_groups,
+            groups=groups,
+            records=records,
+            assessment=assessment,
+            problem=lack,
+        )
     current = revision(deployment, image)
+    templates = {current: Template(deployment, image, choose_gang(deployment, installation))}
     wanted = Wanted(
         deployment=deployment.metadata.name,
         groups=deployment.spec.desired_groups,
@@ -97,19 +119,22 @@ def decide_deployment(snapshot: DeploymentSnapshot, installation: Installation, 
         recovery=deployment.spec.recovery,
     )
     health = examine(groups, snapshot, wanted.recovery, still_avoided(avoided_nodes(snapshot.manifest), now), now)
+    steps = next_steps(wanted, groups, records, snapshot.names_in_the_way, now, health=health)
+    named = group_objects({name: (one.deployment, one.gang) for name, one in templates.items()}, groups, steps.actions)
     decision = DeploymentDecision(
         deployment=deployment,
-        templates={current: Template(deployment, image)},
+        templates=templates,
         revision=current,
         wanted=wanted.groups,
         groups=groups,
         records=records,
         assessment=assessment,
-        objects=tuple(_deployment_objects(deployment, groups, snapshot)),
-        steps=next_steps(wanted, groups, records, snapshot.names_in_the_way, now, health=health),
         problem=routing_problem(deployment, snapshot) or name_problem(snapshot.manifest, snapshot.siblings),
         health=health,
         findings=diagnose(groups, wanted.groups, records, recovery=wanted.recovery, health=health, now=now),
+        objects=tuple(_deployment_objects(deployment, groups, snapshot, named)),
+        steps=steps,
+        turn=next_turn(groups, timedelta(seconds=deployment.spec.placement.gang.timeout_seconds), now),
     )
     return _refused(decision, assessment) if decision.is_refused else decision
 
@@ -150,13 +175,14 @@ def routing_problem(deployment: M3Deployment, snapshot: DeploymentSnapshot) -> P
 
 
 def _deployment_objects(
-    deployment: M3Deployment, groups: Mapping[int, Group], snapshot: DeploymentSnapshot
+    deployment: M3Deployment, groups: Mapping[int, Group], snapshot: DeploymentSnapshot, named: Sequence[Manifest]
 ) -> list[ObjectAction]:
     indexes = sorted({*range(deployment.spec.desired_groups), *groups})
     desired = [
         workers_service(deployment),
         disruption_budget(deployment),
         *(group_service(deployment, index) for index in indexes),
+        *named,
     ]
     live = dict(snapshot.children)
     if snapshot.experts is not None and has_plan(deployment):

@@ -15,6 +15,7 @@ from typing import Any, Final
 from m3_operator import names
 from m3_operator.observed import Manifest, owner_uid, uid
 from m3_operator.plan.actions import ApplyObject, DeleteObject, ObjectAction
+from m3_operator.resources import table_kind
 
 _QUANTITY: Final = re.compile(r"([0-9]+(?:\.[0-9]+)?)([numkMGTPE]|[KMGTPE]i)?")
 _DECIMAL_SUFFIXES = {s: Decimal(1000) ** power for power, s in enumerate(("n", "u", "m", "", *"kMGTPE"), -3)}
@@ -29,7 +30,7 @@ def differences(
     actions: list[ObjectAction] = []
     wanted: set[tuple[str, str]] = set()
     for manifest in desired:
-        identity = (manifest["kind"], manifest["metadata"]["name"])
+        identity = (table_kind(manifest), manifest["metadata"]["name"])
         wanted.add(identity)
         stamped, found = stamp(manifest), live.get(identity)
         if found is None:

@@ -17,7 +17,10 @@ from typing import Any, Final
 from m3_operator import names
 from m3_operator.api import M3Deployment
 from m3_operator.render import experts, pod
+from m3_operator.render.accelerator import equipped
 from m3_operator.render.avoidance import without_nodes
+from m3_operator.render.gang import Gang, ganged
+from m3_operator.render.placement import placed
 from m3_operator.spec.fragments import EnvVar
 from m3_operator.spec.recovery import RecoverySpec
 from m3_worker.config import TinySettings, WorkerSettings
@@ -90,14 +93,22 @@ def revision(deployment: M3Deployment, image: str) -> str:
 
 
 def group_pods(
-    deployment: M3Deployment, group: int, revision: str, *, image: str, avoid: Collection[str] = ()
+    deployment: M3Deployment,
+    group: int,
+    revision: str,
+    *,
+    image: str,
+    avoid: Collection[str] = (),
+    gang: Gang = "None",
 ) -> list[dict[str, Any]]:
     """The pods of one group, by rank. Creating them again with the same arguments gives the same names.
 
     None of them may run on a node of `avoid`, whatever affinity the template asks for beside.
     """
-    pods = [_group_pod(deployment, group, rank, revision, image) for rank in range(deployment.spec.parallelism.nodes)]
-    return [without_nodes(found, avoid) for found in pods] if avoid else pods
+    ranks = range(deployment.spec.parallelism.nodes)
+    pods = [_group_pod(deployment, group, rank, revision, image) for rank in ranks]
+    found = [ganged(pod, deployment, group, revision, gang) for pod in pods]
+    return [without_nodes(pod, avoid) for pod in found] if avoid else found
 
 
 def group_service(deployment: M3Deployment, group: int) -> dict[str, Any]:
@@ -153,6 +164,7 @@ def _group_pod(deployment: M3Deployment, group: int, rank: int, revision: str, i
     if deployment.spec.model.source.tiny is not None:
         spec["initContainers"] = [_tiny_container(deployment, image)]
     template = deployment.spec.template
+    laid_over = pod.lay_over(spec, template, deployment.spec.engine.image_pull_secrets)
     declared = {names.NODES_ANNOTATION: str(deployment.spec.parallelism.nodes)}
     return {
         "apiVersion": "v1",
@@ -163,7 +175,7 @@ def _group_pod(deployment: M3Deployment, group: int, rank: int, revision: str, i
             **pod.pod_metadata(template, labels, declared),
             "ownerReferences": [pod.owner_reference(names.DEPLOYMENT_KIND, meta.name, meta.uid)],
         },
-        "spec": pod.lay_over(spec, template, deployment.spec.engine.image_pull_secrets),
+        "spec": placed(equipped(laid_over, deployment), deployment, group, rank),
     }
 
 
@@ -186,9 +198,6 @@ def _worker_container(deployment: M3Deployment, group: int, rank: int, image: st
         "securityContext": pod.CONTAINER_SECURITY,
         "volumeMounts": [pod.TMP_MOUNT, *_model_mount(deployment), *experts.plan_mount(deployment)],
     }
-    if spec.parallelism.gpus_per_node:
-        gpus = {spec.accelerator.resource_name: str(spec.parallelism.gpus_per_node)}
-        container["resources"] = {"requests": gpus, "limits": gpus}
     if rank == 0:
         container |= _serving(deployment)
     return container

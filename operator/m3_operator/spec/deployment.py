@@ -15,6 +15,7 @@ from m3_operator.spec.experts import ExpertBalancingSpec
 from m3_operator.spec.fragments import Model, OwnerName, PodTemplate, cel, require
 from m3_operator.spec.group import AcceleratorSpec, ParallelismSpec
 from m3_operator.spec.model import ModelSpec
+from m3_operator.spec.placement import PlacementSpec
 from m3_operator.spec.recovery import RecoverySpec
 
 
@@ -49,6 +50,8 @@ class M3DeploymentSpec(Model):
     """How a pod asks for GPUs."""
     expert_balancing: ExpertBalancingSpec = ExpertBalancingSpec()
     """How the experts of a group are spread over its ranks."""
+    placement: PlacementSpec = PlacementSpec()
+    """Where the pods of a group go."""
     replicas: Annotated[int, Field(ge=0, le=1000)] = 1
     """Groups to run; `kubectl scale` sets it."""
     drain: DrainSpec = DrainSpec()
