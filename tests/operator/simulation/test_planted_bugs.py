@@ -4,7 +4,7 @@ They are planted around the product's code (what it sends, what its store keeps,
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -143,11 +143,11 @@ class _Forgetful(Store):
         return touched
 
 
-@dataclass(frozen=True)
 class _Reminding(Feed):
-    store: _Forgetful = field(default_factory=_Forgetful)
+    """Lets its forgetful store listen to watches."""
 
     def on_event(self, kind: str, event: Any) -> None:
+        assert isinstance(self.store, _Forgetful)
         self.store.is_listening = True
         super().on_event(kind, event)
         self.store.is_listening = False

@@ -6,6 +6,7 @@ end, which may come between any two of its writes.
 
 import asyncio
 import contextvars
+import traceback
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -29,7 +30,7 @@ from m3_operator.store import Store
 from m3_operator.workqueue import WorkQueue
 from m3_simulation.api_server import ApiServer, Manifest
 from m3_simulation.history import BrokenRuleError, History
-from m3_simulation.rules import Cycle, Rules
+from m3_simulation.rules import DEFECT, Cycle, Rules
 from m3_simulation.virtual_time import Clock
 from m3_simulation.wire import Client, Network, Request, Weather, visible
 
@@ -64,7 +65,9 @@ class _WatchedReconciler(Reconciler):
             self._process.rules.report(broken)
             raise
         except Exception as defect:
-            self._process.rules.report(BrokenRuleError("no cycle has a defect", f"{key}: {defect!r}"))
+            where = traceback.extract_tb(defect.__traceback__)[-1]
+            told = f"{key}: {defect!r} in {where.filename.rpartition('/')[2]}:{where.lineno}"
+            self._process.rules.report(BrokenRuleError(DEFECT, told))
             raise
         finally:
             _current.reset(token)
