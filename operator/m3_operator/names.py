@@ -12,6 +12,7 @@ VERSION = "v1alpha1"
 API_VERSION = f"{GROUP}/{VERSION}"
 DEPLOYMENT_KIND = "M3Deployment"
 ROUTER_KIND = "M3Router"
+REVISION_KIND = "ControllerRevision"
 
 FIELD_MANAGER = "m3-operator"
 NAME_MAX_LENGTH = 40
@@ -59,6 +60,11 @@ def pod_name(deployment: str, group: int, rank: int) -> str:
 def gang_name(deployment: str, group: int, revision: str) -> str:
     """The PodGroup of one group at one revision: `NAME-gG-REVISION`."""
     return f"{group_name(deployment, group)}-{revision}"
+
+
+def revision_name(deployment: str, revision: str) -> str:
+    """The ControllerRevision that keeps one revision: `NAME-REVISION`."""
+    return f"{deployment}-{revision}"
 
 
 def workers_service_name(deployment: str) -> str:

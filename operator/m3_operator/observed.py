@@ -53,6 +53,7 @@ class ObservedPod:
     trouble: str = ""  # what `message` says, in Kubernetes' own word: ImagePullBackOff, Unschedulable, OOMKilled ...
     is_gated: bool = False  # whether our gate keeps the scheduler from seeing it
     opened_at: datetime | None = None  # when our gate was taken away; None: it is there, or never was
+    ready_at: datetime | None = None  # since when it is ready; None: it is not, or not known
 
     @property
     def is_terminating(self) -> bool:
@@ -146,6 +147,7 @@ def read_pod(manifest: Manifest) -> ObservedPod | None:
     """The typed form of a worker pod; None if its labels do not say which group and rank it is."""
     metadata, status = manifest.get("metadata", {}), manifest.get("status", {})
     labels = metadata.get("labels") or {}
+    ready = condition(manifest, "Ready")
     try:
         group, rank = int(labels[names.GROUP_LABEL]), int(labels[names.RANK_LABEL])
         nodes = int((metadata.get("annotations") or {}).get(names.NODES_ANNOTATION, 1))
@@ -165,7 +167,8 @@ def read_pod(manifest: Manifest) -> ObservedPod | None:
         phase=status.get("phase", ""),
         node_name=manifest.get("spec", {}).get("nodeName"),
         ip=status.get("podIP", ""),
-        is_ready=condition(manifest, "Ready").get("status") == "True",
+        is_ready=ready.get("status") == "True",
+        ready_at=parse_time(ready.get("lastTransitionTime")) if ready.get("status") == "True" else None,
         deletion_at=parse_time(metadata.get("deletionTimestamp")),
         finished_at=_finished_at(status),
         message=message,

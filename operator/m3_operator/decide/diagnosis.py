@@ -5,7 +5,7 @@ it is kept. docs/recovery.md lists every reason.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from datetime import datetime
 from typing import Final
 
@@ -40,17 +40,17 @@ _OF_ALL_NODES: Final = re.compile(r"0/(\d+) nodes are available: (\d+) node\(s\)
 
 def diagnose(
     groups: Mapping[int, Group],
-    wanted: int,
+    held: Collection[int],
     records: Mapping[int, FailureRecord],
     *,
     recovery: RecoverySpec,
     health: Health,
     now: datetime,
 ) -> dict[int, Problem]:
-    """What stands in the way of each wanted group; of those that serve, or merely take their time, nothing."""
+    """What stands in the way of each group that stays; of those that serve, or merely take their time, nothing."""
     found = {}
     for index, group in groups.items():
-        if index < wanted and (not group.is_ready or index in health.faults):
+        if index in held and (not group.is_ready or index in health.faults):
             problem = _diagnose(group, records.get(index, FailureRecord()), recovery, health, now)
             if problem is not None:
                 found[index] = problem

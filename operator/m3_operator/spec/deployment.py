@@ -17,6 +17,7 @@ from m3_operator.spec.group import AcceleratorSpec, ParallelismSpec
 from m3_operator.spec.model import ModelSpec
 from m3_operator.spec.placement import PlacementSpec
 from m3_operator.spec.recovery import RecoverySpec
+from m3_operator.spec.rollout import RolloutSpec
 
 
 class RouterReference(Model):
@@ -54,6 +55,8 @@ class M3DeploymentSpec(Model):
     """Where the pods of a group go."""
     replicas: Annotated[int, Field(ge=0, le=1000)] = 1
     """Groups to run; `kubectl scale` sets it."""
+    rollout: RolloutSpec = RolloutSpec()
+    """How a change reaches groups that run."""
     drain: DrainSpec = DrainSpec()
     """How a group leaves."""
     recovery: RecoverySpec = RecoverySpec()
