@@ -107,6 +107,18 @@ class ApiServer:
             raise ApiStatusError(409, "uid mismatch")
         return self._replace(old, {**old, "status": copied(manifest["status"])}, actor)
 
+    def open_gates(self, identity: Identity, patch: Mapping[str, Any], actor: str) -> Manifest:
+        """The one strategic merge patch there is: gates are taken from a pod, and labels or annotations noted."""
+        old = self.get(*identity)
+        if patch["metadata"].get("uid", old["metadata"]["uid"]) != old["metadata"]["uid"]:
+            raise ApiStatusError(409, "uid mismatch")
+        removed = {gate["name"] for gate in patch["spec"]["schedulingGates"]}
+        new = copied(old)
+        for field_ in ("labels", "annotations"):
+            new["metadata"][field_] = {**new["metadata"].get(field_, {}), **patch["metadata"].get(field_, {})}
+        new["spec"]["schedulingGates"] = [one for one in gates_of(old) if one["name"] not in removed]
+        return self._replace(old, new, actor)
+
     def change(self, identity: Identity, actor: str, edit: Callable[[Manifest], object]) -> Manifest | None:
         """A controller, a kubelet or a person changes an object; None if it is gone."""
         old = self.objects.get(identity)
@@ -185,6 +197,11 @@ def matches(manifest: Mapping[str, Any], selector: Mapping[str, str]) -> bool:
     """Whether an object has these labels."""
     labels = manifest["metadata"].get("labels") or {}
     return all(labels.get(key) == value for key, value in selector.items())
+
+
+def gates_of(pod: Manifest) -> list[dict[str, str]]:
+    """What keeps the scheduler from a pod."""
+    return list(pod["spec"].get("schedulingGates") or ())
 
 
 def _grace_seconds(pod: Manifest, asked: int | None) -> float:

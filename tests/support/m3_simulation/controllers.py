@@ -4,7 +4,7 @@ routers. Each is as slow as it likes to be, and knows only what the API server h
 from dataclasses import dataclass, field
 from random import Random
 
-from m3_simulation.api_server import ApiServer, ApiStatusError, Identity, Manifest, identity_of
+from m3_simulation.api_server import ApiServer, ApiStatusError, Identity, Manifest, gates_of, identity_of
 from m3_simulation.fleet import Fleet, Node
 from m3_simulation.history import History
 from m3_simulation.virtual_time import Clock
@@ -22,11 +22,11 @@ class Scheduler:
     random: Random
     fleet: Fleet
 
-    def on_change(self, event: str, kind: str, new: Manifest, _: Manifest | None) -> None:
+    def on_change(self, event: str, kind: str, new: Manifest, old: Manifest | None) -> None:
         """A new pod wants a node; one that ends may make room."""
         if kind != "Pod":
             return
-        if event == "ADDED":
+        if event == "ADDED" or (old is not None and gates_of(old) and not gates_of(new)):
             self.clock.after(self.random.uniform(0.02, 0.5), self._place, identity_of(new), new["metadata"]["uid"])
         elif event == "DELETED" or new["status"].get("phase") in ("Failed", "Succeeded"):
             self.retry()
@@ -48,7 +48,7 @@ class Scheduler:
 
     def _place(self, identity: Identity, uid: str) -> None:
         pod = self.server.objects.get(identity)
-        if pod is None or pod["metadata"]["uid"] != uid or pod["spec"].get("nodeName"):
+        if pod is None or pod["metadata"]["uid"] != uid or pod["spec"].get("nodeName") or gates_of(pod):
             return
         wanted = gpus_of(pod)
         fitting = [

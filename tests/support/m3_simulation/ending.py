@@ -9,7 +9,7 @@ from typing import Any
 
 from m3_operator import names
 from m3_operator.observed import condition, owner_uid
-from m3_simulation.allowances import wanted_groups
+from m3_simulation.allowances import reaches_all_groups, wanted_groups
 from m3_simulation.api_server import ApiServer, Manifest
 from m3_simulation.controllers import gpus_of, owners_of
 from m3_simulation.fleet import BAD_IMAGE, CRASHING_IMAGE, Fleet
@@ -61,11 +61,13 @@ def _judge_deployment(server: ApiServer, fleet: Fleet, rules: Rules, deployment:
     images = {pod["spec"]["containers"][0]["image"] for pod in pods}
     shapes = {pod["metadata"]["annotations"][names.NODES_ANNOTATION] for pod in pods}
     wanted = wanted_groups(spec)
-    is_as_wanted = (
-        len(serving) == wanted
-        and images == {spec["engine"]["image"]}
-        and shapes == {str(spec["parallelism"]["nodes"])}
-        and len(pods) == wanted * spec["parallelism"]["nodes"]
+    is_as_wanted = len(serving) == wanted and (
+        not reaches_all_groups(spec)
+        or (
+            images == {spec["engine"]["image"]}
+            and shapes == {str(spec["parallelism"]["nodes"])}
+            and len(pods) == wanted * spec["parallelism"]["nodes"]
+        )
     )
     rules.require(TRUE, holds=is_as_wanted, message=f"{told}; {len(pods)} pods, images {images}, shapes {shapes}")
 

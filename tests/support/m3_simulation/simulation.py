@@ -73,7 +73,7 @@ class World:
             self.rules.on_crash,
         )
         self.rules.fleet = self.fleet
-        self._absent_kinds = OPTIONAL_KINDS if self.random.random() < 0.3 else frozenset()
+        self._absent_kinds = OPTIONAL_KINDS - ({"Node"} if self.random.random() < 0.7 else set())
         for index in range(self.random.randint(5, 9)):
             node = Node(f"node-{index}", gpus=GPUS_PER_NODE)
             self.fleet.add(node)

@@ -66,6 +66,22 @@ def _change_drain(spec: Spec, random: Random) -> str:
     return "another drain time"
 
 
+def _change_rollout(spec: Spec, random: Random) -> str:
+    spec["rollout"] = random.choice(
+        (
+            {"strategy": "RollingGroups", "maxUnavailable": random.choice((1, 2, "50%"))},
+            {"strategy": "Surge", "maxSurge": random.choice((1, 2, "25%"))},
+            {"strategy": "Surge", "maxSurge": 1, "maxUnavailable": 1},
+            {"strategy": "Recreate"},
+            {"strategy": "OnDelete"},
+            {"partition": 1},
+            {"paused": True},
+            {"minReadySeconds": 20},
+        )
+    )
+    return f"rollouts by {spec['rollout']}"
+
+
 def _make_invalid(spec: Spec, _: Random) -> str:
     spec["replicas"] = -1
     return "a spec that makes no sense (let in by an older CRD)"
@@ -90,6 +106,7 @@ CHANGES: tuple[tuple[int, Callable[[Spec, Random], str]], ...] = (
     (1, _suspend),
     (2, _change_nodes),
     (1, _change_drain),
+    (3, _change_rollout),
     (1, _make_invalid),
     (1, _outgrow),
     (1, _refer_to_no_router),
@@ -106,6 +123,7 @@ def mend(spec: Spec, random: Random) -> None:
     if BAD_IMAGE in spec["engine"]["image"] or CRASHING_IMAGE in spec["engine"]["image"]:
         spec["engine"] = {**spec["engine"], "image": image(random)}
     spec.pop("router", None)
+    spec.get("rollout", {}).pop("paused", None)
 
 
 def change(spec: Spec, random: Random) -> str:

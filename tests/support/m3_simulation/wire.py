@@ -34,6 +34,7 @@ class Request:
     subresource: str
     query: Mapping[str, str]
     body: Mapping[str, Any]
+    is_merge: bool = False  # a strategic merge patch, not an apply
 
     @property
     def is_write(self) -> bool:
@@ -122,7 +123,7 @@ class Client:
     ) -> Any:
         """Perform one request, or fail it in one of the ways in which requests fail. Raises OSError."""
         parsed = json.loads(body) if isinstance(body, str) else json.loads(json.dumps(body or {}))
-        request = self.tamper(_parse(method, url, parsed))
+        request = self.tamper(_parse(method, url, parsed, str((headers or {}).get("Content-Type", ""))))
         failure = self._failure()
         if failure is None:
             return _answer(*self._handle(request, is_late=False))
@@ -183,10 +184,11 @@ class Client:
             return {"items": found, "metadata": {"resourceVersion": str(server.version)}}
         if request.method == "POST":
             return server.create(request.body, actor)
-        if request.method == "PATCH" and request.subresource == "status":
-            return server.apply_status(request.body, actor)
+        if request.method == "PATCH" and request.is_merge:
+            return server.open_gates(identity, request.body, actor)
         if request.method == "PATCH":
-            return server.apply(request.body, actor)
+            write = server.apply_status if request.subresource == "status" else server.apply
+            return write(request.body, actor)
         uid = request.body.get("preconditions", {}).get("uid")
         return server.delete(identity, actor, uid=uid, grace=request.body.get("gracePeriodSeconds"), is_late=is_late)
 
@@ -196,7 +198,7 @@ def visible(manifest: Manifest, selector: str) -> bool:
     return matches(manifest, dict(part.split("=") for part in selector.split(",") if part))
 
 
-def _parse(method: str, url: tuple[str, dict[str, str]], body: Mapping[str, Any]) -> Request:
+def _parse(method: str, url: tuple[str, dict[str, str]], body: Mapping[str, Any], content_type: str) -> Request:
     path, query = url
     parts = path.strip("/").split("/")
     version = parts[1] if parts[0] == "api" else "/".join(parts[1:3])
@@ -205,7 +207,9 @@ def _parse(method: str, url: tuple[str, dict[str, str]], body: Mapping[str, Any]
     if rest[0] == "namespaces" and len(rest) > 2:
         namespace, rest = rest[1], rest[2:]
     plural, name, subresource = (*rest, "", "")[:3]
-    return Request(method, _KINDS[version, plural], namespace, name, subresource, query, body)
+    return Request(
+        method, _KINDS[version, plural], namespace, name, subresource, query, body, "merge-patch" in content_type
+    )
 
 
 def _answer(status: int, document: Any) -> Any:
