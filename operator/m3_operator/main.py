@@ -26,7 +26,7 @@ from kubernetes import config as kubernetes_config
 from m3_operator.chance import Chance
 from m3_operator.cluster import Cluster
 from m3_operator.decide.installation import Installation
-from m3_operator.errors import NotFoundError, OperatorError, RefusedError, UnavailableError
+from m3_operator.errors import ApiError, NotFoundError, OperatorError, RefusedError, UnavailableError
 from m3_operator.experts.keeper import ExpertKeeper
 from m3_operator.experts.worker_client import WorkerClient
 from m3_operator.handlers import Feed, build_registry, build_settings
@@ -209,7 +209,7 @@ async def look_again(
     """A full list and a cycle of everything now and then, for what a broken watch did not tell."""
     while True:
         await asyncio.sleep(_RELIST_SECONDS * chance.between(0.9, 1.1))
-        with contextlib.suppress(UnavailableError, RefusedError):  # the next one may succeed; the watch goes on
-            for kind in kinds:
+        for kind in kinds:
+            with contextlib.suppress(ApiError):  # the next one may succeed; the watch goes on
                 await look(cluster, store, kind, namespace)
         queue.wake_all(store.owners())

@@ -43,6 +43,7 @@ class Remembering:
     secrets: list[dict[str, Any]] = field(default_factory=list)
     failures: dict[str, OperatorError] = field(default_factory=dict)
     version: int = 100
+    answers: list[dict[str, Any]] = field(default_factory=list)
 
     def _answer(self, verb: str, manifest: Any) -> dict[str, Any]:
         self.version += 1
@@ -52,7 +53,8 @@ class Remembering:
             if pattern in name:
                 raise failure
         metadata = {"uid": f"uid-{name}", **manifest["metadata"], "resourceVersion": str(self.version)}
-        return {**manifest, "metadata": metadata}
+        self.answers.append({**manifest, "metadata": metadata})
+        return self.answers[-1]
 
     async def apply(self, manifest: Any, *, is_known: bool) -> dict[str, Any]:
         return self._answer("apply" if is_known else "make", manifest)
@@ -384,4 +386,22 @@ async def test_what_no_condition_can_tell_of_is_tried_again_and_is_no_defect(wri
     assert 0.8 <= first <= 1.2
     assert 1.6 <= second <= 2.4
     world.writer.failures = {}
-    assert await world.cycle(M3) is None
+    await world.cycle(M3)
+    assert world.reason() == "GroupsNotReady"  # it got through
+
+
+async def test_what_takes_the_place_of_a_pod_that_went_at_once_waits_for_no_event() -> None:
+    world = World(deployment())
+    await world.cycle(M3)
+    manifest = {
+        **next(one for one in world.writer.answers if one["kind"] == "Pod"),
+        "status": {"phase": "Failed", "containerStatuses": []},
+    }
+    manifest["metadata"] = {**manifest["metadata"], "resourceVersion": "999"}
+    world.store.put("Pod", manifest)
+    world.woken.clear()
+    await world.cycle(M3)  # the writer says that the pod is gone already
+    after = world.store.deployment_snapshot(M3)
+    assert after is not None
+    assert after.pods == ()
+    assert M3 in world.woken
