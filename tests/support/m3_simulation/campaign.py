@@ -12,7 +12,6 @@ from m3_simulation.rules import EVERY_STEP
 from m3_simulation.simulation import Outcome, simulate
 
 _LINES_OF_A_BREAK = 40
-_SHOWN_BREAKS = 3
 
 
 def main() -> int:
@@ -28,13 +27,17 @@ def main() -> int:
         outcome = simulate(options.seed)
         if options.history:
             print(outcome.history.tail(len(outcome.history.entries)))
-        return _close([_Summary.of(outcome)], 0.0)
+        summary = _Summary(outcome)
+        print(summary.told, end="\n\n" if summary.told else "")
+        return _close([summary], 0.0)
     began = time.perf_counter()
     summaries = []
     with ProcessPoolExecutor(options.jobs, mp_context=get_context("spawn")) as pool:
         waiting = [pool.submit(_summary, seed) for seed in options.seeds]
         for done in as_completed(waiting):
             summaries.append(done.result())
+            if summaries[-1].told:
+                print(summaries[-1].told, end="\n\n", flush=True)
             if len(summaries) % 10 == 0:
                 steps, breaks = sum(one.steps for one in summaries), sum(bool(one.told) for one in summaries)
                 print(f"{len(summaries)} of {len(waiting)} seeds, {steps} steps, {breaks} breaks", file=sys.stderr)
@@ -55,10 +58,6 @@ class _Summary:
                 f"replay it: PYTHONPATH=tests/support .venv/bin/python -m m3_simulation --seed {outcome.seed} --history"
             )
 
-    @classmethod
-    def of(cls, outcome: Outcome) -> "_Summary":
-        return cls(outcome)
-
 
 def _summary(seed: int) -> _Summary:
     return _Summary(simulate(seed))
@@ -66,8 +65,6 @@ def _summary(seed: int) -> _Summary:
 
 def _close(summaries: list[_Summary], seconds: float) -> int:
     broken = [one for one in summaries if one.told]
-    for one in broken[:_SHOWN_BREAKS]:
-        print(one.told, end="\n\n")
     faults, checks = Counter[str](), Counter[str]()
     for one in summaries:
         faults.update(one.faults)

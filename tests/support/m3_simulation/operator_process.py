@@ -163,6 +163,8 @@ class OperatorProcess:
         if self._wiring.looks_again:
             again = look_again(self._cluster, self.store, self.queue, kinds, namespace=None, chance=chance)
             self._tasks.append(asyncio.create_task(again))
+        for task in self._tasks:
+            task.add_done_callback(self._on_task_end)
         self._history.add(self._clock.seconds, self.name, f"serves: {self.store!r}")
 
     def kill(self) -> None:
@@ -175,6 +177,12 @@ class OperatorProcess:
             self._server.watchers.remove(self._on_change)
         for task in self._tasks:
             task.cancel()
+
+    def _on_task_end(self, task: "asyncio.Task[Any]") -> None:
+        """A task that fails ends the process, as it does in the task group of main.run."""
+        if not task.cancelled() and task.exception() is not None:
+            told = f"{self.name}: {task.exception()!r} ends the process"
+            self.rules.report(BrokenRuleError(DEFECT, told))
 
     def break_watch(self, kind: str, seconds: float) -> None:
         """Nothing of this kind is told for a while; then the watch starts anew with what there is."""
@@ -197,7 +205,9 @@ class OperatorProcess:
                     seen.add(uid(found.namesake))
             elif (routed := self.store.router_snapshot(key)) is not None:
                 seen |= {uid(child) for child in routed.children.values()}
-        return Cycle(self.name, key, manifest, frozenset(seen), self._clock.seconds, self.store, self.skew_seconds)
+        return Cycle(
+            self.name, key, manifest, frozenset(seen), self._clock.seconds, self.store, self.told, self.skew_seconds
+        )
 
     def _now(self) -> datetime:
         return self._clock.now + timedelta(seconds=self.skew_seconds)

@@ -5,6 +5,7 @@ pod of it while it really serves, and what is allowed is a function of the spec 
 faults did is never counted against the operator.
 """
 
+import math
 import re
 from collections import Counter
 from collections.abc import Mapping
@@ -49,6 +50,7 @@ class Cycle:
     seen_uids: frozenset[str]  # of the object and of what it owns
     started: float
     store: Store
+    told: Mapping[str, tuple[int, float]]  # by uid: the newest version that its process was shown, and when
     skew_seconds: float  # by which the clock of its process is wrong
 
     @property
@@ -74,6 +76,7 @@ class Rules:
     taken_down: Counter[str] = field(default_factory=Counter)  # by owner: groups, not yet replaced
     late_owners: dict[str, float] = field(default_factory=dict)  # by owner: when a write of it was done late
     several_until: float = 0.0  # when it is sure again that one process works alone
+    _hasty: dict[tuple[GroupKey, str], float] = field(default_factory=dict)  # when one was replaced at once
     _crashes: dict[tuple[GroupKey, str], list[float]] = field(default_factory=dict)  # by group and revision: when
 
     def report(self, broken: BrokenRuleError) -> None:
@@ -198,7 +201,8 @@ class Rules:
         labels, owner = request.body["metadata"]["labels"], owner_uid(request.body)
         group = labels[names.GROUP_LABEL]
         peers = [pod for pod in self._staying_pods(owner) if pod["metadata"]["labels"][names.GROUP_LABEL] == group]
-        revisions = {pod["metadata"]["labels"][names.REVISION_LABEL] for pod in peers}
+        known = [pod for pod in peers if pod["metadata"]["uid"] in cycle.told]  # of others it could not know
+        revisions = {pod["metadata"]["labels"][names.REVISION_LABEL] for pod in known}
         is_excused = self.clock.seconds < max(self.several_until, self.late_owners.get(owner, 0.0))
         message = f"{cycle.key}: {request} of revision {labels[names.REVISION_LABEL]} joins {sorted(revisions)}"
         self.require(REVISIONS, holds=is_excused or revisions <= {labels[names.REVISION_LABEL]}, message=message)
@@ -215,7 +219,12 @@ class Rules:
             return
         waited = self.clock.seconds - recent[-1]
         message = f"{cycle.key}: {request} comes {waited:.1f} s after crash {len(recent)} in {_WINDOW_SECONDS:.0f} s"
-        self.require(BACKOFF, holds=waited >= _WAIT_SECONDS, message=message)
+        if waited >= _WAIT_SECONDS:
+            self.history.checks[BACKOFF] += 1
+            return
+        # One may come at once: the first of a new window.
+        before, self._hasty[group, revision] = self._hasty.get((group, revision), -math.inf), self.clock.seconds
+        self.require(BACKOFF, holds=before < self.clock.seconds - _WINDOW_SECONDS, message=message)
 
     def _somebody_deleted(self, since: float) -> bool:
         """Whether a pod was deleted by others: what is made in its place has no reason to wait."""
