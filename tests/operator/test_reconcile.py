@@ -7,7 +7,14 @@ from typing import Any
 import pytest
 
 from m3_operator.decide.installation import Installation
-from m3_operator.errors import NameTakenError, OperatorError, RefusedError, UnavailableError
+from m3_operator.errors import (
+    ConflictError,
+    NameTakenError,
+    NotFoundError,
+    OperatorError,
+    RefusedError,
+    UnavailableError,
+)
 from m3_operator.observed import DeploymentSnapshot, Key
 from m3_operator.reconcile.cycle import Reconciler
 from m3_operator.signals.values import DeploymentSignals, WorkerSignals
@@ -41,6 +48,7 @@ class Remembering:
     existing: set[str] = field(default_factory=set)
     asked: list[str] = field(default_factory=list)
     version: int = 100
+    answers: list[dict[str, Any]] = field(default_factory=list)
 
     def _answer(self, verb: str, manifest: Any) -> dict[str, Any]:
         self.version += 1
@@ -51,7 +59,8 @@ class Remembering:
                 raise failure
         life = self.version if verb == "create" else ""  # what is made anew is another object
         metadata = {"uid": f"uid-{name}{life}", **manifest["metadata"], "resourceVersion": str(self.version)}
-        return {**manifest, "metadata": metadata}
+        self.answers.append({**manifest, "metadata": metadata})
+        return self.answers[-1]
 
     async def apply(self, manifest: Any, *, is_known: bool) -> dict[str, Any]:
         return self._answer("apply" if is_known else "make", manifest)
@@ -587,3 +596,41 @@ async def test_a_group_behind_gates_is_opened_once_all_its_pods_are_there() -> N
     assert world.writer.written.count("open Pod m3-g0-r0") == 1
     assert world.writer.written.count("open Pod m3-g0-r1") == 1
     assert [event["reason"] for event in world.writer.events if event["reason"] == "OpenedGroup"] == ["OpenedGroup"]
+
+
+@pytest.mark.parametrize(
+    ("write", "error"),
+    [
+        ("status", RefusedError(422, "status.groups: too many")),
+        ("make Service", ConflictError(409, "the object has been modified")),
+        ("make Service", NotFoundError(404, "namespaces ns not found")),
+    ],
+)
+async def test_what_no_condition_can_tell_of_is_tried_again_and_is_no_defect(write: str, error: OperatorError) -> None:
+    world = World(deployment())
+    world.writer.failures = {write: error}
+    first, second = await world.cycle(M3), await world.cycle(M3)
+    assert first is not None
+    assert second is not None
+    assert 0.8 <= first <= 1.2
+    assert 1.6 <= second <= 2.4
+    world.writer.failures = {}
+    await world.cycle(M3)
+    assert world.reason() == "GroupsNotReady"  # it got through
+
+
+async def test_what_takes_the_place_of_a_pod_that_went_at_once_waits_for_no_event() -> None:
+    world = World(deployment())
+    await world.cycle(M3)
+    manifest = {
+        **next(one for one in world.writer.answers if one["kind"] == "Pod"),
+        "status": {"phase": "Failed", "containerStatuses": []},
+    }
+    manifest["metadata"] = {**manifest["metadata"], "resourceVersion": "999"}
+    world.store.put("Pod", manifest)
+    world.woken.clear()
+    await world.cycle(M3)  # the writer says that the pod is gone already
+    after = world.store.deployment_snapshot(M3)
+    assert after is not None
+    assert after.pods == ()
+    assert M3 in world.woken

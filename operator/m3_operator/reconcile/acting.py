@@ -118,7 +118,8 @@ class Actor:
         if left is not None:
             self._store.put("Pod", left)
         else:
-            self._store.remove("Pod", {"metadata": {"namespace": namespace, "name": name, "uid": uid}})
+            # Its event will tell the store nothing new, and so wake nobody: what takes its place is ours to see to.
+            self._wake(self._store.remove("Pod", {"metadata": {"namespace": namespace, "name": name, "uid": uid}}))
 
 
 def problem_of(kind: str, error: RefusedError | NameTakenError) -> Problem:

@@ -1,11 +1,11 @@
 """The cycle of one M3Router."""
 
-import secrets
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Final
 
+from m3_operator.chance import Chance
 from m3_operator.decide.installation import Installation
 from m3_operator.decide.problem import Problem
 from m3_operator.decide.references import reference_problem, router_references
@@ -36,6 +36,7 @@ class RouterCycle:
     teller: Teller
     probe: ReferenceProbe
     clock: Callable[[], datetime]
+    chance: Chance
     _keys_tried: dict[str, datetime] = field(default_factory=dict)  # by uid: when a Secret was last offered
 
     async def run(self, key: Key) -> tuple[Problem | None, datetime | None]:
@@ -66,7 +67,7 @@ class RouterCycle:
         if tried is not None and now - tried < _KEYS_INTERVAL:
             return None
         self._keys_tried[owner] = now
-        manifest = keys_secret(decision.router, secrets.token_urlsafe(_API_KEY_BYTES))
+        manifest = keys_secret(decision.router, self.chance.token(_API_KEY_BYTES))
         try:
             is_new = await self.writer.create_secret(manifest)
         except RefusedError as error:
