@@ -29,6 +29,8 @@ APPLIED_HASH_ANNOTATION = f"{GROUP}/applied-hash"
 CONFIG_HASH_ANNOTATION = f"{GROUP}/config-hash"
 # How many pods the group of a pod has: a group outlives a change of spec.parallelism until it is replaced.
 NODES_ANNOTATION = f"{GROUP}/nodes"
+# Which nodes a pod was kept away from when it was created.
+AVOIDS_ANNOTATION = f"{GROUP}/avoids"
 
 WORKER_COMPONENT = "worker"
 ROUTER_COMPONENT = "router"

@@ -13,10 +13,11 @@ from m3_operator import names
 
 @dataclass(frozen=True)
 class Resource:
-    """One kind of namespaced object."""
+    """One kind of object."""
 
     api_version: str
     plural: str
+    is_namespaced: bool = True
 
     @property
     def group(self) -> str:
@@ -24,9 +25,12 @@ class Resource:
         return self.api_version.rpartition("/")[0]
 
     def path(self, namespace: str | None, name: str | None = None, subresource: str | None = None) -> str:
-        """The URL path of the collection, of one object or of its subresource; namespace None is all of them."""
+        """The URL path of the collection, of one object or of its subresource; namespace None is all of them.
+
+        An object of the whole cluster has none, whichever is given.
+        """
         parts = ["apis" if self.group else "api", self.api_version]
-        if namespace is not None:
+        if namespace is not None and self.is_namespaced:
             parts += ["namespaces", namespace]
         return "/" + "/".join([*parts, *(part for part in (self.plural, name, subresource) if part)])
 
@@ -43,19 +47,23 @@ RESOURCES: Final[Mapping[str, Resource]] = {
     "Deployment": Resource("apps/v1", "deployments"),
     "Role": Resource(_RBAC, "roles"),
     "RoleBinding": Resource(_RBAC, "rolebindings"),
+    "PodDisruptionBudget": Resource("policy/v1", "poddisruptionbudgets"),
+    "Node": Resource("v1", "nodes", is_namespaced=False),
     "Event": Resource("events.k8s.io/v1", "events"),
 }
 
 # Kinds of other projects or of newer API servers: used where they are known and allowed, and never needed.
-OPTIONAL_KINDS: Final[frozenset[str]] = frozenset()
+# Nodes belong to the whole cluster: an operator of one namespace may not see them, and then learns of a lost node as
+# late as Kubernetes deletes the pods on it.
+OPTIONAL_KINDS: Final[frozenset[str]] = frozenset({"Node"})
 
 OWN_KINDS: Final = (names.DEPLOYMENT_KIND, names.ROUTER_KIND)
 # Pods exist for routers too, by way of their Deployment; only workers' pods are ours to see.
 CHILD_SELECTORS: Final[Mapping[str, str]] = {
     "Pod": f"{names.MANAGED_BY_LABEL}={names.FIELD_MANAGER},{names.COMPONENT_LABEL}={names.WORKER_COMPONENT}",
     **dict.fromkeys(
-        ("Service", "ConfigMap", "ServiceAccount", "Role", "RoleBinding", "Deployment"),
+        ("Service", "ConfigMap", "ServiceAccount", "Role", "RoleBinding", "Deployment", "PodDisruptionBudget"),
         f"{names.MANAGED_BY_LABEL}={names.FIELD_MANAGER}",
     ),
 }
-WATCHED_KINDS: Final = (*OWN_KINDS, *CHILD_SELECTORS)
+WATCHED_KINDS: Final = (*OWN_KINDS, *CHILD_SELECTORS, *sorted(OPTIONAL_KINDS))

@@ -113,6 +113,7 @@ async def test_services_come_before_pods_and_the_status_comes_last() -> None:
     assert await world.cycle(M3) is None
     assert world.writer.written == [
         "make Service m3-workers",
+        "make PodDisruptionBudget m3-workers",
         "make Service m3-g0",
         "make M3Router m3",
         "create Pod m3-g0-r0",
@@ -251,7 +252,9 @@ async def test_a_failed_group_is_counted_and_its_failure_remembered_in_the_statu
     assert group["lastFailure"] == {
         "reason": "m3-g0-r0 ended (container worker ended: Error, exit code 1)",
         "time": "2026-11-21T12:00:00Z",
+        "revision": world.writer.statuses[-1]["revision"],
     }
+    assert group["restartsSince"] == "2026-11-21T12:00:00Z"
     assert ("DeletedPods", "Warning") in {(event["reason"], event["type"]) for event in world.writer.events}
 
 

@@ -20,6 +20,10 @@ Secrets are created and never read: an API key that the operator made stays wher
 - apiGroups: [""]
   resources: [services]
   verbs: [get, list, watch, create, patch, delete]
+# One budget for the evictions of each deployment's groups.
+- apiGroups: [policy]
+  resources: [poddisruptionbudgets]
+  verbs: [get, list, watch, create, patch, delete]
 # Routers.
 - apiGroups: [""]
   resources: [configmaps, serviceaccounts]

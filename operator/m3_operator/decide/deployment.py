@@ -12,14 +12,20 @@ from typing import Any
 from m3_operator import names
 from m3_operator.api import M3Deployment, SpecError, parse_deployment
 from m3_operator.capacity.assessment import Assessment, assess
+from m3_operator.decide.diagnosis import diagnose
 from m3_operator.decide.installation import Installation
+from m3_operator.decide.memory import avoided_nodes, failure_records
+from m3_operator.decide.model_names import name_problem
 from m3_operator.decide.problem import Problem
 from m3_operator.groups import Group, by_index
-from m3_operator.observed import DeploymentSnapshot, Manifest, owner_uid, parse_time, uid
+from m3_operator.observed import DeploymentSnapshot, Manifest, owner_uid, uid
 from m3_operator.plan.actions import DeletePods, ObjectAction
+from m3_operator.plan.avoidance import still_avoided
+from m3_operator.plan.faults import HEALTHY, Health, examine
 from m3_operator.plan.objects import differences
 from m3_operator.plan.recovery import FailureRecord
 from m3_operator.plan.steps import Steps, Wanted, next_steps
+from m3_operator.render.disruption import disruption_budget
 from m3_operator.render.pod import owner_reference
 from m3_operator.render.worker import group_service, revision, workers_service
 
@@ -46,6 +52,8 @@ class DeploymentDecision:
     objects: tuple[ObjectAction, ...] = ()
     steps: Steps = field(default_factory=Steps)
     problem: Problem | None = None
+    health: Health = HEALTHY
+    findings: Mapping[int, Problem] = field(default_factory=dict)  # by group: why it does not serve
 
     @property
     def is_refused(self) -> bool:
@@ -85,7 +93,9 @@ def decide_deployment(snapshot: DeploymentSnapshot, installation: Installation, 
         groups=deployment.spec.desired_groups,
         nodes=deployment.spec.parallelism.nodes,
         revision=current,
+        recovery=deployment.spec.recovery,
     )
+    health = examine(groups, snapshot, wanted.recovery, still_avoided(avoided_nodes(snapshot.manifest), now), now)
     decision = DeploymentDecision(
         deployment=deployment,
         templates={current: Template(deployment, image)},
@@ -95,8 +105,10 @@ def decide_deployment(snapshot: DeploymentSnapshot, installation: Installation, 
         records=records,
         assessment=assessment,
         objects=tuple(_deployment_objects(deployment, groups, snapshot)),
-        steps=next_steps(wanted, groups, records, snapshot.names_in_the_way, now),
-        problem=routing_problem(deployment, snapshot),
+        steps=next_steps(wanted, groups, records, snapshot.names_in_the_way, now, health=health),
+        problem=routing_problem(deployment, snapshot) or name_problem(snapshot.manifest, snapshot.siblings),
+        health=health,
+        findings=diagnose(groups, wanted.groups, records, recovery=wanted.recovery, health=health, now=now),
     )
     return _refused(decision, assessment) if decision.is_refused else decision
 
@@ -117,20 +129,6 @@ def _refused(decision: DeploymentDecision, assessment: Assessment) -> Deployment
         steps=Steps(tuple(surplus)),
         problem=Problem(assessment.reason, assessment.message),
     )
-
-
-def failure_records(manifest: Manifest) -> dict[int, FailureRecord]:
-    """What an M3Deployment's status remembers of its groups' failures."""
-    records = {}
-    for group in manifest.get("status", {}).get("groups") or ():
-        failure = group.get("lastFailure")
-        if failure:
-            records[int(group["index"])] = FailureRecord(
-                restarts=int(group.get("restarts", 0)),
-                failed_at=parse_time(failure.get("time")),
-                reason=str(failure.get("reason", "")),
-            )
-    return records
 
 
 def routing_problem(deployment: M3Deployment, snapshot: DeploymentSnapshot) -> Problem | None:
@@ -154,7 +152,11 @@ def _deployment_objects(
     deployment: M3Deployment, groups: Mapping[int, Group], snapshot: DeploymentSnapshot
 ) -> list[ObjectAction]:
     indexes = sorted({*range(deployment.spec.desired_groups), *groups})
-    desired = [workers_service(deployment), *(group_service(deployment, index) for index in indexes)]
+    desired = [
+        workers_service(deployment),
+        disruption_budget(deployment),
+        *(group_service(deployment, index) for index in indexes),
+    ]
     live = dict(snapshot.children)
     namesake = snapshot.namesake
     is_ours = namesake is not None and owner_uid(namesake) == uid(snapshot.manifest)

@@ -4,15 +4,18 @@ At the fixed point the list is empty. No two steps touch one group: whoever come
 """
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 
 from m3_operator.groups import Group
 from m3_operator.names import pod_name
 from m3_operator.plan.actions import CreatePods, PodAction
+from m3_operator.plan.avoidance import keep_away
+from m3_operator.plan.faults import HEALTHY, Health
 from m3_operator.plan.recovery import FailureRecord, recover
 from m3_operator.plan.rollout import roll
 from m3_operator.plan.scale import scale
+from m3_operator.spec.recovery import RecoverySpec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +26,7 @@ class Wanted:
     groups: int
     nodes: int
     revision: str
+    recovery: RecoverySpec = field(default_factory=RecoverySpec)
 
 
 @dataclass(frozen=True)
@@ -39,9 +43,13 @@ def next_steps(
     records: Mapping[int, FailureRecord],
     names_in_the_way: Collection[str],
     now: datetime,
+    *,
+    health: Health = HEALTHY,
 ) -> Steps:
     """What to do now. The same observation gives the same steps, whatever event led here."""
-    recovery, wake_at = recover(groups, wanted.groups, wanted.revision, records, now)
+    recovery, wake_at = recover(
+        groups, wanted.groups, wanted.revision, records, now, recovery=wanted.recovery, health=health
+    )
     candidates = [
         *recovery,
         *roll(groups, wanted.groups, wanted.revision),
@@ -55,7 +63,7 @@ def next_steps(
             continue
         taken.add(action.group)
         actions.append(action)
-    return Steps(tuple(actions), wake_at)
+    return Steps(tuple(keep_away(actions, health.avoided)), wake_at)
 
 
 def _is_blocked(deployment: str, action: PodAction, names_in_the_way: Collection[str]) -> bool:

@@ -82,7 +82,9 @@ class Actor:
     async def _change_group(self, owner: Key, templates: Mapping[str, Template], action: PodAction) -> None:
         if isinstance(action, CreatePods):
             template = templates[action.revision]
-            pods = group_pods(template.deployment, action.group, action.revision, image=template.image)
+            pods = group_pods(
+                template.deployment, action.group, action.revision, image=template.image, avoid=action.avoid_nodes
+            )
             created = await asyncio.gather(*(self._writer.create(pods[rank]) for rank in action.ranks))
             for pod in created:
                 if pod is not None:
@@ -102,6 +104,8 @@ def problem_of(kind: str, error: RefusedError | NameTakenError) -> Problem:
     """The reason of a refusal. Rights that lack are the operator's trouble, anything else the template's."""
     if isinstance(error, NameTakenError):
         return Problem("NameTaken", str(error))
+    if "exceeded quota" in str(error):
+        return Problem("QuotaExceeded", f"{kind}: {error}; raise the quota, or ask for fewer groups")
     lacks_rights = error.status in (401, 403) and "cannot" in str(error) and "in the namespace" in str(error)
     reason = "PermissionMissing" if lacks_rights else "TemplateRefused"
     return Problem(reason, f"{kind}: {error}")

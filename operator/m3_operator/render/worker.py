@@ -10,13 +10,16 @@ operator that renders them differently must not restart workers that hold half a
 import hashlib
 import json
 import math
+from collections.abc import Collection
 from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
 from m3_operator import names
 from m3_operator.api import M3Deployment
 from m3_operator.render import pod
+from m3_operator.render.avoidance import without_nodes
 from m3_operator.spec.fragments import EnvVar
+from m3_operator.spec.recovery import RecoverySpec
 from m3_worker.config import TinySettings, WorkerSettings
 
 MODEL_DIRECTORY: Final = PurePosixPath("/model")
@@ -46,6 +49,7 @@ def worker_settings(deployment: M3Deployment, *, model: Path, host: str, port: i
         cache_dtype=spec.engine.cache_dtype,
         index_cache_dtype=spec.engine.index_cache_dtype,
         drain_seconds=float(spec.drain.timeout_seconds),
+        step_deadline_seconds=float(spec.recovery.hang_seconds),
     )
 
 
@@ -66,12 +70,14 @@ def revision(deployment: M3Deployment, image: str) -> str:
     """Names what running pods must match. Replicas, suspend and router are not in it: scaling never rolls.
 
     Nor is what is only declared, `model.release` and `accelerator.memoryGiB`: pods are the same with it and without.
+    Of `recovery`, pods carry only `hangSeconds`.
     Values that equal the defaults are left out, so that a field added by a later version changes no revision.
     """
     spec = deployment.spec
     undeclared = {
         "model": spec.model.model_copy(update={"release": None}),
         "accelerator": spec.accelerator.model_copy(update={"memory_gib": None}),
+        "recovery": RecoverySpec(hang_seconds=spec.recovery.hang_seconds),
     }
     wanted = spec.model_copy(update=undeclared).model_dump(
         mode="json", by_alias=True, exclude_defaults=True, exclude={"replicas", "suspend", "router"}
@@ -80,9 +86,15 @@ def revision(deployment: M3Deployment, image: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:_REVISION_LENGTH]
 
 
-def group_pods(deployment: M3Deployment, group: int, revision: str, *, image: str) -> list[dict[str, Any]]:
-    """The pods of one group, by rank. Creating them again with the same arguments gives the same names."""
-    return [_group_pod(deployment, group, rank, revision, image) for rank in range(deployment.spec.parallelism.nodes)]
+def group_pods(
+    deployment: M3Deployment, group: int, revision: str, *, image: str, avoid: Collection[str] = ()
+) -> list[dict[str, Any]]:
+    """The pods of one group, by rank. Creating them again with the same arguments gives the same names.
+
+    None of them may run on a node of `avoid`, whatever affinity the template asks for beside.
+    """
+    pods = [_group_pod(deployment, group, rank, revision, image) for rank in range(deployment.spec.parallelism.nodes)]
+    return [without_nodes(found, avoid) for found in pods] if avoid else pods
 
 
 def group_service(deployment: M3Deployment, group: int) -> dict[str, Any]:

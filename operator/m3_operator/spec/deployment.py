@@ -14,6 +14,7 @@ from m3_operator.spec.engine import EngineSpec, ProbesSpec
 from m3_operator.spec.fragments import Model, OwnerName, PodTemplate, cel, require
 from m3_operator.spec.group import AcceleratorSpec, ParallelismSpec
 from m3_operator.spec.model import ModelSpec
+from m3_operator.spec.recovery import RecoverySpec
 
 
 class RouterReference(Model):
@@ -49,6 +50,8 @@ class M3DeploymentSpec(Model):
     """Groups to run; `kubectl scale` sets it."""
     drain: DrainSpec = DrainSpec()
     """How a group leaves."""
+    recovery: RecoverySpec = RecoverySpec()
+    """How a group that failed comes back."""
     probes: ProbesSpec = ProbesSpec()
     """How patient the health checks are."""
     suspend: bool = False

@@ -13,6 +13,7 @@ from m3_operator.spec.fragments import Model, list_map
 Text = Annotated[str, StringConstraints(max_length=1024)]
 Time = Annotated[str, Field(json_schema_extra={"format": "date-time"})]
 GROUPS_SHOWN = 64
+AVOIDED_NODES_SHOWN = 64
 
 
 class Condition(Model):
@@ -42,6 +43,8 @@ class GroupFailure(Model):
     """Which pod ended, and how."""
     time: Time
     """When the operator replaced it."""
+    revision: Annotated[str, StringConstraints(max_length=64)] = ""
+    """What its pods were created from."""
 
 
 class GroupStatus(Model):
@@ -61,9 +64,22 @@ class GroupStatus(Model):
     ] = ()
     """Nodes of its pods, by rank."""
     restarts: Annotated[int, Field(ge=0)] = 0
-    """How often it was replaced because it failed, half an hour without a failure setting it back."""
+    """How often it was replaced because it failed, in the current window of recovery.windowSeconds."""
+    restarts_since: Time | None = None
+    """When that window began."""
     last_failure: GroupFailure | None = None
     """How it failed last."""
+
+
+class AvoidedNodeStatus(Model):
+    """A node that gets no new group for a while."""
+
+    name: Annotated[str, StringConstraints(max_length=253)]
+    """Name of the node."""
+    until: Time
+    """When it may be used again."""
+    reason: Text
+    """Why it is avoided."""
 
 
 class M3DeploymentStatus(Model):
@@ -89,6 +105,11 @@ class M3DeploymentStatus(Model):
     """Ready, Available, Scheduled and Progressing; and Fits: whether the model fits the GPUs that are declared."""
     groups: Annotated[tuple[GroupStatus, ...], Field(max_length=GROUPS_SHOWN, json_schema_extra=list_map("index"))] = ()
     """Its groups, the first 64 of them."""
+    avoided_nodes: Annotated[
+        tuple[AvoidedNodeStatus, ...], Field(max_length=AVOIDED_NODES_SHOWN, json_schema_extra=list_map("name"))
+    ] = ()
+    """Nodes that were lost or whose GPU failed, and that get no new group until recovery.avoidFailedNodeSeconds have
+    passed."""
 
 
 class M3RouterStatus(Model):
