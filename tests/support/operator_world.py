@@ -12,6 +12,7 @@ from m3_operator.groups import Group, by_index
 from m3_operator.names import pod_name
 from m3_operator.observed import ObservedPod
 from m3_operator.plan.actions import CreatePods, PodAction
+from m3_operator.plan.faults import HEALTHY, Health
 from m3_operator.plan.recovery import FailureRecord, next_record
 from m3_operator.plan.steps import Steps, Wanted, next_steps
 
@@ -63,6 +64,7 @@ class SimulatedPods:
     records: dict[int, FailureRecord] = field(default_factory=dict)
     now: datetime = NOW
     created: int = 0
+    health: Health = HEALTHY
 
     @classmethod
     def of(cls, pods: Iterable[ObservedPod]) -> "SimulatedPods":
@@ -80,14 +82,14 @@ class SimulatedPods:
 
     def plan(self, wanted: Wanted) -> Steps:
         """What the operator would do now."""
-        return next_steps(wanted, self.groups, self.records, frozenset(), self.now)
+        return next_steps(wanted, self.groups, self.records, frozenset(), self.now, health=self.health)
 
     def perform(self, actions: Iterable[PodAction], wanted: Wanted) -> None:
         """Carry a plan out: pods that are created wait, pods that are deleted are on their way."""
         for action in actions:
             if isinstance(action, CreatePods):
                 for rank in action.ranks:
-                    self._create(action.group, rank, wanted)
+                    self._create(action, rank, wanted)
                 continue
             for one in action.pods:
                 gone = one.is_finished or action.grace_seconds == 0 or one.phase == "Pending"
@@ -97,7 +99,8 @@ class SimulatedPods:
                     self.pods[one.name] = replace(self.pods[one.name], deletion_at=self.now + timedelta(seconds=30))
             if action.counts_as_restart:
                 record = self.records.get(action.group, FailureRecord())
-                self.records[action.group] = next_record(record, action.reason, self.now)
+                revision = action.pods[0].revision if action.pods else ""
+                self.records[action.group] = next_record(record, action.reason, self.now, wanted.recovery, revision)
 
     def let_time_pass(self, seconds: float = 1.0) -> None:
         """Pods that are going are gone, pods that wait are ready."""
@@ -116,14 +119,15 @@ class SimulatedPods:
             self.let_time_pass(60 if steps.wake_at and not steps.actions else 1)
         raise AssertionError(f"no end after {turns} turns: {self.plan(wanted)}")
 
-    def _create(self, group: int, rank: int, wanted: Wanted) -> None:
-        name = pod_name(NAME, group, rank)
+    def _create(self, action: CreatePods, rank: int, wanted: Wanted) -> None:
+        name = pod_name(NAME, action.group, rank)
         if name in self.pods:
             return  # AlreadyExists, which is fine
         self.created += 1
         self.pods[name] = pod(
-            group,
+            action.group,
             rank,
+            avoids=action.avoid_nodes,
             uid=f"uid-{self.created}-new",
             nodes=wanted.nodes,
             revision=wanted.revision,
