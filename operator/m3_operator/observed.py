@@ -11,6 +11,7 @@ from datetime import datetime
 from typing import Any
 
 from m3_operator import names
+from m3_operator.experts.window import ExpertState
 from m3_operator.signals.steps import StepRecord
 from m3_operator.signals.values import NO_SIGNALS, DeploymentSignals
 
@@ -43,12 +44,16 @@ class ObservedPod:
     revision: str
     phase: str
     node_name: str | None
+    ip: str
     is_ready: bool
     deletion_at: datetime | None  # when the pod should be gone at the latest; None: it stays
     finished_at: datetime | None
     message: str  # why it is not running, or how it ended; "" when there is nothing to say
     avoids: tuple[str, ...] = ()  # nodes that it may not run on, whatever they are by now
     trouble: str = ""  # what `message` says, in Kubernetes' own word: ImagePullBackOff, Unschedulable, OOMKilled ...
+    is_gated: bool = False  # whether our gate keeps the scheduler from seeing it
+    opened_at: datetime | None = None  # when our gate was taken away; None: it is there, or never was
+    ready_at: datetime | None = None  # since when it is ready; None: it is not, or not known
 
     @property
     def is_terminating(self) -> bool:
@@ -88,6 +93,7 @@ class DeploymentSnapshot:
     router: Manifest | None  # the M3Router that should serve it: the one it names, or the one of its own name
     namesake: Manifest | None  # the M3Router of its own name, whoever made it
     signals: DeploymentSignals = NO_SIGNALS  # the last scrape of its workers and routers
+    experts: ExpertState | None = None  # what the last window found; None: not looked at yet
     steps: Mapping[str, StepRecord] = field(default_factory=dict)  # by pod uid: since when its steps stand still
     nodes: Mapping[str, ObservedNode] = field(default_factory=dict)  # those its pods are on, as far as they are known
     siblings: tuple[Manifest, ...] = ()  # the other M3Deployments that the same router lists
@@ -100,6 +106,15 @@ class RouterSnapshot:
     manifest: Manifest
     deployments: Mapping[str, Manifest | None]  # those it names, in its order; None: there is no such object
     children: Mapping[tuple[str, str], Manifest]  # by kind and name
+    tenants: tuple[Manifest, ...] = ()  # M3Tenants that are meant for it, the oldest first
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TenantSnapshot:
+    """Everything that is said of one M3Tenant follows from this."""
+
+    manifest: Manifest
+    routers: Mapping[str, Manifest | None]  # those it is meant for; None: there is no such object
 
 
 def uid(manifest: Manifest) -> str:
@@ -141,6 +156,7 @@ def read_pod(manifest: Manifest) -> ObservedPod | None:
     """The typed form of a worker pod; None if its labels do not say which group and rank it is."""
     metadata, status = manifest.get("metadata", {}), manifest.get("status", {})
     labels = metadata.get("labels") or {}
+    ready = condition(manifest, "Ready")
     try:
         group, rank = int(labels[names.GROUP_LABEL]), int(labels[names.RANK_LABEL])
         nodes = int((metadata.get("annotations") or {}).get(names.NODES_ANNOTATION, 1))
@@ -159,12 +175,18 @@ def read_pod(manifest: Manifest) -> ObservedPod | None:
         revision=labels.get(names.REVISION_LABEL, ""),
         phase=status.get("phase", ""),
         node_name=manifest.get("spec", {}).get("nodeName"),
-        is_ready=condition(manifest, "Ready").get("status") == "True",
+        ip=status.get("podIP", ""),
+        is_ready=ready.get("status") == "True",
+        ready_at=parse_time(ready.get("lastTransitionTime")) if ready.get("status") == "True" else None,
         deletion_at=parse_time(metadata.get("deletionTimestamp")),
         finished_at=_finished_at(status),
         message=message,
         avoids=tuple(filter(None, (metadata.get("annotations") or {}).get(names.AVOIDS_ANNOTATION, "").split(","))),
         trouble=trouble,
+        is_gated=any(
+            gate.get("name") == names.GROUP_GATE for gate in manifest.get("spec", {}).get("schedulingGates") or ()
+        ),
+        opened_at=parse_time((metadata.get("annotations") or {}).get(names.OPENED_ANNOTATION)),
     )
 
 

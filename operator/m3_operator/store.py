@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from m3_operator import names
+from m3_operator.experts.window import ExpertState
 from m3_operator.node_index import NodeIndex
 from m3_operator.observed import (
     DeploymentSnapshot,
@@ -20,13 +21,15 @@ from m3_operator.observed import (
     Manifest,
     ObservedPod,
     RouterSnapshot,
+    TenantSnapshot,
     owner_uid,
     read_pod,
     resource_version,
     served_model,
     uid,
 )
-from m3_operator.resources import OWN_KINDS, WATCHED_KINDS
+from m3_operator.resources import OWN_KINDS, WATCHED_KINDS, table_kind
+from m3_operator.tenancy import Tenancy
 
 _Identity = tuple[str, str, str]  # kind, namespace, name
 _BURIED = 10_000  # more than are deleted between an event and a late answer
@@ -41,7 +44,9 @@ class Store:
         self._versions: dict[_Identity, tuple[str, int]] = {}  # uid, resource version
         self._children: dict[Key, set[_Identity]] = {}  # by the owner that their labels name
         self._served_by: dict[tuple[str, str], set[str]] = {}  # (namespace, deployment) -> routers that list it
+        self._experts: dict[Key, ExpertState] = {}
         self._nodes = NodeIndex()
+        self._tenancy = Tenancy()
         self._buried: OrderedDict[str, None] = OrderedDict()  # uids of the last that were forgotten
 
     def __repr__(self) -> str:
@@ -57,7 +62,7 @@ class Store:
 
     def knows(self, manifest: Manifest) -> bool:
         """Whether an object of this kind and name is there."""
-        return _identity(manifest["kind"], manifest) in self._versions
+        return _identity(table_kind(manifest), manifest) in self._versions
 
     def put(self, kind: str, manifest: Manifest) -> set[Key]:
         """Remember an object as it is now, unless it was forgotten: a late word of it would make it a ghost.
@@ -99,6 +104,16 @@ class Store:
         """Everything known of one kind."""
         return {identity for identity in self._versions if identity[0] == kind}
 
+    def put_experts(self, key: Key, state: ExpertState | None) -> set[Key]:
+        """Remember what is known of a deployment's experts; None: nothing."""
+        if self._experts.get(key) == state:
+            return set()
+        if state is None:
+            del self._experts[key]
+        else:
+            self._experts[key] = state
+        return {key}
+
     def deployment_snapshot(self, key: Key) -> DeploymentSnapshot | None:
         """Everything the plan of one M3Deployment may look at; None if it is gone."""
         manifest = self.get(key)
@@ -120,6 +135,7 @@ class Store:
             children=children,
             router=self._objects.get((names.ROUTER_KIND, key.namespace, _router_of(manifest))),
             namesake=self._objects.get((names.ROUTER_KIND, key.namespace, key.name)),
+            experts=self._experts.get(key),
             nodes=self._nodes.of(pods),
             siblings=tuple(self._objects[identity] for identity in self._siblings(key, _router_of(manifest))),
         )
@@ -137,11 +153,24 @@ class Store:
         deployments = {
             name: self._objects.get((names.DEPLOYMENT_KIND, key.namespace, name)) for name in _listed_by(manifest)
         }
-        return RouterSnapshot(manifest=manifest, deployments=deployments, children=children)
+        tenants = tuple(
+            self._objects[names.TENANT_KIND, key.namespace, name]
+            for name in self._tenancy.tenants_of(key.namespace, key.name)
+        )
+        return RouterSnapshot(manifest=manifest, deployments=deployments, children=children, tenants=tenants)
+
+    def tenant_snapshot(self, key: Key) -> TenantSnapshot | None:
+        """Everything that is said of one M3Tenant follows from this; None if it is gone."""
+        manifest = self.get(key)
+        if manifest is None:
+            return None
+        meant = self._tenancy.routers_for(key.namespace, manifest)
+        routers = {name: self._objects.get((names.ROUTER_KIND, key.namespace, name)) for name in meant}
+        return TenantSnapshot(manifest=manifest, routers=routers)
 
     def _remember(self, identity: _Identity, manifest: Manifest) -> set[Key]:
         kind, namespace, name = identity
-        is_renamed = False
+        is_renamed, told = False, set[Key]()
         if kind == "Node":
             return _deployments(self._nodes.put(manifest))
         if kind == "Pod":
@@ -155,9 +184,10 @@ class Store:
             if kind == names.ROUTER_KIND:
                 self._index_router(namespace, name, before, manifest)
             is_renamed = before is None or served_model(before) != served_model(manifest)
+            told = self._tenancy.put(kind, namespace, name, before, manifest)
             self._objects[identity] = _without_managed_fields(manifest)
         if kind in OWN_KINDS:
-            return self._related(identity) | (self._rivals(identity) if is_renamed else set())
+            return self._related(identity) | told | (self._rivals(identity) if is_renamed else set())
         owner = _labelled_owner(manifest)
         if owner is None:
             return set()
@@ -179,7 +209,8 @@ class Store:
         if manifest is None:
             return set()
         if identity[0] in OWN_KINDS:
-            touched = self._related(identity) | self._rivals(identity)
+            self._experts.pop(Key(*identity), None)
+            touched = self._related(identity) | self._rivals(identity) | self._tenancy.remove(*identity, manifest)
             if identity[0] == names.ROUTER_KIND:
                 self._index_router(identity[1], identity[2], manifest, None)
             del self._objects[identity]
@@ -205,13 +236,14 @@ class Store:
             self._served_by.setdefault((namespace, deployment), set()).add(name)
 
     def _related(self, identity: _Identity) -> set[Key]:
-        """The object itself, and those of the other kind whose snapshot shows it."""
+        """The object itself, and the deployments or routers whose snapshot shows it."""
         kind, namespace, name = identity
         manifest = self._objects[identity]
+        related: set[Key] = set()
         if kind == names.DEPLOYMENT_KIND:
             routers = self._served_by.get((namespace, name), set())
             related = {Key(names.ROUTER_KIND, namespace, router) for router in routers}
-        else:
+        elif kind == names.ROUTER_KIND:
             listed = [*_listed_by(manifest), name]
             related = {Key(names.DEPLOYMENT_KIND, namespace, deployment) for deployment in listed}
         return {Key(*identity), *related}

@@ -288,7 +288,7 @@ def test_show_crds_prints_every_definition_as_a_document_of_its_own() -> None:
     shown = helm("show", "crds", str(CHART))
 
     kinds = [document["spec"]["names"]["kind"] for document in yaml.safe_load_all(shown.stdout)]
-    assert sorted(kinds) == ["M3Deployment", "M3Router"]
+    assert sorted(kinds) == ["M3Deployment", "M3Router", "M3Tenant"]
 
 
 def test_the_chart_has_the_version_of_the_package() -> None:

@@ -54,7 +54,7 @@ def finding(
 ) -> Problem | None:
     spec = RecoverySpec.model_validate(recovery)
     records = {} if record is None else {0: record}
-    return diagnose(by_index([one]), 1, records, recovery=spec, health=health, now=NOW).get(0)
+    return diagnose(by_index([one]), {0}, records, recovery=spec, health=health, now=NOW).get(0)
 
 
 POD_CASES = [
@@ -102,7 +102,7 @@ POD_CASES = [
             "0/3 nodes are available: 3 node(s) didn't match Pod's node affinity/selector. preemption: 0/3 nodes ..."
         ),
         "NodeSelectorMatchesNothing",
-        "none of 3 nodes has what spec.template.nodeSelector and affinity ask for",
+        "none of 3 nodes has what spec.template and spec.placement ask for",
     ),
     (
         unscheduled(
@@ -155,7 +155,7 @@ def test_a_group_that_crashes_again_and_again_says_so_until_it_serves() -> None:
         assert found is not None
         assert found.reason == "CrashLooping"
         assert "was restarted 3 times since 12:00:00 UTC" in found.message
-    absent = diagnose({}, 1, {0: thrice}, recovery=RecoverySpec(), health=HEALTHY, now=NOW)
+    absent = diagnose({}, {0}, {0: thrice}, recovery=RecoverySpec(), health=HEALTHY, now=NOW)
     assert absent[0].reason == "CrashLooping", "the reason must not flicker between two lives of the group"
     assert finding(pod(0), thrice) is None
     assert finding(pod(0, is_ready=False, revision="r2"), thrice) is None, "another revision is another story"
@@ -182,7 +182,7 @@ def test_a_fault_is_told_even_of_a_group_that_seems_to_serve() -> None:
 
 def test_groups_that_nobody_wants_are_not_diagnosed() -> None:
     surplus = replace(waiting("ErrImagePull", "no"), group=4)
-    assert diagnose(by_index([surplus]), 1, {}, recovery=RecoverySpec(), health=HEALTHY, now=NOW) == {}
+    assert diagnose(by_index([surplus]), {0}, {}, recovery=RecoverySpec(), health=HEALTHY, now=NOW) == {}
 
 
 def test_a_quota_has_its_own_reason() -> None:

@@ -33,6 +33,7 @@ def pod(group: int, rank: int = 0, **changes: Any) -> ObservedPod:
         "revision": "r1",
         "phase": "Running",
         "node_name": "node-0",
+        "ip": "10.0.0.1",
         "is_ready": True,
         "deletion_at": None,
         "finished_at": None,
@@ -65,6 +66,8 @@ class SimulatedPods:
     now: datetime = NOW
     created: int = 0
     health: Health = HEALTHY
+    broken: frozenset[str] = frozenset()
+    """Revisions whose pods never come up."""
 
     @classmethod
     def of(cls, pods: Iterable[ObservedPod]) -> "SimulatedPods":
@@ -129,13 +132,14 @@ class SimulatedPods:
             rank,
             avoids=action.avoid_nodes,
             uid=f"uid-{self.created}-new",
-            nodes=wanted.nodes,
-            revision=wanted.revision,
+            nodes=wanted.nodes if action.revision == wanted.revision else wanted.current_nodes,
+            revision=action.revision,
             phase="Pending",
             is_ready=False,
             node_name=None,
         )
 
     def _risen(self, one: ObservedPod) -> ObservedPod:
-        is_waiting = one.phase == "Pending"
-        return replace(one, phase="Running", is_ready=True, node_name="node-0") if is_waiting else one
+        if one.phase != "Pending" or one.revision in self.broken:
+            return one
+        return replace(one, phase="Running", is_ready=True, ready_at=self.now, node_name="node-0")

@@ -5,7 +5,7 @@ it is kept. docs/recovery.md lists every reason.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from datetime import datetime
 from typing import Final
 
@@ -40,19 +40,19 @@ _OF_ALL_NODES: Final = re.compile(r"0/(\d+) nodes are available: (\d+) node\(s\)
 
 def diagnose(
     groups: Mapping[int, Group],
-    wanted: int,
+    held: Collection[int],
     records: Mapping[int, FailureRecord],
     *,
     recovery: RecoverySpec,
     health: Health,
     now: datetime,
 ) -> dict[int, Problem]:
-    """What stands in the way of each wanted group; of those that serve, or merely take their time, nothing."""
+    """What stands in the way of each group that stays; of those that serve, or merely take their time, nothing."""
     found = {}
     # A group that crashed says so also while it has no pods.
     for index in sorted({*groups, *records}):
         group = groups.get(index, Group(index))
-        if index < wanted and (not group.is_ready or index in health.faults):
+        if index in held and (not group.is_ready or index in health.faults):
             problem = _diagnose(group, records.get(index, FailureRecord()), recovery, health, now)
             if problem is not None:
                 found[index] = problem
@@ -145,7 +145,7 @@ def _scheduling_problem(pod: ObservedPod, health: Health) -> Problem:
     avoided = [node.name for node in health.avoided]
     if unmatched is not None and unmatched[1] == unmatched[2] and not avoided:
         message = (
-            f"{pod.name}: none of {unmatched[1]} nodes has what spec.template.nodeSelector and affinity ask for; "
+            f"{pod.name}: none of {unmatched[1]} nodes has what spec.template and spec.placement ask for; "
             "label a node, or correct them"
         )
         return Problem("NodeSelectorMatchesNothing", message)

@@ -49,15 +49,14 @@ class Outlook:
 
 def recover(
     groups: Mapping[int, Group],
-    wanted: int,
-    revision: str,
+    held: Collection[int],
     records: Mapping[int, FailureRecord],
     now: datetime,
     *,
     recovery: RecoverySpec = _DEFAULT,
     health: Health = HEALTHY,
 ) -> tuple[list[PodAction], datetime | None]:
-    """Removals that are due now, and when the next one will be."""
+    """Removals that are due now, and when the next one will be. `held` are the groups that stay or are made again."""
     actions: list[PodAction] = []
     wakes: list[datetime] = [health.wake_at] if health.wake_at is not None else []
     for group in groups.values():
@@ -68,7 +67,7 @@ def recover(
         fault, record = health.faults.get(group.index), records.get(group.index, FailureRecord())
         if not needs_replacement(group, fault):
             actions += [*_drain_with_its_peer(group), *_let_it_use_mended_nodes(group, health)]
-        elif group.index >= wanted or group.revision != revision:
+        elif group.index not in held:
             actions += _replace(group, fault, taken, counts=False)
         elif recovery.policy == "RecreateGroup" and not is_short_of_room(group, fault):
             outlook = outlook_of(group, record, recovery, now)

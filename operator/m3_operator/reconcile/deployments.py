@@ -18,6 +18,7 @@ from m3_operator.reconcile.references import INTERVAL, ReferenceProbe
 from m3_operator.reconcile.telling import Teller
 from m3_operator.signals.steps import StepRecord, remember_steps
 from m3_operator.spec.recovery import RecoverySpec
+from m3_operator.status.conditions import timestamp
 from m3_operator.status.deployment import deployment_status
 from m3_operator.store import Store
 
@@ -46,6 +47,9 @@ class DeploymentCycle:
         pods_refused = await self.actor.change_pods(key, decision.templates, decision.steps.actions, happenings)
         refusal = pods_refused or refusal
         records, avoided = _updated_records(decision, self.clock()), _updated_avoided(decision, self.clock())
+        if decision.turn.opening is not None:
+            opened_at = timestamp(self.clock())
+            refusal = await self.actor.open_gates(key, decision.turn.opening, opened_at, happenings) or refusal
         after = self.store.deployment_snapshot(key)
         if after is None:
             return refusal, None
@@ -57,7 +61,7 @@ class DeploymentCycle:
         problem = refusal or absent or decision_after.problem
         status = deployment_status(after, decision_after, records, problem, self.clock(), avoided=avoided)
         self.actor.remember(key, key.kind, await self.teller.tell(key, after.manifest, status, happenings))
-        wakes = [decision_after.steps.wake_at, self.clock() + INTERVAL if references else None]
+        wakes = [decision_after.wake_at, self.clock() + INTERVAL if references else None]
         return refusal, min((wake for wake in wakes if wake is not None), default=None)
 
     def _with_steps(self, snapshot: DeploymentSnapshot) -> DeploymentSnapshot:
