@@ -38,6 +38,7 @@ from m3_operator.workqueue import WorkQueue
 logger = logging.getLogger(__name__)
 
 _THREADS: Final = 16
+_NAMESPACE_FILE: Final = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 _CYCLES_AT_ONCE: Final = 16
 _WORKER_SECONDS: Final = 10.0
 _RELIST_SECONDS: Final = 300.0
@@ -111,6 +112,7 @@ async def run(options: Options) -> None:
         installation = Installation(
             worker_image=options.worker_image,
             router_image=options.router_image,
+            namespace=own_namespace(),
             optional_kinds=frozenset(kinds).intersection(OPTIONAL_KINDS),
         )
         reconciler = Reconciler(cluster, store, installation, clock=clock, wake=queue.wake_all)
@@ -129,6 +131,14 @@ async def run(options: Options) -> None:
             )
             for task in ours:
                 task.cancel()
+
+
+def own_namespace() -> str | None:
+    """The namespace of the pod that this runs in, as its service account's mount says; None outside a cluster."""
+    try:
+        return _NAMESPACE_FILE.read_text().strip() or None
+    except OSError:
+        return None
 
 
 def connect(kubeconfig: Path | None) -> kubernetes_client.ApiClient:

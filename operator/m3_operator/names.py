@@ -2,7 +2,7 @@
 
 Child names are computed from the owner's name and an index alone, so that creating an object twice is harmless and a
 restarted operator finds what its predecessor made. An owner's name is at most 40 characters (the CRDs refuse more):
-the longest child, `NAME-gG-rR` with G < 1000 and R < 1000, stays within a DNS label's 63.
+the longest child, `NAME-gG-rR` with G < 10,000 and R < 1000, stays within a DNS label's 63.
 """
 
 from collections.abc import Mapping
@@ -16,6 +16,7 @@ REVISION_KIND = "ControllerRevision"
 TENANT_KIND = "M3Tenant"
 
 FIELD_MANAGER = "m3-operator"
+CLI_FIELD_MANAGER = "m3-cli"
 NAME_MAX_LENGTH = 40
 NAME_PATTERN = "^[a-z]([-a-z0-9]*[a-z0-9])?$"
 
@@ -38,6 +39,10 @@ AVOIDS_ANNOTATION = f"{GROUP}/avoids"
 OPENED_ANNOTATION = f"{GROUP}/opened-at"
 # What holds the pods of a group back from the scheduler until its turn.
 GROUP_GATE = f"{GROUP}/group"
+
+OPERATOR_SELECTOR = {COMPONENT_LABEL: "operator"}  # picks the operator's own pods, in its namespace
+# On the pods of a deployment that `m3 rollout restart` was asked for, and when: it makes a revision of its own.
+RESTARTED_ANNOTATION = f"{GROUP}/restarted-at"
 
 WORKER_COMPONENT = "worker"
 ROUTER_COMPONENT = "router"

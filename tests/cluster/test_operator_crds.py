@@ -42,6 +42,11 @@ def source(**sources: Any) -> dict[str, Any]:
     return deployment(model={"name": "M", "source": sources})
 
 
+def engine(parallelism: dict[str, Any] | None = None, **said: Any) -> dict[str, Any]:
+    model = {"name": "M", "source": {"hostPath": {"path": "/m"}}}
+    return deployment(model=model, engine=said, parallelism=parallelism or {})
+
+
 def named(name: str) -> dict[str, Any]:
     return {**deployment(), "metadata": {"name": name}}
 
@@ -80,6 +85,46 @@ RULES = [
         "spec",
         "GPUs come from parallelism.gpusPerNode",
     ),
+    (deployment(placement={"exclusive": True}), "spec.placement", "placement: exclusive needs required"),
+    (
+        deployment(placement={"required": "Rack", "preferred": "Zone"}),
+        "spec.placement",
+        "placement: preferred must be narrower than required",
+    ),
+    (
+        deployment(placement={"gang": {"provider": "Kueue"}}),
+        "spec.placement.gang",
+        "placement.gang: Kueue needs queueName",
+    ),
+    (
+        deployment(accelerator={"mode": "DRA", "resourceName": "amd.com/gpu"}),
+        "spec.accelerator",
+        "accelerator.resourceName: of mode DevicePlugin",
+    ),
+    (
+        deployment(accelerator={"selectors": ["true"]}),
+        "spec.accelerator",
+        "accelerator.deviceClassName and accelerator.selectors: of mode DRA",
+    ),
+    (engine(type="vllm"), "spec.engine", "engine.image: required with engine.type vllm and sglang"),
+    (engine(type="vllm", image="v", cacheTokens=1024), "spec.engine", "engine.cacheTokens: vllm takes a share"),
+    (engine(type="sglang", image="s", cacheDtype="float32"), "spec.engine", "engine.cacheDtype: vllm and sglang"),
+    (engine(type="sglang", image="s", indexCacheDtype="fp8"), "spec.engine", "engine.indexCacheDtype: of the native"),
+    (
+        deployment(engine={"type": "vllm", "image": "v"}),
+        "spec",
+        "model.source: tiny and packaged are for the native engine",
+    ),
+    (
+        engine(parallelism={"redundantExperts": 8}, type="vllm", image="v"),
+        "spec",
+        "parallelism.redundantExperts: of the native engine alone",
+    ),
+    (
+        engine(parallelism={"gpusPerNode": 0}, type="vllm", image="v"),
+        "spec",
+        "parallelism.gpusPerNode: vllm and sglang need at least 1",
+    ),
     (
         deployment(template={"volumes": [{"name": "model", "emptyDir": {}}]}),
         "spec.template",
@@ -106,6 +151,32 @@ RULES = [
         "spec.model",
         "model.release: only with pvc, hostPath or image",
     ),
+    (deployment(rollout={"maxSurge": 1}), "spec.rollout", "rollout.maxSurge: only with strategy Surge"),
+    (
+        deployment(rollout={"strategy": "Recreate", "maxUnavailable": "50%"}),
+        "spec.rollout",
+        "rollout.maxUnavailable: only with strategy RollingGroups or Surge",
+    ),
+    (
+        deployment(rollout={"maxUnavailable": 0}),
+        "spec.rollout",
+        "rollout: a rollout needs a group more or a group less",
+    ),
+    (
+        deployment(rollout={"strategy": "Surge", "maxSurge": "0%"}),
+        "spec.rollout",
+        "rollout: a rollout needs a group more or a group less",
+    ),
+    (
+        deployment(rollout={"progressDeadlineSeconds": 60, "minReadySeconds": 60}),
+        "spec.rollout",
+        "rollout.progressDeadlineSeconds must be greater than rollout.minReadySeconds",
+    ),
+    (
+        deployment(rollout={"autoRollback": True, "revisionHistoryLimit": 0}),
+        "spec.rollout",
+        "rollout.autoRollback needs a revisionHistoryLimit of at least 1",
+    ),
     (router(auth={"mode": "None"}), "spec.auth", "auth.mode None lets everyone in and needs auth.allowInsecure: true"),
     (router(ledger={"storage": "Claim"}), "spec.ledger", "ledger.claimName is for ledger.storage Claim"),
     (router(ledger={"claimName": "bills"}), "spec.ledger", "ledger.claimName is for ledger.storage Claim"),
@@ -123,6 +194,9 @@ RULES = [
 BOUNDS = [
     (deployment(replicas=-1), "spec.replicas"),
     (deployment(replicas=1001), "spec.replicas"),
+    (deployment(rollout={"strategy": "Surge", "maxSurge": "101%"}), "spec.rollout.maxSurge"),
+    (deployment(rollout={"maxUnavailable": -1}), "spec.rollout.maxUnavailable"),
+    (deployment(rollout={"strategy": "BlueGreen"}), "spec.rollout.strategy"),
     (deployment(model={"name": "M", "dtype": "float8", "source": {"tiny": {}}}), "spec.model.dtype"),
     (deployment(model={"name": "", "source": {"tiny": {}}}), "spec.model.name"),
     (deployment(model={"name": "M", "servedNames": ["a", "b"], "source": {"tiny": {}}}), "spec.model.servedNames"),

@@ -24,8 +24,12 @@ def change_children(
     groups: Mapping[int, Group],
     places: Sequence[int],
     actions: Sequence[PodAction],
+    extras: Sequence[Manifest],
 ) -> tuple[ObjectAction, ...]:
-    """What to apply and delete. `places`: indexes of groups; `actions`: what is about to be made of them."""
+    """What to apply and delete. `places`: indexes of groups; `actions`: what is about to be made of them.
+
+    `extras`: objects of no group, that only some clusters can have.
+    """
     made = {action.group for action in actions if isinstance(action, CreatePods)}
     by_revision = {name: (template.deployment, template.gang) for name, template in revisions.templates.items()}
     desired: list[Manifest] = [
@@ -33,6 +37,7 @@ def change_children(
         disruption_budget(deployment, max_unavailable=max(revisions.wanted.rollout.unavailable, 1)),
         *(group_service(deployment, index) for index in sorted({*places, *made})),
         *group_objects(by_revision, groups, actions),
+        *extras,
     ]
     live = dict(snapshot.children)
     if snapshot.experts is not None and has_plan(deployment):

@@ -12,7 +12,7 @@ from m3_operator.api import M3Deployment, SpecError, parse_deployment
 from m3_operator.capacity.assessment import Assessment, assess
 from m3_operator.decide.children import change_children
 from m3_operator.decide.diagnosis import diagnose
-from m3_operator.decide.equipment import lacking
+from m3_operator.decide.equipment import extras, lacking
 from m3_operator.decide.installation import Installation
 from m3_operator.decide.memory import avoided_nodes, failure_records
 from m3_operator.decide.model_names import name_problem
@@ -101,7 +101,7 @@ def decide_deployment(snapshot: DeploymentSnapshot, installation: Installation, 
     health = examine(groups, snapshot, spec.recovery, still_avoided(avoided_nodes(snapshot.manifest), now), now)
     decision = replace(decision, revisions=revisions, health=health)
     if decision.is_refused:
-        return _refused(decision, revisions, snapshot, now)
+        return _refused(decision, revisions, snapshot, installation, now)
     steps = next_steps(revisions.wanted, groups, records, snapshot.names_in_the_way, now, health=health)
     held = stand(revisions.wanted, groups, now).held
     return replace(
@@ -110,7 +110,13 @@ def decide_deployment(snapshot: DeploymentSnapshot, installation: Installation, 
         or name_problem(snapshot.manifest, snapshot.siblings, snapshot.router),
         findings=diagnose(groups, held, records, recovery=spec.recovery, health=health, now=now),
         objects=change_children(
-            deployment, revisions, snapshot, groups=groups, places=decision.places, actions=steps.actions
+            deployment,
+            revisions,
+            snapshot,
+            groups=groups,
+            places=decision.places,
+            actions=steps.actions,
+            extras=extras(deployment, installation),
         ),
         steps=steps,
         turn=next_turn(groups, timedelta(seconds=spec.placement.gang.timeout_seconds), now),
@@ -118,7 +124,11 @@ def decide_deployment(snapshot: DeploymentSnapshot, installation: Installation, 
 
 
 def _refused(
-    decision: DeploymentDecision, revisions: Revisions, snapshot: DeploymentSnapshot, now: datetime
+    decision: DeploymentDecision,
+    revisions: Revisions,
+    snapshot: DeploymentSnapshot,
+    installation: Installation,
+    now: datetime,
 ) -> DeploymentDecision:
     """What is left to do for a spec that cannot run: groups that serve go on serving, those too many still go.
 
@@ -133,7 +143,15 @@ def _refused(
     return replace(
         decision,
         objects=(
-            change_children(deployment, revisions, snapshot, groups=groups, places=decision.places, actions=())
+            change_children(
+                deployment,
+                revisions,
+                snapshot,
+                groups=groups,
+                places=decision.places,
+                actions=(),
+                extras=extras(deployment, installation),
+            )
             if groups
             else ()
         ),

@@ -28,13 +28,15 @@ from m3_operator.spec.engine import UNKNOWN_STARTUP_SECONDS
 from m3_operator.spec.fragments import EnvVar
 from m3_operator.spec.recovery import RecoverySpec
 
-NOT_IN_REVISION: Final = frozenset({"replicas", "suspend", "router", "rollout", "expert_balancing"})
-"""Fields of the spec that no pod carries: a change of them replaces nothing."""
 _ENGINES: Final[Mapping[str, Callable[[M3Deployment, int, int], Launch]]] = {
     "native": native.launch,
     "vllm": vllm.launch,
     "sglang": sglang.launch,
 }
+NOT_IN_REVISION: Final = frozenset(
+    {"replicas", "suspend", "router", "rollout", "expert_balancing", "network_policy", "monitoring"}
+)
+"""Fields of the spec that no pod carries: a change of them replaces nothing."""
 _REVISION_LENGTH: Final = 10
 _STARTUP_PERIOD_SECONDS: Final = 5
 _FIRST_PROBES: Final = {"startupSeconds": UNKNOWN_STARTUP_SECONDS}

@@ -9,6 +9,7 @@ from typing import Annotated, Self
 
 from pydantic import ConfigDict, Field, model_validator
 
+from m3_operator.spec.access import MonitoringSpec, NetworkPolicySpec
 from m3_operator.spec.drain import DrainSpec
 from m3_operator.spec.engine import EngineSpec, ProbesSpec
 from m3_operator.spec.experts import ExpertBalancingSpec
@@ -80,6 +81,10 @@ class M3DeploymentSpec(Model):
     """Run no group, but keep `replicas`."""
     router: RouterReference | None = None
     """The M3Router that serves this deployment; absent: it gets one of its own name."""
+    network_policy: NetworkPolicySpec = NetworkPolicySpec()
+    """Who may reach the workers over the network."""
+    monitoring: MonitoringSpec = MonitoringSpec()
+    """Who reads the workers' metrics."""
     template: PodTemplate = PodTemplate()
     """What is laid over the worker pods."""
 
