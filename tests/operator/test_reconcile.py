@@ -15,8 +15,8 @@ from m3_operator.store import Store
 from m3_router.config import RouterConfig
 from operator_world import NOW
 
-# Ten minutes more than five for the drain and an hour in which a group must be up.
-DEADLINE_SECONDS = 4500
+# Ten minutes more than five for the drain and the ten, and a second, in which a group of a tiny model must be up.
+DEADLINE_SECONDS = 1501
 M3, ROUTER = Key("M3Deployment", "ns", "m3"), Key("M3Router", "ns", "m3")
 ADA = Key("M3Tenant", "ns", "ada")
 

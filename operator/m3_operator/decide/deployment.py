@@ -103,7 +103,7 @@ def decide_deployment(snapshot: DeploymentSnapshot, installation: Installation, 
     if decision.is_refused:
         return _refused(decision, revisions, snapshot, installation, now)
     steps = next_steps(revisions.wanted, groups, records, snapshot.names_in_the_way, now, health=health)
-    held = stand(revisions.wanted, groups, now).held
+    held = stand(revisions.wanted, groups, now).held | (set(decision.places) - groups.keys())
     return replace(
         decision,
         problem=routing_problem(deployment, snapshot)
