@@ -102,7 +102,7 @@ POD_CASES = [
             "0/3 nodes are available: 3 node(s) didn't match Pod's node affinity/selector. preemption: 0/3 nodes ..."
         ),
         "NodeSelectorMatchesNothing",
-        "none of 3 nodes has what spec.template.nodeSelector and affinity ask for",
+        "none of 3 nodes has what spec.template and spec.placement ask for",
     ),
     (
         unscheduled(

@@ -77,10 +77,10 @@ def test_the_older_one_keeps_the_name_whatever_the_order_of_the_list() -> None:
 
 
 def test_of_two_that_came_together_the_first_by_name_keeps_it() -> None:
-    assert holders([deployment("b", 1), deployment("a", 1)]) == {"M": "a"}
+    assert holders([deployment("b", 1), deployment("a", 1)], None) == {"M": ("a",)}
     named = deployment("c", 2, model="X")
     named["spec"]["model"]["servedNames"] = ["M"]
-    assert holders([named, deployment("d", 3)]) == {"M": "c"}, "clients ask by the served name"
+    assert holders([named, deployment("d", 3)], None) == {"M": ("c",)}, "clients ask by the served name"
 
 
 def test_a_router_that_leaves_one_out_is_ready_and_says_so() -> None:

@@ -16,13 +16,8 @@ ZONE = {"key": "zone", "operator": "In", "values": ["a"]}
 GPU = {"key": "gpu", "operator": "Exists"}
 NOT_BAD = {"key": "metadata.name", "operator": "NotIn", "values": ["bad"]}
 NOT_WORSE = {"key": "metadata.name", "operator": "NotIn", "values": ["worse"]}
+APART = {"preferredDuringSchedulingIgnoredDuringExecution": [{"weight": 1, "podAffinityTerm": {"topologyKey": "zone"}}]}
 REQUIRED = "requiredDuringSchedulingIgnoredDuringExecution"
-
-
-APART = {
-    "weight": 1,
-    "podAffinityTerm": {"topologyKey": "kubernetes.io/hostname", "labelSelector": {"matchLabels": {"app": "other"}}},
-}
 
 
 def deployment(**spec: Any) -> M3Deployment:
@@ -48,7 +43,7 @@ def affinity(asked: dict[str, Any] | None, *avoid: str) -> dict[str, Any]:
 
 def test_without_nodes_to_avoid_the_users_affinity_is_passed_on_as_it_is() -> None:
     assert affinity(None) == {}
-    assert affinity({"podAntiAffinity": {}}) == {"podAntiAffinity": {}}
+    assert affinity({"podAntiAffinity": APART}) == {"podAntiAffinity": APART}
 
 
 def test_each_node_to_avoid_is_a_requirement_of_its_own() -> None:
@@ -58,7 +53,7 @@ def test_each_node_to_avoid_is_a_requirement_of_its_own() -> None:
 
 def test_every_alternative_that_the_user_gave_stays_away_from_them() -> None:
     asked = {
-        "podAntiAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": [APART]},
+        "podAntiAffinity": APART,
         "nodeAffinity": {
             "preferredDuringSchedulingIgnoredDuringExecution": [
                 {"weight": 1, "preference": {"matchExpressions": [GPU]}}
@@ -72,7 +67,7 @@ def test_every_alternative_that_the_user_gave_stays_away_from_them() -> None:
         },
     }
     found = affinity(asked, "bad")
-    assert found["podAntiAffinity"] == asked["podAntiAffinity"]
+    assert found["podAntiAffinity"] == APART
     assert found["nodeAffinity"]["preferredDuringSchedulingIgnoredDuringExecution"]
     assert found["nodeAffinity"][REQUIRED]["nodeSelectorTerms"] == [
         {"matchExpressions": [ZONE], "matchFields": [NOT_BAD]},

@@ -65,6 +65,7 @@ class SimulatedPods:
     records: dict[int, FailureRecord] = field(default_factory=dict)
     now: datetime = NOW
     created: int = 0
+    health: Health = HEALTHY
     broken: frozenset[str] = frozenset()
     """Revisions whose pods never come up."""
     health: Health = HEALTHY

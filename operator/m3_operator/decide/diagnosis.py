@@ -145,7 +145,7 @@ def _scheduling_problem(pod: ObservedPod, health: Health) -> Problem:
     avoided = [node.name for node in health.avoided]
     if unmatched is not None and unmatched[1] == unmatched[2] and not avoided:
         message = (
-            f"{pod.name}: none of {unmatched[1]} nodes has what spec.template.nodeSelector and affinity ask for; "
+            f"{pod.name}: none of {unmatched[1]} nodes has what spec.template and spec.placement ask for; "
             "label a node, or correct them"
         )
         return Problem("NodeSelectorMatchesNothing", message)
