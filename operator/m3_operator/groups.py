@@ -69,6 +69,11 @@ class Group:
         return max((pod.finished_at for pod in self.finished if pod.finished_at), default=None)
 
     @property
+    def ready_since(self) -> datetime | None:
+        """When the last of its pods became ready; None if that is not known."""
+        return max((pod.ready_at for pod in self.pods if pod.ready_at), default=None)
+
+    @property
     def is_ready(self) -> bool:
         """Whether it serves."""
         return self.state is GroupState.READY

@@ -12,6 +12,7 @@ VERSION = "v1alpha1"
 API_VERSION = f"{GROUP}/{VERSION}"
 DEPLOYMENT_KIND = "M3Deployment"
 ROUTER_KIND = "M3Router"
+REVISION_KIND = "ControllerRevision"
 
 FIELD_MANAGER = "m3-operator"
 NAME_MAX_LENGTH = 40
@@ -47,6 +48,11 @@ def group_name(deployment: str, group: int) -> str:
 def pod_name(deployment: str, group: int, rank: int) -> str:
     """The pod of one node of a group: `NAME-gG-rR`. `rank` counts nodes, not GPUs."""
     return f"{group_name(deployment, group)}-r{rank}"
+
+
+def revision_name(deployment: str, revision: str) -> str:
+    """The ControllerRevision that keeps one revision: `NAME-REVISION`."""
+    return f"{deployment}-{revision}"
 
 
 def workers_service_name(deployment: str) -> str:

@@ -46,6 +46,7 @@ class ObservedPod:
     deletion_at: datetime | None  # when the pod should be gone at the latest; None: it stays
     finished_at: datetime | None
     message: str  # why it is not running, or how it ended; "" when there is nothing to say
+    ready_at: datetime | None = None  # since when it is ready; None: it is not, or not known
 
     @property
     def is_terminating(self) -> bool:
@@ -118,6 +119,7 @@ def read_pod(manifest: Manifest) -> ObservedPod | None:
     """The typed form of a worker pod; None if its labels do not say which group and rank it is."""
     metadata, status = manifest.get("metadata", {}), manifest.get("status", {})
     labels = metadata.get("labels") or {}
+    ready = condition(manifest, "Ready")
     try:
         group, rank = int(labels[names.GROUP_LABEL]), int(labels[names.RANK_LABEL])
         nodes = int((metadata.get("annotations") or {}).get(names.NODES_ANNOTATION, 1))
@@ -135,7 +137,8 @@ def read_pod(manifest: Manifest) -> ObservedPod | None:
         revision=labels.get(names.REVISION_LABEL, ""),
         phase=status.get("phase", ""),
         node_name=manifest.get("spec", {}).get("nodeName"),
-        is_ready=condition(manifest, "Ready").get("status") == "True",
+        is_ready=ready.get("status") == "True",
+        ready_at=parse_time(ready.get("lastTransitionTime")) if ready.get("status") == "True" else None,
         deletion_at=parse_time(metadata.get("deletionTimestamp")),
         finished_at=_finished_at(status),
         message=_message(manifest),

@@ -41,6 +41,7 @@ RESOURCES: Final[Mapping[str, Resource]] = {
     "ServiceAccount": Resource("v1", "serviceaccounts"),
     "Secret": Resource("v1", "secrets"),
     "Deployment": Resource("apps/v1", "deployments"),
+    names.REVISION_KIND: Resource("apps/v1", "controllerrevisions"),
     "Role": Resource(_RBAC, "roles"),
     "RoleBinding": Resource(_RBAC, "rolebindings"),
     "Event": Resource("events.k8s.io/v1", "events"),
@@ -54,7 +55,7 @@ OWN_KINDS: Final = (names.DEPLOYMENT_KIND, names.ROUTER_KIND)
 CHILD_SELECTORS: Final[Mapping[str, str]] = {
     "Pod": f"{names.MANAGED_BY_LABEL}={names.FIELD_MANAGER},{names.COMPONENT_LABEL}={names.WORKER_COMPONENT}",
     **dict.fromkeys(
-        ("Service", "ConfigMap", "ServiceAccount", "Role", "RoleBinding", "Deployment"),
+        ("Service", "ConfigMap", "ServiceAccount", "Role", "RoleBinding", "Deployment", names.REVISION_KIND),
         f"{names.MANAGED_BY_LABEL}={names.FIELD_MANAGER}",
     ),
 }

@@ -13,6 +13,8 @@ from m3_operator.reconcile.cycle import Reconciler
 from m3_operator.store import Store
 from operator_world import NOW
 
+# Ten minutes more than the hour in which a group must be up.
+DEADLINE_SECONDS = 4200
 M3, ROUTER = Key("M3Deployment", "ns", "m3"), Key("M3Router", "ns", "m3")
 
 
@@ -110,11 +112,13 @@ class World:
 
 async def test_services_come_before_pods_and_the_status_comes_last() -> None:
     world = World(deployment())
-    assert await world.cycle(M3) is None
+    assert await world.cycle(M3) == DEADLINE_SECONDS
+    revision = world.writer.statuses[-1]["updateRevision"]
     assert world.writer.written == [
         "make Service m3-workers",
         "make Service m3-g0",
         "make M3Router m3",
+        f"create ControllerRevision m3-{revision}",
         "create Pod m3-g0-r0",
         "status M3Deployment m3",
     ]
@@ -122,14 +126,14 @@ async def test_services_come_before_pods_and_the_status_comes_last() -> None:
     assert ROUTER in world.woken
 
 
-async def test_a_second_cycle_of_an_unchanged_world_writes_nothing_however_late() -> None:
+async def test_a_second_cycle_of_an_unchanged_world_writes_nothing() -> None:
     world = World(deployment())
     await world.cycle(M3)
     await world.cycle(ROUTER)
     await world.cycle(M3)
     before = list(world.writer.written)
-    world.clock.now += timedelta(days=3)
-    assert await world.cycle(M3) is None
+    world.clock.now += timedelta(seconds=DEADLINE_SECONDS - 1)
+    assert await world.cycle(M3) == 1
     world.reconciler = Reconciler(  # a restart
         world.writer,
         world.store,
@@ -137,7 +141,7 @@ async def test_a_second_cycle_of_an_unchanged_world_writes_nothing_however_late(
         clock=world.clock,
         wake=world.woken.update,
     )
-    assert await world.cycle(M3) is None
+    assert await world.cycle(M3) == 1
     assert world.writer.written == before
 
 
@@ -221,7 +225,7 @@ async def test_a_refusal_becomes_a_condition_with_the_words_and_is_tried_again_w
         assert pause == pytest.approx(about, rel=0.21)
     assert len(world.writer.statuses) == 1, "the same refusal was written more than once"
     world.writer.failures.clear()
-    assert await world.cycle(M3) is None
+    assert await world.cycle(M3) == DEADLINE_SECONDS
 
 
 async def test_an_api_server_that_does_not_answer_ends_the_cycle_without_a_word_in_the_status() -> None:
@@ -230,7 +234,7 @@ async def test_an_api_server_that_does_not_answer_ends_the_cycle_without_a_word_
     assert await world.cycle(M3) == pytest.approx(1, rel=0.21)
     assert world.writer.statuses == []
     world.writer.failures.clear()
-    assert await world.cycle(M3) is None
+    assert await world.cycle(M3) == DEADLINE_SECONDS
     assert world.reason() == "GroupsNotReady"
 
 
@@ -314,7 +318,7 @@ async def test_an_event_that_cannot_be_written_stops_nothing() -> None:
         raise UnavailableError(503, "no")
 
     world.writer.record = record  # type: ignore[method-assign]
-    assert await world.cycle(M3) is None
+    assert await world.cycle(M3) == DEADLINE_SECONDS
     assert world.reason() == "GroupsNotReady"
 
 

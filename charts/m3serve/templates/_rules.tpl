@@ -20,6 +20,10 @@ Secrets are created and never read: an API key that the operator made stays wher
 - apiGroups: [""]
   resources: [services]
   verbs: [get, list, watch, create, patch, delete]
+# Revisions of workers' specs: created once, never changed, and deleted when nothing can go back to them any more.
+- apiGroups: [apps]
+  resources: [controllerrevisions]
+  verbs: [get, list, watch, create, delete]
 # Routers.
 - apiGroups: [""]
   resources: [configmaps, serviceaccounts]

@@ -14,22 +14,17 @@ from m3_operator.api import M3Deployment, SpecError, parse_deployment
 from m3_operator.capacity.assessment import Assessment, assess
 from m3_operator.decide.installation import Installation
 from m3_operator.decide.problem import Problem
+from m3_operator.decide.revisions import Revisions, decide_revisions
 from m3_operator.groups import Group, by_index
 from m3_operator.observed import DeploymentSnapshot, Manifest, owner_uid, parse_time, uid
-from m3_operator.plan.actions import DeletePods, ObjectAction
+from m3_operator.plan.actions import CreatePods, DeletePods, ObjectAction
 from m3_operator.plan.objects import differences
 from m3_operator.plan.recovery import FailureRecord
-from m3_operator.plan.steps import Steps, Wanted, next_steps
+from m3_operator.plan.rollout import places
+from m3_operator.plan.steps import Steps, next_steps
 from m3_operator.render.pod import owner_reference
-from m3_operator.render.worker import group_service, revision, workers_service
-
-
-@dataclass(frozen=True)
-class Template:
-    """What the pods of one revision are rendered from."""
-
-    deployment: M3Deployment
-    image: str
+from m3_operator.render.revisions import Template
+from m3_operator.render.worker import group_service, workers_service
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +41,13 @@ class DeploymentDecision:
     objects: tuple[ObjectAction, ...] = ()
     steps: Steps = field(default_factory=Steps)
     problem: Problem | None = None
+    revisions: Revisions | None = None  # None: there is nothing that groups could be made of
+
+    @property
+    def places(self) -> list[int]:
+        """Indexes of the groups that are there or missing."""
+        name = self.deployment.metadata.name if self.deployment else ""
+        return places(name, self.wanted, self.groups)
 
     @property
     def is_refused(self) -> bool:
@@ -79,42 +81,44 @@ def decide_deployment(snapshot: DeploymentSnapshot, installation: Installation, 
             assessment=assessment,
             problem=problem,
         )
-    current = revision(deployment, image)
-    wanted = Wanted(
-        deployment=deployment.metadata.name,
-        groups=deployment.spec.desired_groups,
-        nodes=deployment.spec.parallelism.nodes,
-        revision=current,
-    )
+    groups_wanted = deployment.spec.desired_groups
+    revisions = decide_revisions(snapshot, deployment, image, groups_wanted=groups_wanted, groups=groups, now=now)
     decision = DeploymentDecision(
         deployment=deployment,
-        templates={current: Template(deployment, image)},
-        revision=current,
-        wanted=wanted.groups,
+        templates=revisions.templates,
+        revision=revisions.target,
+        wanted=groups_wanted,
         groups=groups,
         records=records,
         assessment=assessment,
-        objects=tuple(_deployment_objects(deployment, groups, snapshot)),
-        steps=next_steps(wanted, groups, records, snapshot.names_in_the_way, now),
         problem=routing_problem(deployment, snapshot),
+        revisions=revisions,
     )
-    return _refused(decision, assessment) if decision.is_refused else decision
+    if decision.is_refused:
+        return _refused(decision, assessment, snapshot, now)
+    steps = next_steps(revisions.wanted, groups, records, snapshot.names_in_the_way, now)
+    wakes = [at for at in (steps.wake_at, revisions.wake_at) if at is not None]
+    steps = replace(steps, wake_at=min(wakes, default=None))
+    return replace(decision, objects=_deployment_objects(decision, steps, snapshot), steps=steps)
 
 
-def _refused(decision: DeploymentDecision, assessment: Assessment) -> DeploymentDecision:
+def _refused(
+    decision: DeploymentDecision, assessment: Assessment, snapshot: DeploymentSnapshot, now: datetime
+) -> DeploymentDecision:
     """What is left to do for a spec that cannot run: groups that serve go on serving, those too many still go.
 
     Nothing is made, and no group is replaced: there is nothing to replace it by.
     """
-    surplus = [
-        action
-        for action in decision.steps.actions
-        if isinstance(action, DeletePods) and action.group >= decision.wanted
-    ]
+    if decision.revisions is None:
+        return decision
+    frozen = decision.revisions.wanted
+    frozen = replace(frozen, rollout=replace(frozen.rollout, is_paused=True))
+    steps = next_steps(frozen, decision.groups, decision.records, snapshot.names_in_the_way, now)
+    leaving = [action for action in steps.actions if isinstance(action, DeletePods) and action.group in steps.leaving]
     return replace(
         decision,
-        objects=decision.objects if decision.groups else (),
-        steps=Steps(tuple(surplus)),
+        objects=_deployment_objects(decision, Steps(), snapshot) if decision.groups else (),
+        steps=Steps(tuple(leaving)),
         problem=Problem(assessment.reason, assessment.message),
     )
 
@@ -151,9 +155,13 @@ def routing_problem(deployment: M3Deployment, snapshot: DeploymentSnapshot) -> P
 
 
 def _deployment_objects(
-    deployment: M3Deployment, groups: Mapping[int, Group], snapshot: DeploymentSnapshot
-) -> list[ObjectAction]:
-    indexes = sorted({*range(deployment.spec.desired_groups), *groups})
+    decision: DeploymentDecision, steps: Steps, snapshot: DeploymentSnapshot
+) -> tuple[ObjectAction, ...]:
+    deployment, revisions = decision.deployment, decision.revisions
+    if deployment is None or revisions is None:
+        return ()
+    made = {action.group for action in steps.actions if isinstance(action, CreatePods)}
+    indexes = sorted({*decision.places, *made})
     desired = [workers_service(deployment), *(group_service(deployment, index) for index in indexes)]
     live = dict(snapshot.children)
     namesake = snapshot.namesake
@@ -162,7 +170,7 @@ def _deployment_objects(
         live[names.ROUTER_KIND, deployment.metadata.name] = namesake
     if deployment.spec.router is None and (namesake is None or is_ours):
         desired.append(_own_router(deployment))
-    return differences(desired, live, snapshot.manifest)
+    return tuple(differences([*desired, *revisions.objects], live, snapshot.manifest))
 
 
 def _own_router(deployment: M3Deployment) -> dict[str, Any]:

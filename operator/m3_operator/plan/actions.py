@@ -38,6 +38,14 @@ class ApplyObject:
 
 
 @dataclass(frozen=True)
+class CreateObject:
+    """Create an object that is never changed."""
+
+    manifest: Mapping[str, Any]
+    reason: str
+
+
+@dataclass(frozen=True)
 class DeleteObject:
     """Delete one object, if it is still the one that was seen."""
 
@@ -46,4 +54,4 @@ class DeleteObject:
 
 
 PodAction = CreatePods | DeletePods
-ObjectAction = ApplyObject | DeleteObject
+ObjectAction = ApplyObject | CreateObject | DeleteObject

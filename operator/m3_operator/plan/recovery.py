@@ -8,7 +8,7 @@ A pod that is still there a minute after its time is up sits on a node that does
 its group could not come back.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Final
@@ -33,9 +33,9 @@ class FailureRecord:
 
 
 def recover(
-    groups: Mapping[int, Group], wanted: int, revision: str, records: Mapping[int, FailureRecord], now: datetime
+    groups: Mapping[int, Group], held: Collection[int], records: Mapping[int, FailureRecord], now: datetime
 ) -> tuple[list[PodAction], datetime | None]:
-    """Removals that are due now, and when the next one will be."""
+    """Removals that are due now, and when the next one will be. `held` are the groups that stay or are made again."""
     actions: list[PodAction] = []
     wakes: list[datetime] = []
     for group in groups.values():
@@ -48,7 +48,7 @@ def recover(
             reason = f"group {group.index} is replaced as a whole: {_what_is_wrong(group)}"
             actions.append(DeletePods(group.index, group.staying, reason, ORPHAN_GRACE_SECONDS))
         if group.finished:
-            is_current = group.index < wanted and group.revision == revision
+            is_current = group.index in held
             delay = restart_delay(records.get(group.index, FailureRecord()), now) if is_current else timedelta()
             due = (group.failed_at or now) + delay
             if due <= now:

@@ -8,13 +8,13 @@ import asyncio
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from m3_operator.decide.deployment import Template
 from m3_operator.decide.problem import Problem
 from m3_operator.errors import NameTakenError, RefusedError
 from m3_operator.events import Happening
 from m3_operator.observed import Key, Manifest
-from m3_operator.plan.actions import ApplyObject, CreatePods, DeletePods, ObjectAction, PodAction
+from m3_operator.plan.actions import ApplyObject, CreateObject, CreatePods, DeletePods, ObjectAction, PodAction
 from m3_operator.reconcile.writer import Writer
+from m3_operator.render.revisions import Template
 from m3_operator.render.worker import group_pods
 from m3_operator.store import Store
 
@@ -40,13 +40,15 @@ class Actor:
                 if isinstance(action, ApplyObject):
                     is_known = self._store.knows(manifest)
                     self.remember(owner, kind, await self._writer.apply(manifest, is_known=is_known))
+                elif isinstance(action, CreateObject):
+                    self.remember(owner, kind, await self._writer.create(manifest))
                 else:
                     namespace, name = metadata["namespace"], metadata["name"]
                     left = await self._writer.delete(kind, namespace, name, uid=metadata["uid"])
                     self.remember(owner, kind, left)
             except (RefusedError, NameTakenError) as error:
                 return problem_of(kind, error)
-            verb = "Applied" if isinstance(action, ApplyObject) else "Deleted"
+            verb = {ApplyObject: "Applied", CreateObject: "Created"}.get(type(action), "Deleted")
             note = f"{verb} {kind} {metadata['name']}: {action.reason}"
             logger.info("%s: %s", owner, note)
             if isinstance(action, ApplyObject) and action.is_repair:

@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
 from m3_operator import names
-from m3_operator.api import M3Deployment
+from m3_operator.api import M3Deployment, M3DeploymentSpec
 from m3_operator.render import pod
 from m3_operator.spec.fragments import EnvVar
 from m3_worker.config import TinySettings, WorkerSettings
@@ -24,6 +24,8 @@ PACKAGED_MODEL: Final = Path("tiny")
 """What `m3-worker --model` calls the model that is part of it."""
 RENDEZVOUS_PORT: Final = 29500
 RENDEZVOUS_PORT_NAME: Final = "rendezvous"
+NOT_IN_REVISION: Final = frozenset({"replicas", "suspend", "router", "rollout"})
+"""Fields of the spec that no pod carries: a change of them replaces nothing."""
 _REVISION_LENGTH: Final = 10
 _STARTUP_PERIOD_SECONDS: Final = 5
 
@@ -73,11 +75,14 @@ def revision(deployment: M3Deployment, image: str) -> str:
         "model": spec.model.model_copy(update={"release": None}),
         "accelerator": spec.accelerator.model_copy(update={"memory_gib": None}),
     }
-    wanted = spec.model_copy(update=undeclared).model_dump(
-        mode="json", by_alias=True, exclude_defaults=True, exclude={"replicas", "suspend", "router"}
-    )
+    wanted = revision_spec(spec.model_copy(update=undeclared))
     text = json.dumps({**wanted, "image": image}, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:_REVISION_LENGTH]
+
+
+def revision_spec(spec: M3DeploymentSpec) -> dict[str, Any]:
+    """The part of a spec that belongs to a revision, as a manifest writes it; what equals the defaults is left out."""
+    return spec.model_dump(mode="json", by_alias=True, exclude_defaults=True, exclude=set(NOT_IN_REVISION))
 
 
 def group_pods(deployment: M3Deployment, group: int, revision: str, *, image: str) -> list[dict[str, Any]]:

@@ -14,6 +14,7 @@ from m3_operator.spec.engine import EngineSpec, ProbesSpec
 from m3_operator.spec.fragments import Model, OwnerName, PodTemplate, cel, require
 from m3_operator.spec.group import AcceleratorSpec, ParallelismSpec
 from m3_operator.spec.model import ModelSpec
+from m3_operator.spec.rollout import RolloutSpec
 
 
 class RouterReference(Model):
@@ -47,6 +48,8 @@ class M3DeploymentSpec(Model):
     """How a pod asks for GPUs."""
     replicas: Annotated[int, Field(ge=0, le=1000)] = 1
     """Groups to run; `kubectl scale` sets it."""
+    rollout: RolloutSpec = RolloutSpec()
+    """How a change reaches groups that run."""
     drain: DrainSpec = DrainSpec()
     """How a group leaves."""
     probes: ProbesSpec = ProbesSpec()

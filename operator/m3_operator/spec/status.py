@@ -66,6 +66,21 @@ class GroupStatus(Model):
     """How it failed last."""
 
 
+class RolloutStatus(Model):
+    """The rollout that is under way, or was given up."""
+
+    revision: Annotated[str, StringConstraints(max_length=64)]
+    """Revision that the spec asks for."""
+    available_replicas: Annotated[int, Field(ge=0)] = 0
+    """Most groups of it that were available at once."""
+    outdated_replicas: Annotated[int, Field(ge=0)] = 0
+    """Fewest groups of other revisions that were left."""
+    progress_time: Time
+    """When one of the two was last bettered; the progress deadline counts from here."""
+    rolled_back: bool = False
+    """Whether it missed its deadline and the groups went back to currentRevision."""
+
+
 class M3DeploymentStatus(Model):
     """What the operator sees."""
 
@@ -76,9 +91,17 @@ class M3DeploymentStatus(Model):
     ready_replicas: Annotated[int, Field(ge=0)] | None = None
     """Groups that serve."""
     updated_replicas: Annotated[int, Field(ge=0)] | None = None
-    """Groups of the current revision."""
+    """Groups of updateRevision."""
+    available_replicas: Annotated[int, Field(ge=0)] | None = None
+    """Groups that have served for rollout.minReadySeconds, of any revision."""
     revision: Annotated[str, StringConstraints(max_length=64)] | None = None
-    """Current revision: what new groups are created from."""
+    """The same as updateRevision."""
+    current_revision: Annotated[str, StringConstraints(max_length=64)] | None = None
+    """The last revision that all groups were brought to; absent before the first."""
+    update_revision: Annotated[str, StringConstraints(max_length=64)] | None = None
+    """The revision that groups are brought to."""
+    rollout: RolloutStatus | None = None
+    """The rollout that is under way, or was given up."""
     selector: Annotated[str, StringConstraints(max_length=1024)] | None = None
     """Label selector of the pods that serve, for autoscalers."""
     endpoint: Text | None = None
@@ -86,7 +109,8 @@ class M3DeploymentStatus(Model):
     gpus: Annotated[int, Field(ge=0)] | None = None
     """GPUs that its pods hold."""
     conditions: Conditions = ()
-    """Ready, Available, Scheduled and Progressing; and Fits: whether the model fits the GPUs that are declared."""
+    """Ready, Available, Scheduled and Progressing; Fits: whether the model fits the GPUs that are declared; and
+    RolledBack, while the groups are of an earlier revision because the one that is asked for made no progress."""
     groups: Annotated[tuple[GroupStatus, ...], Field(max_length=GROUPS_SHOWN, json_schema_extra=list_map("index"))] = ()
     """Its groups, the first 64 of them."""
 
