@@ -35,6 +35,7 @@ _PAGE: Final = 500
 _TRANSIENT: Final = (408, 429)
 _JSON: Final = "application/json"
 _APPLY: Final = "application/apply-patch+yaml"
+_MERGE: Final = "application/merge-patch+json"
 
 
 class Cluster:
@@ -55,6 +56,15 @@ class Cluster:
             token = page.get("metadata", {}).get("continue", "")
             if not token:
                 return found
+
+    async def get(self, kind: str, namespace: str, name: str) -> dict[str, Any]:
+        """One object. Raises NotFoundError."""
+        return await self._request("GET", RESOURCES[kind].path(namespace, name))
+
+    async def merge(self, kind: str, namespace: str, name: str, patch: Manifest, *, manager: str) -> dict[str, Any]:
+        """JSON merge patch of one object. Raises NotFoundError, and ConflictError if its version is another by now."""
+        path = RESOURCES[kind].path(namespace, name)
+        return await self._request("PATCH", path, query={"fieldManager": manager}, body=patch, content_type=_MERGE)
 
     async def apply(self, manifest: Manifest, *, is_known: bool) -> dict[str, Any]:
         """Server-side apply of our fields; returns the object as it is now.
@@ -170,7 +180,7 @@ class Cluster:
                 request[1],
                 request[2],
                 # The client encodes what it knows to be JSON, and passes anything else on as it is.
-                body if content_type == _JSON or body is None else json.dumps(body),
+                json.dumps(body) if content_type == _APPLY else body,
                 _request_timeout=_TIMEOUT_SECONDS,
             )
             text = bytes(answer.response.data).decode()

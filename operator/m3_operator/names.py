@@ -2,7 +2,7 @@
 
 Child names are computed from the owner's name and an index alone, so that creating an object twice is harmless and a
 restarted operator finds what its predecessor made. An owner's name is at most 40 characters (the CRDs refuse more):
-the longest child, `NAME-gG-rR` with G < 1000 and R < 1000, stays within a DNS label's 63.
+the longest child, `NAME-gG-rR` with G < 10,000 and R < 1000, stays within a DNS label's 63.
 """
 
 from collections.abc import Mapping
@@ -15,6 +15,7 @@ ROUTER_KIND = "M3Router"
 REVISION_KIND = "ControllerRevision"
 
 FIELD_MANAGER = "m3-operator"
+CLI_FIELD_MANAGER = "m3-cli"
 NAME_MAX_LENGTH = 40
 NAME_PATTERN = "^[a-z]([-a-z0-9]*[a-z0-9])?$"
 
@@ -30,6 +31,9 @@ APPLIED_HASH_ANNOTATION = f"{GROUP}/applied-hash"
 CONFIG_HASH_ANNOTATION = f"{GROUP}/config-hash"
 # How many pods the group of a pod has: a group outlives a change of spec.parallelism until it is replaced.
 NODES_ANNOTATION = f"{GROUP}/nodes"
+
+# On the pods of a deployment that `m3 rollout restart` was asked for, and when: it makes a revision of its own.
+RESTARTED_ANNOTATION = f"{GROUP}/restarted-at"
 
 WORKER_COMPONENT = "worker"
 ROUTER_COMPONENT = "router"

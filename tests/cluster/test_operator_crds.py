@@ -98,6 +98,32 @@ RULES = [
         "spec.model",
         "model.release: only with pvc, hostPath or image",
     ),
+    (deployment(rollout={"maxSurge": 1}), "spec.rollout", "rollout.maxSurge: only with strategy Surge"),
+    (
+        deployment(rollout={"strategy": "Recreate", "maxUnavailable": "50%"}),
+        "spec.rollout",
+        "rollout.maxUnavailable: only with strategy RollingGroups or Surge",
+    ),
+    (
+        deployment(rollout={"maxUnavailable": 0}),
+        "spec.rollout",
+        "rollout: a rollout needs a group more or a group less",
+    ),
+    (
+        deployment(rollout={"strategy": "Surge", "maxSurge": "0%"}),
+        "spec.rollout",
+        "rollout: a rollout needs a group more or a group less",
+    ),
+    (
+        deployment(rollout={"progressDeadlineSeconds": 60, "minReadySeconds": 60}),
+        "spec.rollout",
+        "rollout.progressDeadlineSeconds must be greater than rollout.minReadySeconds",
+    ),
+    (
+        deployment(rollout={"autoRollback": True, "revisionHistoryLimit": 0}),
+        "spec.rollout",
+        "rollout.autoRollback needs a revisionHistoryLimit of at least 1",
+    ),
     (router(auth={"mode": "None"}), "spec.auth", "auth.mode None lets everyone in and needs auth.allowInsecure: true"),
 ]
 
@@ -105,6 +131,9 @@ RULES = [
 BOUNDS = [
     (deployment(replicas=-1), "spec.replicas"),
     (deployment(replicas=1001), "spec.replicas"),
+    (deployment(rollout={"strategy": "Surge", "maxSurge": "101%"}), "spec.rollout.maxSurge"),
+    (deployment(rollout={"maxUnavailable": -1}), "spec.rollout.maxUnavailable"),
+    (deployment(rollout={"strategy": "BlueGreen"}), "spec.rollout.strategy"),
     (deployment(model={"name": "M", "dtype": "float8", "source": {"tiny": {}}}), "spec.model.dtype"),
     (deployment(model={"name": "", "source": {"tiny": {}}}), "spec.model.name"),
     (deployment(model={"name": "M", "servedNames": ["a", "b"], "source": {"tiny": {}}}), "spec.model.servedNames"),

@@ -24,7 +24,7 @@ def test_help_lists_the_commands(arguments: list[str]) -> None:
     result = m3(*arguments)
 
     assert result.returncode == 0
-    for command in ("up", "tiny", "plan", "crd", "chat", "version"):
+    for command in ("up", "tiny", "plan", "crd", "chat", "rollout", "version"):
         assert f" {command} " in result.stdout
 
 
@@ -51,6 +51,9 @@ def test_version_is_the_packages() -> None:
         (["plan"], 2, "m3: Missing argument 'files'. (see m3 --help)\n"),
         (["plan", "--output", "yaml", "f.yaml"], 2, "m3: Invalid value for '--output'"),
         (["plan", "/no/such.yaml"], 1, "m3: /no/such.yaml: No such file or directory\n"),
+        (["rollout", "bogus"], 2, "m3: No such command 'bogus'. (see m3 --help)\n"),
+        (["rollout", "undo", "m3", "--to-revision", "0"], 2, "m3: Invalid value for '--to-revision': "),
+        (["rollout", "status", "m3", "--kubeconfig", "/no/such"], 1, "m3: the kubeconfig cannot be used: "),
         (["crd", "--output", "/no/such/crds.yaml"], 1, "m3: /no/such/crds.yaml: No such file or directory\n"),
         (["chat", "--url", "http://127.0.0.1:1", "Hello"], 1, "m3: no answer from http://127.0.0.1:1: "),
     ],

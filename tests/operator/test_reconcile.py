@@ -13,8 +13,8 @@ from m3_operator.reconcile.cycle import Reconciler
 from m3_operator.store import Store
 from operator_world import NOW
 
-# Ten minutes more than the hour in which a group must be up.
-DEADLINE_SECONDS = 4200
+# Ten minutes more than five for the drain and an hour in which a group must be up.
+DEADLINE_SECONDS = 4500
 M3, ROUTER = Key("M3Deployment", "ns", "m3"), Key("M3Router", "ns", "m3")
 
 
@@ -143,6 +143,17 @@ async def test_a_second_cycle_of_an_unchanged_world_writes_nothing() -> None:
     )
     assert await world.cycle(M3) == 1
     assert world.writer.written == before
+
+
+async def test_a_rollout_that_misses_its_deadline_is_told_once() -> None:
+    world = World(deployment())
+    await world.cycle(M3)
+    world.clock.now += timedelta(seconds=DEADLINE_SECONDS)
+    assert await world.cycle(M3) is None
+    await world.cycle(M3)
+    assert world.reason("Progressing") == "ProgressDeadlineExceeded"
+    told = [(event["type"], event["reason"]) for event in world.writer.events]
+    assert told.count(("Warning", "ProgressDeadlineExceeded")) == 1
 
 
 async def test_an_object_that_is_being_deleted_is_left_to_the_garbage_collector() -> None:

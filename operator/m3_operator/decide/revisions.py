@@ -21,7 +21,7 @@ from m3_operator.plan.wanted import Wanted, policy_of
 from m3_operator.render.revisions import Template, controller_revision, number_of, read_template, revision_of
 from m3_operator.render.worker import revision
 
-_PATIENCE_BEYOND_STARTUP_SECONDS: Final = 600
+_PATIENCE_BEYOND_ONE_GROUP_SECONDS: Final = 600
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,10 +87,7 @@ def decide_revisions(
         current = asked
         wanted = replace(wanted, current=asked, current_nodes=wanted.nodes)
     record = next_record(read_record(snapshot.manifest), wanted, seen, now)
-    patience = timedelta(
-        seconds=rollout.progress_deadline_seconds
-        or deployment.spec.probes.startup_seconds + _PATIENCE_BEYOND_STARTUP_SECONDS
-    )
+    patience = _patience(deployment)
     due = deadline(record, patience)
     is_stuck = due is not None and due <= now
     if record is not None and is_stuck and rollout.auto_rollback and wanted.current is not None:
@@ -111,6 +108,14 @@ def decide_revisions(
         is_stuck=is_stuck,
         patience=patience,
         wake_at=due if due is not None and due > now else None,
+    )
+
+
+def _patience(deployment: M3Deployment) -> timedelta:
+    spec = deployment.spec
+    of_one_group = spec.drain.timeout_seconds + spec.probes.startup_seconds + spec.rollout.min_ready_seconds
+    return timedelta(
+        seconds=spec.rollout.progress_deadline_seconds or of_one_group + _PATIENCE_BEYOND_ONE_GROUP_SECONDS
     )
 
 

@@ -32,11 +32,13 @@ def differences(
     for manifest in desired:
         identity = (manifest["kind"], manifest["metadata"]["name"])
         wanted.add(identity)
-        stamped, found = stamp(manifest), live.get(identity)
+        found = live.get(identity)
         if manifest["kind"] in _IMMUTABLE:
             if found is None:
                 actions.append(CreateObject(manifest, "it is missing"))
-        elif found is None:
+            continue
+        stamped = stamp(manifest)
+        if found is None:
             actions.append(ApplyObject(stamped, "it is missing"))
         elif applied_hash(found) != applied_hash(stamped):
             actions.append(ApplyObject(stamped, "its desired form has changed"))

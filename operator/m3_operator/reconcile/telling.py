@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Callable, Sequence
 from datetime import datetime
-from typing import Any
+from typing import Any, Final
 
 from m3_operator.errors import RefusedError, UnavailableError
 from m3_operator.events import Happening, event
@@ -11,6 +11,8 @@ from m3_operator.observed import Key, Manifest, condition
 from m3_operator.reconcile.writer import Writer
 
 logger = logging.getLogger(__name__)
+
+_STUCK: Final = "ProgressDeadlineExceeded"
 
 
 class Teller:
@@ -41,8 +43,15 @@ class Teller:
 
 
 def _turn_of(before: Manifest, written: Manifest) -> list[Happening]:
-    """What people want to know of a status: that Ready has another reason now."""
+    """What people want to know of a status: that Ready has another reason now, and that a rollout failed."""
+    told: list[Happening] = []
     ready = condition(written, "Ready")
-    if condition(before, "Ready").get("reason") == ready.get("reason"):
-        return []
-    return [Happening(ready["reason"], ready["message"] or ready["reason"], ready["status"] != "True")]
+    if condition(before, "Ready").get("reason") != ready.get("reason"):
+        told.append(Happening(ready["reason"], ready["message"] or ready["reason"], ready["status"] != "True"))
+    progressing, was = condition(written, "Progressing"), condition(before, "Progressing")
+    if progressing.get("reason") == _STUCK and was.get("reason") != _STUCK:
+        told.append(Happening(_STUCK, progressing["message"], is_warning=True))
+    rolled_back = condition(written, "RolledBack")
+    if rolled_back and rolled_back.get("message") != condition(before, "RolledBack").get("message"):
+        told.append(Happening("RolledBack", rolled_back["message"], is_warning=True))
+    return told

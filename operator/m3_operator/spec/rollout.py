@@ -31,6 +31,7 @@ NO_WAY_FORWARD: Final = (
     "rollout: a rollout needs a group more or a group less: maxUnavailable must not be 0, "
     "unless strategy is Surge and maxSurge is not 0"
 )
+DEADLINE_TOO_SOON: Final = "rollout.progressDeadlineSeconds must be greater than rollout.minReadySeconds"
 ROLLBACK_NEEDS_HISTORY: Final = "rollout.autoRollback needs a revisionHistoryLimit of at least 1"
 
 
@@ -47,6 +48,10 @@ class RolloutSpec(Model):
                 "|| has(self.maxUnavailable) && !(string(self.maxUnavailable) in ['0', '0%']) "
                 ": !has(self.maxUnavailable) || !(string(self.maxUnavailable) in ['0', '0%'])",
                 NO_WAY_FORWARD,
+            ),
+            (
+                "!has(self.progressDeadlineSeconds) || self.progressDeadlineSeconds > self.minReadySeconds",
+                DEADLINE_TOO_SOON,
             ),
             ("!self.autoRollback || self.revisionHistoryLimit > 0", ROLLBACK_NEEDS_HISTORY),
         )
@@ -68,8 +73,8 @@ class RolloutSpec(Model):
     min_ready_seconds: Annotated[int, Field(ge=0, le=86400)] = 0
     """How long a group must have served before it counts as available."""
     progress_deadline_seconds: Annotated[int, Field(ge=10, le=604800)] | None = None
-    """How long a rollout may go without progress before it counts as stuck; absent: ten minutes more than
-    probes.startupSeconds, in which a group must be up."""
+    """How long a rollout may go without progress before it counts as stuck; absent: ten minutes more than one group
+    may take by drain.timeoutSeconds, probes.startupSeconds and minReadySeconds together."""
     revision_history_limit: Annotated[int, Field(ge=0, le=100)] = 10
     """Old revisions to keep for `m3 rollout undo`, beyond those in use."""
     auto_rollback: bool = False
@@ -83,6 +88,8 @@ class RolloutSpec(Model):
         surges = is_surge and self.max_surge not in _NOTHING
         yields = self.max_unavailable not in _NOTHING if self.max_unavailable is not None else not is_surge
         require(surges or yields, NO_WAY_FORWARD)
+        deadline = self.progress_deadline_seconds
+        require(deadline is None or deadline > self.min_ready_seconds, DEADLINE_TOO_SOON)
         require(not self.auto_rollback or self.revision_history_limit > 0, ROLLBACK_NEEDS_HISTORY)
         return self
 
