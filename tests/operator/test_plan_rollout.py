@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from m3_operator.groups import GroupState
 from m3_operator.observed import ObservedPod
 from m3_operator.plan.actions import CreatePods, DeletePods
+from m3_operator.plan.rollout import roll, stand
 from m3_operator.plan.steps import RolloutPolicy, Wanted
 from operator_world import NAME, NOW, SimulatedPods, failed, members, pod, terminating
 
@@ -161,12 +162,34 @@ def test_a_group_that_drains_keeps_its_place_because_its_gpus_are_not_free() -> 
     assert SimulatedPods.of(going).plan(want(2, revision="r1")).actions == ()
 
 
-def test_what_recovery_takes_is_not_taken_twice() -> None:
-    two_nodes = [one for index in range(2) for one in members(index, 2)]
-    lost_a_member = [*two_nodes[:2], two_nodes[2]]
-    wanted = replace(want(2), nodes=2, current_nodes=2)
-    steps = SimulatedPods.of(lost_a_member).plan(wanted)
-    assert {action.group for action in steps.actions} == {1}
+def test_within_the_surge_a_group_that_leaves_is_made_up_for_at_once() -> None:
+    leaving = members(0, 2, revision="r2")
+    world = SimulatedPods.of([terminating(leaving[0]), leaving[1], *members(1, 2, revision="r2")])
+    wanted = replace(want(2, strategy="Surge", surge=1, unavailable=0), nodes=2)
+    assert [action.group for action in world.plan(wanted).actions] == [2]
+
+
+@pytest.mark.parametrize("rollout", [{"is_paused": True}, {"strategy": "OnDelete"}], ids=["paused", "OnDelete"])
+def test_what_nothing_can_complete_is_made_anew_even_where_nothing_is_replaced(rollout: dict[str, object]) -> None:
+    half_made = pod(0, nodes=2, revision="r0", **PENDING)
+    wanted = want(2, **rollout)
+    (action,) = SimulatedPods.of([half_made, pod(1)]).plan(wanted).actions
+    assert isinstance(action, DeletePods)
+    assert action.group == 0
+    completed = SimulatedPods.of([replace(half_made, revision="r1"), pod(1)])
+    (action,) = completed.plan(replace(wanted, current_nodes=2)).actions
+    assert isinstance(action, CreatePods)
+    assert (action.group, action.ranks, action.revision) == (0, (1,), "r1")
+
+
+def test_what_somebody_else_takes_down_is_left_alone_and_counts_as_down() -> None:
+    groups, wanted = SimulatedPods.of(OLD).groups, want(3)
+    standing = stand(wanted, groups, NOW)
+    for taken in (0, 2):
+        assert roll(wanted, groups, standing, NOW, taken={taken}, names_in_the_way=()) == []
+    two_down = replace(wanted, rollout=replace(wanted.rollout, unavailable=2))
+    (action,) = roll(two_down, groups, standing, NOW, taken={2}, names_in_the_way=())
+    assert action.group == 1
 
 
 STATES: list[Callable[[ObservedPod], ObservedPod]] = [
