@@ -54,6 +54,7 @@ def deployment_crd() -> dict[str, Any]:
         _column("Groups", "integer", ".status.readyReplicas", "Groups that serve"),
         _column("Desired", "integer", ".spec.replicas", "Groups that are wanted"),
         _column("GPUs", "integer", ".status.gpus", "GPUs that its pods hold"),
+        _column("Balance", "number", ".status.experts.ratio", "Load of the most loaded rank over the mean"),
         _column("Reason", "string", f"{_READY}.reason"),
         _AGE,
         _column("Model", "string", ".spec.model.name", priority=1),

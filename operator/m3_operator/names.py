@@ -31,6 +31,13 @@ APPLIED_HASH_ANNOTATION = f"{GROUP}/applied-hash"
 CONFIG_HASH_ANNOTATION = f"{GROUP}/config-hash"
 # How many pods the group of a pod has: a group outlives a change of spec.parallelism until it is replaced.
 NODES_ANNOTATION = f"{GROUP}/nodes"
+# Which nodes a pod was kept away from when it was created.
+AVOIDS_ANNOTATION = f"{GROUP}/avoids"
+
+# When the pods of a group were let to the scheduler; it only says whose turn is over.
+OPENED_ANNOTATION = f"{GROUP}/opened-at"
+# What holds the pods of a group back from the scheduler until its turn.
+GROUP_GATE = f"{GROUP}/group"
 
 # On the pods of a deployment that `m3 rollout restart` was asked for, and when: it makes a revision of its own.
 RESTARTED_ANNOTATION = f"{GROUP}/restarted-at"
@@ -59,9 +66,19 @@ def revision_name(deployment: str, revision: str) -> str:
     return f"{deployment}-{revision}"
 
 
+def gang_name(deployment: str, group: int, revision: str) -> str:
+    """The PodGroup of one group at one revision: `NAME-gG-REVISION`."""
+    return f"{group_name(deployment, group)}-{revision}"
+
+
 def workers_service_name(deployment: str) -> str:
     """The Service over every group's rank 0, which routers and people talk to."""
     return f"{deployment}-workers"
+
+
+def experts_name(deployment: str) -> str:
+    """The ConfigMap with the plan of experts that its groups begin with."""
+    return f"{deployment}-experts"
 
 
 def router_name(router: str) -> str:

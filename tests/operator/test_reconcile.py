@@ -64,6 +64,10 @@ class Remembering:
         self._answer("delete", {"kind": kind, "metadata": {"name": name}})
         return None
 
+    async def open_gate(self, namespace: str, name: str, *, uid: str, at: str) -> dict[str, Any] | None:
+        self._answer("open", {"kind": "Pod", "metadata": {"name": name}})
+        return None
+
     async def write_status(self, owner: Any, status: dict[str, Any]) -> dict[str, Any] | None:
         answer = self._answer("status", {**owner, "status": status})
         self.statuses.append(status)
@@ -116,6 +120,7 @@ async def test_services_come_before_pods_and_the_status_comes_last() -> None:
     revision = world.writer.statuses[-1]["updateRevision"]
     assert world.writer.written == [
         "make Service m3-workers",
+        "make PodDisruptionBudget m3-workers",
         "make Service m3-g0",
         "make M3Router m3",
         f"create ControllerRevision m3-{revision}",
@@ -266,7 +271,9 @@ async def test_a_failed_group_is_counted_and_its_failure_remembered_in_the_statu
     assert group["lastFailure"] == {
         "reason": "m3-g0-r0 ended (container worker ended: Error, exit code 1)",
         "time": "2026-11-21T12:00:00Z",
+        "revision": world.writer.statuses[-1]["revision"],
     }
+    assert group["restartsSince"] == "2026-11-21T12:00:00Z"
     assert ("DeletedPods", "Warning") in {(event["reason"], event["type"]) for event in world.writer.events}
 
 

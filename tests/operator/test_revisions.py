@@ -192,8 +192,8 @@ def test_a_rollout_without_progress_says_so_at_its_deadline_and_goes_on_trying()
     broken = world.breaks(**engine())
     world.settle(10)
     assert world.condition("Progressing")[:2] == ("True", "RollingOut")
-    assert world.decision.steps.wake_at is not None
-    world.simulated.now = world.decision.steps.wake_at
+    assert world.decision.wake_at is not None
+    world.simulated.now = world.decision.wake_at
     world.step()
     status, reason, message = world.condition("Progressing")
     assert (status, reason) == ("False", "ProgressDeadlineExceeded")

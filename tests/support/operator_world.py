@@ -32,6 +32,7 @@ def pod(group: int, rank: int = 0, **changes: Any) -> ObservedPod:
         "revision": "r1",
         "phase": "Running",
         "node_name": "node-0",
+        "ip": "10.0.0.1",
         "is_ready": True,
         "deletion_at": None,
         "finished_at": None,

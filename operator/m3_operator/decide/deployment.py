@@ -6,22 +6,31 @@ operator can know. A problem stops no more than it must: a missing router stops 
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from m3_operator import names
 from m3_operator.api import M3Deployment, SpecError, parse_deployment
 from m3_operator.capacity.assessment import Assessment, assess
+from m3_operator.decide.diagnosis import diagnose
+from m3_operator.decide.equipment import group_objects, lacking
 from m3_operator.decide.installation import Installation
+from m3_operator.decide.memory import avoided_nodes, failure_records
+from m3_operator.decide.model_names import name_problem
 from m3_operator.decide.problem import Problem
 from m3_operator.decide.revisions import Revisions, decide_revisions
 from m3_operator.groups import Group, by_index
-from m3_operator.observed import DeploymentSnapshot, Manifest, owner_uid, parse_time, uid
+from m3_operator.observed import DeploymentSnapshot, Manifest, owner_uid, uid
 from m3_operator.plan.actions import CreatePods, DeletePods, ObjectAction
+from m3_operator.plan.avoidance import still_avoided
+from m3_operator.plan.faults import HEALTHY, Health, examine
+from m3_operator.plan.gates import Turn, next_turn
 from m3_operator.plan.objects import differences
 from m3_operator.plan.recovery import FailureRecord
 from m3_operator.plan.rollout import places
 from m3_operator.plan.steps import Steps, next_steps
+from m3_operator.render.disruption import disruption_budget
+from m3_operator.render.experts import has_plan, plan_config_map
 from m3_operator.render.pod import owner_reference
 from m3_operator.render.revisions import Template
 from m3_operator.render.worker import group_service, workers_service
@@ -40,8 +49,17 @@ class DeploymentDecision:
     assessment: Assessment | None = None  # None: its spec cannot be read
     objects: tuple[ObjectAction, ...] = ()
     steps: Steps = field(default_factory=Steps)
+    turn: Turn = field(default_factory=Turn)  # of the groups that wait behind gates
     problem: Problem | None = None
+    health: Health = HEALTHY
+    findings: Mapping[int, Problem] = field(default_factory=dict)  # by group: why it does not serve
     revisions: Revisions | None = None  # None: there is nothing that groups could be made of
+
+    @property
+    def wake_at(self) -> datetime | None:
+        """When to look again even if nothing happens."""
+        deadline = self.revisions.wake_at if self.revisions is not None else None
+        return min((at for at in (self.steps.wake_at, self.turn.over_at, deadline) if at is not None), default=None)
 
     @property
     def places(self) -> list[int]:
@@ -81,8 +99,28 @@ def decide_deployment(snapshot: DeploymentSnapshot, installation: Installation, 
             assessment=assessment,
             problem=problem,
         )
+    if (lack := lacking(deployment, installation)) is not None:
+        return DeploymentDecision(
+            deployment=deployment,
+            templates={},
+            revision=None,
+            wanted=deployment.spec.desired_groups,
+            groups=groups,
+            records=records,
+            assessment=assessment,
+            problem=lack,
+        )
     groups_wanted = deployment.spec.desired_groups
-    revisions = decide_revisions(snapshot, deployment, image, groups_wanted=groups_wanted, groups=groups, now=now)
+    revisions = decide_revisions(
+        snapshot,
+        deployment,
+        image,
+        installation,
+        groups_wanted=groups_wanted,
+        groups=groups,
+        now=now,
+        is_frozen=assessment.answer == "no",
+    )
     decision = DeploymentDecision(
         deployment=deployment,
         templates=revisions.templates,
@@ -91,50 +129,42 @@ def decide_deployment(snapshot: DeploymentSnapshot, installation: Installation, 
         groups=groups,
         records=records,
         assessment=assessment,
-        problem=routing_problem(deployment, snapshot),
+        problem=routing_problem(deployment, snapshot) or name_problem(snapshot.manifest, snapshot.siblings),
         revisions=revisions,
     )
-    if decision.is_refused:
-        return _refused(decision, assessment, snapshot, now)
-    steps = next_steps(revisions.wanted, groups, records, snapshot.names_in_the_way, now)
-    wakes = [at for at in (steps.wake_at, revisions.wake_at) if at is not None]
-    steps = replace(steps, wake_at=min(wakes, default=None))
-    return replace(decision, objects=_deployment_objects(decision, steps, snapshot), steps=steps)
+    return _planned(decision, deployment, revisions, snapshot, now)
 
 
-def _refused(
-    decision: DeploymentDecision, assessment: Assessment, snapshot: DeploymentSnapshot, now: datetime
+def _planned(
+    decision: DeploymentDecision,
+    deployment: M3Deployment,
+    revisions: Revisions,
+    snapshot: DeploymentSnapshot,
+    now: datetime,
 ) -> DeploymentDecision:
-    """What is left to do for a spec that cannot run: groups that serve go on serving, those too many still go.
-
-    Nothing is made, and no group is replaced: there is nothing to replace it by.
-    """
-    if decision.revisions is None:
-        return decision
-    frozen = decision.revisions.wanted
-    frozen = replace(frozen, rollout=replace(frozen.rollout, is_paused=True))
-    steps = next_steps(frozen, decision.groups, decision.records, snapshot.names_in_the_way, now)
-    leaving = [action for action in steps.actions if isinstance(action, DeletePods) and action.group in steps.leaving]
-    return replace(
+    """The decision with what is to be done."""
+    wanted, groups = revisions.wanted, decision.groups
+    health = examine(groups, snapshot, wanted.recovery, still_avoided(avoided_nodes(snapshot.manifest), now), now)
+    steps = next_steps(wanted, groups, decision.records, snapshot.names_in_the_way, now, health=health)
+    staying = groups.keys() - steps.leaving
+    decision = replace(
         decision,
-        objects=_deployment_objects(decision, Steps(), snapshot) if decision.groups else (),
-        steps=Steps(tuple(leaving)),
-        problem=Problem(assessment.reason, assessment.message),
+        health=health,
+        findings=diagnose(groups, staying, decision.records, recovery=wanted.recovery, health=health, now=now),
+        steps=steps,
+        turn=next_turn(groups, timedelta(seconds=deployment.spec.placement.gang.timeout_seconds), now),
     )
+    if decision.is_refused:
+        decision = _refused(decision)
+    return replace(decision, objects=_deployment_objects(decision, deployment, revisions, snapshot))
 
 
-def failure_records(manifest: Manifest) -> dict[int, FailureRecord]:
-    """What an M3Deployment's status remembers of its groups' failures."""
-    records = {}
-    for group in manifest.get("status", {}).get("groups") or ():
-        failure = group.get("lastFailure")
-        if failure:
-            records[int(group["index"])] = FailureRecord(
-                restarts=int(group.get("restarts", 0)),
-                failed_at=parse_time(failure.get("time")),
-                reason=str(failure.get("reason", "")),
-            )
-    return records
+def _refused(decision: DeploymentDecision) -> DeploymentDecision:
+    """What is left to do for a spec that cannot run: groups that serve go on serving, those too many still go."""
+    steps, assessment = decision.steps, decision.assessment
+    leaving = [action for action in steps.actions if isinstance(action, DeletePods) and action.group in steps.leaving]
+    problem = decision.problem if assessment is None else Problem(assessment.reason, assessment.message)
+    return replace(decision, steps=Steps(tuple(leaving)), problem=problem)
 
 
 def routing_problem(deployment: M3Deployment, snapshot: DeploymentSnapshot) -> Problem | None:
@@ -155,15 +185,24 @@ def routing_problem(deployment: M3Deployment, snapshot: DeploymentSnapshot) -> P
 
 
 def _deployment_objects(
-    decision: DeploymentDecision, steps: Steps, snapshot: DeploymentSnapshot
+    decision: DeploymentDecision, deployment: M3Deployment, revisions: Revisions, snapshot: DeploymentSnapshot
 ) -> tuple[ObjectAction, ...]:
-    deployment, revisions = decision.deployment, decision.revisions
-    if deployment is None or revisions is None:
+    groups, steps = decision.groups, decision.steps
+    if decision.is_refused and not groups:
         return ()
     made = {action.group for action in steps.actions if isinstance(action, CreatePods)}
-    indexes = sorted({*decision.places, *made})
-    desired = [workers_service(deployment), *(group_service(deployment, index) for index in indexes)]
+    templates = {name: (one.deployment, one.gang) for name, one in decision.templates.items()}
+    desired = [
+        workers_service(deployment),
+        disruption_budget(deployment),
+        *(group_service(deployment, index) for index in sorted({*decision.places, *made})),
+        *group_objects(templates, groups, steps.actions),
+    ]
     live = dict(snapshot.children)
+    if snapshot.experts is not None and has_plan(deployment):
+        desired.append(plan_config_map(deployment, snapshot.experts.plan))
+    elif has_plan(deployment):  # a plan that an earlier operator learned is good until there is a newer one
+        live.pop(("ConfigMap", names.experts_name(deployment.metadata.name)), None)
     namesake = snapshot.namesake
     is_ours = namesake is not None and owner_uid(namesake) == uid(snapshot.manifest)
     if namesake is not None and is_ours:

@@ -14,6 +14,8 @@ from typing import Final
 
 from m3_operator import names
 from m3_operator.api import M3Deployment
+from m3_operator.decide.equipment import choose_gang
+from m3_operator.decide.installation import Installation
 from m3_operator.decide.progress import RolloutRecord, Tally, deadline, next_record, read_record, tally
 from m3_operator.groups import Group
 from m3_operator.observed import DeploymentSnapshot, Manifest
@@ -59,20 +61,24 @@ def decide_revisions(
     snapshot: DeploymentSnapshot,
     deployment: M3Deployment,
     image: str,
+    installation: Installation,
     *,
     groups_wanted: int,
     groups: Mapping[int, Group],
     now: datetime,
+    is_frozen: bool = False,
 ) -> Revisions:
-    """The revisions of a deployment whose spec can be read."""
+    """The revisions of a deployment whose spec can be read. `is_frozen`: nothing can be made of it, nothing rolls."""
     rollout = deployment.spec.rollout
     asked = revision(deployment, image)
     kept = {revision_of(found): found for (kind, _), found in snapshot.children.items() if kind == names.REVISION_KIND}
-    templates = {asked: Template(deployment, image)}
+    templates = {asked: Template(deployment, image, choose_gang(deployment, installation))}
     current = _current(snapshot.manifest, asked, kept, groups)
     if current is not None and current != asked and (found := kept.get(current)) is not None:
         template = read_template(found, deployment)
-        templates |= {current: template} if template is not None else {}
+        if template is not None:
+            templates[current] = replace(template, gang=choose_gang(template.deployment, installation))
+    policy = policy_of(rollout, groups_wanted)
     wanted = Wanted(
         deployment=deployment.metadata.name,
         groups=groups_wanted,
@@ -80,7 +86,8 @@ def decide_revisions(
         revision=asked,
         current=current if current in templates else None,
         current_nodes=templates[current].deployment.spec.parallelism.nodes if current in templates else 0,
-        rollout=policy_of(rollout, groups_wanted),
+        rollout=replace(policy, is_paused=policy.is_paused or is_frozen),
+        recovery=deployment.spec.recovery,
     )
     seen = tally(wanted, groups, now)
     if seen.is_everywhere:

@@ -15,6 +15,7 @@ class CreatePods:
     ranks: tuple[int, ...]
     revision: str
     reason: str
+    avoid_nodes: tuple[str, ...] = ()  # where none of them may run
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,7 @@ class DeletePods:
     reason: str
     grace_seconds: int | None = None  # None: what the pods themselves declare
     counts_as_restart: bool = False
+    blamed_nodes: tuple[str, ...] = ()  # to stay away from for a while
 
 
 @dataclass(frozen=True)

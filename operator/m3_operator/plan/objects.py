@@ -15,6 +15,7 @@ from typing import Any, Final
 from m3_operator import names
 from m3_operator.observed import Manifest, owner_uid, uid
 from m3_operator.plan.actions import ApplyObject, CreateObject, DeleteObject, ObjectAction
+from m3_operator.resources import table_kind
 
 _IMMUTABLE: Final = (names.REVISION_KIND,)
 _QUANTITY: Final = re.compile(r"([0-9]+(?:\.[0-9]+)?)([numkMGTPE]|[KMGTPE]i)?")
@@ -30,7 +31,7 @@ def differences(
     actions: list[ObjectAction] = []
     wanted: set[tuple[str, str]] = set()
     for manifest in desired:
-        identity = (manifest["kind"], manifest["metadata"]["name"])
+        identity = (table_kind(manifest), manifest["metadata"]["name"])
         wanted.add(identity)
         found = live.get(identity)
         if manifest["kind"] in _IMMUTABLE:

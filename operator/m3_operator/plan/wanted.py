@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from datetime import timedelta
 
+from m3_operator.spec.recovery import RecoverySpec
 from m3_operator.spec.rollout import RolloutSpec, Strategy
 
 
@@ -37,6 +38,7 @@ class Wanted:
     current_nodes: int = 0
     """Pods of a group of `current`."""
     rollout: RolloutPolicy = field(default_factory=RolloutPolicy)
+    recovery: RecoverySpec = field(default_factory=RecoverySpec)
 
     @property
     def groups_behind(self) -> int:

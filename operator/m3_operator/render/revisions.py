@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from m3_operator import names
 from m3_operator.api import M3Deployment, M3DeploymentSpec
 from m3_operator.observed import Manifest
+from m3_operator.render.gang import Gang
 from m3_operator.render.pod import owner_reference
 from m3_operator.render.worker import NOT_IN_REVISION, revision_spec
 from m3_operator.resources import RESOURCES
@@ -26,6 +27,7 @@ class Template:
 
     deployment: M3Deployment
     image: str
+    gang: Gang = "None"
 
 
 def controller_revision(template: Template, revision: str, number: int) -> dict[str, Any]:

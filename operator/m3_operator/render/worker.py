@@ -10,13 +10,19 @@ operator that renders them differently must not restart workers that hold half a
 import hashlib
 import json
 import math
+from collections.abc import Collection
 from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
 from m3_operator import names
 from m3_operator.api import M3Deployment, M3DeploymentSpec
-from m3_operator.render import pod
+from m3_operator.render import experts, pod
+from m3_operator.render.accelerator import equipped
+from m3_operator.render.avoidance import without_nodes
+from m3_operator.render.gang import Gang, ganged
+from m3_operator.render.placement import placed
 from m3_operator.spec.fragments import EnvVar
+from m3_operator.spec.recovery import RecoverySpec
 from m3_worker.config import TinySettings, WorkerSettings
 
 MODEL_DIRECTORY: Final = PurePosixPath("/model")
@@ -24,13 +30,15 @@ PACKAGED_MODEL: Final = Path("tiny")
 """What `m3-worker --model` calls the model that is part of it."""
 RENDEZVOUS_PORT: Final = 29500
 RENDEZVOUS_PORT_NAME: Final = "rendezvous"
-NOT_IN_REVISION: Final = frozenset({"replicas", "suspend", "router", "rollout"})
+NOT_IN_REVISION: Final = frozenset({"replicas", "suspend", "router", "rollout", "expert_balancing"})
 """Fields of the spec that no pod carries: a change of them replaces nothing."""
 _REVISION_LENGTH: Final = 10
 _STARTUP_PERIOD_SECONDS: Final = 5
 
 
-def worker_settings(deployment: M3Deployment, *, model: Path, host: str, port: int) -> WorkerSettings:
+def worker_settings(
+    deployment: M3Deployment, *, model: Path, host: str, port: int, expert_plan: Path | None = None
+) -> WorkerSettings:
     """The settings of rank 0, serving the checkpoint in `model` on `host`:`port`."""
     spec = deployment.spec
     return WorkerSettings(
@@ -44,10 +52,12 @@ def worker_settings(deployment: M3Deployment, *, model: Path, host: str, port: i
         max_concurrent=spec.engine.max_concurrent,
         step_tokens=spec.engine.step_tokens,
         redundant_experts=spec.parallelism.redundant_experts,
+        expert_plan=expert_plan,
         cache_tokens=spec.engine.cache_tokens,
         cache_dtype=spec.engine.cache_dtype,
         index_cache_dtype=spec.engine.index_cache_dtype,
         drain_seconds=float(spec.drain.timeout_seconds),
+        step_deadline_seconds=float(spec.recovery.hang_seconds),
     )
 
 
@@ -65,9 +75,10 @@ def tiny_settings(deployment: M3Deployment, directory: Path) -> TinySettings:
 
 
 def revision(deployment: M3Deployment, image: str) -> str:
-    """Names what running pods must match. Replicas, suspend and router are not in it: scaling never rolls.
+    """Names what running pods must match. Replicas, suspend, router and expertBalancing are not in it: they never roll.
 
     Nor is what is only declared, `model.release` and `accelerator.memoryGiB`: pods are the same with it and without.
+    Of `recovery`, pods carry only `hangSeconds`.
     Values that equal the defaults are left out, so that a field added by a later version changes no revision.
     """
     spec = deployment.spec
@@ -81,13 +92,31 @@ def revision(deployment: M3Deployment, image: str) -> str:
 
 
 def revision_spec(spec: M3DeploymentSpec) -> dict[str, Any]:
-    """The part of a spec that belongs to a revision, as a manifest writes it; what equals the defaults is left out."""
-    return spec.model_dump(mode="json", by_alias=True, exclude_defaults=True, exclude=set(NOT_IN_REVISION))
+    """The part of a spec that belongs to a revision, as a manifest writes it; what equals the defaults is left out.
+
+    Of recovery, that is what the worker itself does about a hang.
+    """
+    carried = spec.model_copy(update={"recovery": RecoverySpec(hang_seconds=spec.recovery.hang_seconds)})
+    return carried.model_dump(mode="json", by_alias=True, exclude_defaults=True, exclude=set(NOT_IN_REVISION))
 
 
-def group_pods(deployment: M3Deployment, group: int, revision: str, *, image: str) -> list[dict[str, Any]]:
-    """The pods of one group, by rank. Creating them again with the same arguments gives the same names."""
-    return [_group_pod(deployment, group, rank, revision, image) for rank in range(deployment.spec.parallelism.nodes)]
+def group_pods(
+    deployment: M3Deployment,
+    group: int,
+    revision: str,
+    *,
+    image: str,
+    avoid: Collection[str] = (),
+    gang: Gang = "None",
+) -> list[dict[str, Any]]:
+    """The pods of one group, by rank. Creating them again with the same arguments gives the same names.
+
+    None of them may run on a node of `avoid`, whatever affinity the template asks for beside.
+    """
+    ranks = range(deployment.spec.parallelism.nodes)
+    pods = [_group_pod(deployment, group, rank, revision, image) for rank in ranks]
+    found = [ganged(pod, deployment, group, revision, gang) for pod in pods]
+    return [without_nodes(pod, avoid) for pod in found] if avoid else found
 
 
 def group_service(deployment: M3Deployment, group: int) -> dict[str, Any]:
@@ -138,11 +167,12 @@ def _group_pod(deployment: M3Deployment, group: int, rank: int, revision: str, i
         "subdomain": names.group_name(meta.name, group),
         "terminationGracePeriodSeconds": pod.termination_seconds(deployment.spec.drain.timeout_seconds),
         "containers": [_worker_container(deployment, group, rank, image)],
-        "volumes": [pod.TMP_VOLUME, *_model_volume(deployment)],
+        "volumes": [pod.TMP_VOLUME, *_model_volume(deployment), *experts.plan_volume(deployment)],
     }
     if deployment.spec.model.source.tiny is not None:
         spec["initContainers"] = [_tiny_container(deployment, image)]
     template = deployment.spec.template
+    laid_over = pod.lay_over(spec, template, deployment.spec.engine.image_pull_secrets)
     declared = {names.NODES_ANNOTATION: str(deployment.spec.parallelism.nodes)}
     return {
         "apiVersion": "v1",
@@ -153,7 +183,7 @@ def _group_pod(deployment: M3Deployment, group: int, rank: int, revision: str, i
             **pod.pod_metadata(template, labels, declared),
             "ownerReferences": [pod.owner_reference(names.DEPLOYMENT_KIND, meta.name, meta.uid)],
         },
-        "spec": pod.lay_over(spec, template, deployment.spec.engine.image_pull_secrets),
+        "spec": placed(equipped(laid_over, deployment), deployment, group, rank),
     }
 
 
@@ -164,6 +194,7 @@ def _worker_container(deployment: M3Deployment, group: int, rank: int, image: st
         model=PACKAGED_MODEL if spec.model.source.packaged is not None else Path(MODEL_DIRECTORY),
         host="0.0.0.0",  # noqa: S104 - inside a pod, whose network is its own
         port=spec.engine.port,
+        expert_plan=Path(experts.PLAN_FILE) if experts.has_plan(deployment) else None,
     )
     container: dict[str, Any] = {
         "name": "worker",
@@ -173,11 +204,8 @@ def _worker_container(deployment: M3Deployment, group: int, rank: int, image: st
         "args": worker_arguments(deployment, settings),
         "env": [pod.HOME, *_rank_env(deployment, group, rank), *(_env(variable) for variable in spec.engine.env)],
         "securityContext": pod.CONTAINER_SECURITY,
-        "volumeMounts": [pod.TMP_MOUNT, *_model_mount(deployment)],
+        "volumeMounts": [pod.TMP_MOUNT, *_model_mount(deployment), *experts.plan_mount(deployment)],
     }
-    if spec.parallelism.gpus_per_node:
-        gpus = {spec.accelerator.resource_name: str(spec.parallelism.gpus_per_node)}
-        container["resources"] = {"requests": gpus, "limits": gpus}
     if rank == 0:
         container |= _serving(deployment)
     return container

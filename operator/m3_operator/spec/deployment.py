@@ -11,9 +11,12 @@ from pydantic import ConfigDict, Field, model_validator
 
 from m3_operator.spec.drain import DrainSpec
 from m3_operator.spec.engine import EngineSpec, ProbesSpec
+from m3_operator.spec.experts import ExpertBalancingSpec
 from m3_operator.spec.fragments import Model, OwnerName, PodTemplate, cel, require
 from m3_operator.spec.group import AcceleratorSpec, ParallelismSpec
 from m3_operator.spec.model import ModelSpec
+from m3_operator.spec.placement import PlacementSpec
+from m3_operator.spec.recovery import RecoverySpec
 from m3_operator.spec.rollout import RolloutSpec
 
 
@@ -46,12 +49,18 @@ class M3DeploymentSpec(Model):
     """The shape of one group."""
     accelerator: AcceleratorSpec = AcceleratorSpec()
     """How a pod asks for GPUs."""
+    expert_balancing: ExpertBalancingSpec = ExpertBalancingSpec()
+    """How the experts of a group are spread over its ranks."""
+    placement: PlacementSpec = PlacementSpec()
+    """Where the pods of a group go."""
     replicas: Annotated[int, Field(ge=0, le=1000)] = 1
     """Groups to run; `kubectl scale` sets it."""
     rollout: RolloutSpec = RolloutSpec()
     """How a change reaches groups that run."""
     drain: DrainSpec = DrainSpec()
     """How a group leaves."""
+    recovery: RecoverySpec = RecoverySpec()
+    """How a group that failed comes back."""
     probes: ProbesSpec = ProbesSpec()
     """How patient the health checks are."""
     suspend: bool = False

@@ -3,20 +3,23 @@
 Two builds from the same observation are equal, times included, so that an unchanged status is never written.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
 from m3_operator import names
 from m3_operator.api import M3Deployment
 from m3_operator.decide.deployment import DeploymentDecision
+from m3_operator.decide.diagnosis import WAITS_FOR_A_NODE
 from m3_operator.decide.problem import Problem
 from m3_operator.groups import Group
 from m3_operator.observed import DeploymentSnapshot, condition
+from m3_operator.plan.avoidance import AvoidedNode
 from m3_operator.plan.recovery import FailureRecord
 from m3_operator.spec.status import GROUPS_SHOWN
 from m3_operator.status.conditions import Verdict, build, timestamp
 from m3_operator.status.endpoint import endpoint
+from m3_operator.status.experts import balanced, expert_status
 from m3_operator.status.rollout import progressing, rolled_back, rollout_status
 
 
@@ -26,6 +29,8 @@ def deployment_status(
     records: Mapping[int, FailureRecord],
     problem: Problem | None,
     now: datetime,
+    *,
+    avoided: Sequence[AvoidedNode] = (),
 ) -> dict[str, Any]:
     """The status of an M3Deployment. `snapshot` and `decision` are of after the actions."""
     deployment, groups = decision.deployment, decision.groups
@@ -39,11 +44,18 @@ def deployment_status(
         "selector": names.selector_text(names.rank0_selector(snapshot.manifest["metadata"]["name"])),
         "conditions": build(snapshot.manifest, verdicts, now),
     }
+    if snapshot.experts is not None:
+        status["experts"] = expert_status(snapshot.experts)
     if snapshot.router is not None:
         status["endpoint"] = endpoint(snapshot.router)
     if deployment is not None:
         status["gpus"] = sum(_gpus(decision, deployment, group) for group in groups.values())
-    shown = decision.places[:GROUPS_SHOWN]
+    if avoided:
+        status["avoidedNodes"] = [
+            {"name": node.name, "until": timestamp(node.until), "reason": node.reason[:1024]} for node in avoided
+        ]
+    # Those that failed come first: what is remembered of them is remembered here.
+    shown = sorted(sorted(decision.places, key=lambda index: index not in records)[:GROUPS_SHOWN])
     if shown:
         status["groups"] = [_group(groups.get(index, Group(index)), records.get(index)) for index in shown]
     return status
@@ -70,18 +82,20 @@ def _group(group: Group, record: FailureRecord | None) -> dict[str, Any]:
         shown["nodes"] = nodes
     if record is not None and record.failed_at is not None:
         shown["lastFailure"] = {"reason": record.reason[:1024], "time": timestamp(record.failed_at)}
+        if record.revision:
+            shown["lastFailure"]["revision"] = record.revision
+        if record.since is not None:
+            shown["restartsSince"] = timestamp(record.since)
     return shown
 
 
 def _verdicts(snapshot: DeploymentSnapshot, decision: DeploymentDecision, problem: Problem | None) -> list[Verdict]:
     serving = min(decision.wanted, sum(group.is_ready for group in decision.groups.values()))
-    blocker = problem or _idle(decision) or _unready_group(decision) or _unready_router(snapshot)
     how_many = f"{serving} of {decision.wanted} groups serve"
+    blocker = problem or _idle(decision) or _unready_group(decision, how_many) or _unready_router(snapshot)
     ready = Verdict("Ready", True, "AllGroupsReady", how_many)
     if blocker is not None:
-        is_about_groups = blocker.reason == "GroupsNotReady"
-        told = f"{how_many}; {blocker.message}" if is_about_groups else blocker.message
-        ready = Verdict("Ready", False, blocker.reason, told)
+        ready = Verdict("Ready", False, blocker.reason, blocker.message)
     return [
         ready,
         _available(snapshot, serving, blocker, how_many),
@@ -89,6 +103,7 @@ def _verdicts(snapshot: DeploymentSnapshot, decision: DeploymentDecision, proble
         progressing(decision, problem),
         *rolled_back(decision),
         *_fits(decision),
+        *([balanced(snapshot.experts)] if snapshot.experts else []),
     ]
 
 
@@ -100,12 +115,16 @@ def _idle(decision: DeploymentDecision) -> Problem | None:
     return Problem("ScaledToZero", "spec.replicas is 0: no group runs")
 
 
-def _unready_group(decision: DeploymentDecision) -> Problem | None:
+def _unready_group(decision: DeploymentDecision, how_many: str) -> Problem | None:
+    """Why not all groups serve: the first cause that is known, or else that a group takes its time."""
     groups = [decision.groups.get(index, Group(index)) for index in decision.places]
     unready = [group for group in groups if not group.is_ready]
+    known = next((decision.findings[index] for index in sorted(decision.findings)), None)
+    if known is not None:
+        return Problem(known.reason, f"{how_many}; {known.message}")
     if len(groups) - len(unready) >= decision.wanted:
         return None
-    words = f"group {unready[0].index} is {unready[0].state}"
+    words = f"{how_many}; group {unready[0].index} is {unready[0].state}"
     return Problem("GroupsNotReady", f"{words}: {unready[0].message}" if unready[0].message else words)
 
 
@@ -138,6 +157,9 @@ def _scheduled(decision: DeploymentDecision) -> Verdict:
     ]
     if not waiting:
         return Verdict("Scheduled", True, "AllPodsScheduled", "every pod has a node")
+    known = next((found for found in decision.findings.values() if found.reason in WAITS_FOR_A_NODE), None)
+    if known is not None:
+        return Verdict("Scheduled", False, known.reason, f"{len(waiting)} pods wait for a node; {known.message}")
     why = next((pod.message for pod in waiting if pod.message), "the scheduler has not said why yet")
     return Verdict("Scheduled", False, "PodsWaiting", f"{len(waiting)} pods wait for a node; {waiting[0].name}: {why}")
 

@@ -4,6 +4,7 @@ from datetime import datetime
 from typing import Any
 
 from m3_operator.decide.deployment import DeploymentDecision
+from m3_operator.decide.diagnosis import LEFT_ALONE
 from m3_operator.decide.problem import Problem
 from m3_operator.decide.revisions import Revisions
 from m3_operator.groups import Group, GroupState
@@ -77,6 +78,9 @@ def _of_rollout(decision: DeploymentDecision, revisions: Revisions) -> Verdict |
 def _of_groups(decision: DeploymentDecision) -> Verdict | None:
     groups, wanted = decision.groups, decision.wanted
     failed = [group for group in groups.values() if group.state is GroupState.FAILED]
+    left = next((found for found in decision.findings.values() if found.reason in LEFT_ALONE), None)
+    if failed and left is not None:
+        return Verdict("Progressing", False, left.reason, left.message)
     if failed:
         return Verdict("Progressing", True, "Recovering", f"group {failed[0].index} failed: {failed[0].message}")
     coming = max(0, wanted - sum(group.is_ready for group in groups.values()))
