@@ -35,8 +35,8 @@ _PAGE: Final = 500
 _TRANSIENT: Final = (408, 429)
 _JSON: Final = "application/json"
 _APPLY: Final = "application/apply-patch+yaml"
-_MERGE: Final = "application/merge-patch+json"
 _STRATEGIC_MERGE: Final = "application/strategic-merge-patch+json"
+_MERGE: Final = "application/merge-patch+json"
 
 
 class Cluster:
@@ -100,6 +100,16 @@ class Cluster:
         except ConflictError:
             return False
         return True
+
+    async def exists(self, kind: str, namespace: str, name: str) -> bool:
+        """Whether there is such an object, asked by a dry run of creating it: the right to read it is not needed."""
+        resource = RESOURCES[kind]
+        body = {"apiVersion": resource.api_version, "kind": kind, "metadata": {"name": name, "namespace": namespace}}
+        try:
+            await self._request("POST", resource.path(namespace), query={"dryRun": "All"}, body=body)
+        except ConflictError:
+            return True
+        return False
 
     async def delete(
         self, kind: str, namespace: str, name: str, *, uid: str, grace_seconds: int | None = None

@@ -32,12 +32,14 @@ from m3_operator.experts.worker_client import WorkerClient
 from m3_operator.handlers import Feed, build_registry, build_settings
 from m3_operator.reconcile.cycle import Reconciler
 from m3_operator.resources import CHILD_SELECTORS, OPTIONAL_KINDS, OWN_KINDS, RESOURCES, WATCHED_KINDS
+from m3_operator.signals.scraper import Scraper, http_fetch
 from m3_operator.store import Store
 from m3_operator.workqueue import WorkQueue
 
 logger = logging.getLogger(__name__)
 
 _THREADS: Final = 16
+_NAMESPACE_FILE: Final = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 _CYCLES_AT_ONCE: Final = 16
 _WORKER_SECONDS: Final = 10.0
 _RELIST_SECONDS: Final = 300.0
@@ -111,13 +113,16 @@ async def run(options: Options) -> None:
         installation = Installation(
             worker_image=options.worker_image,
             router_image=options.router_image,
+            namespace=own_namespace(),
             optional_kinds=frozenset(kinds).intersection(OPTIONAL_KINDS),
         )
         reconciler = Reconciler(cluster, store, installation, clock=clock, wake=queue.wake_all)
-        async with asyncio.TaskGroup() as tasks:
+        async with http_fetch() as fetch, asyncio.TaskGroup() as tasks:
+            scraper = Scraper(store, fetch, clock=clock, wake=queue.wake_all)
             ours = [tasks.create_task(_work(queue, reconciler)) for _ in range(_CYCLES_AT_ONCE)]
             ours.append(tasks.create_task(_keep_experts(store, clock, queue)))
             ours.append(tasks.create_task(_look_again(cluster, store, queue, kinds, options.namespace)))
+            ours.append(tasks.create_task(scraper.run()))
             await kopf.operator(
                 registry=build_registry(Feed(store, queue), client, kinds),
                 settings=build_settings(kinds),
@@ -129,6 +134,14 @@ async def run(options: Options) -> None:
             )
             for task in ours:
                 task.cancel()
+
+
+def own_namespace() -> str | None:
+    """The namespace of the pod that this runs in, as its service account's mount says; None outside a cluster."""
+    try:
+        return _NAMESPACE_FILE.read_text().strip() or None
+    except OSError:
+        return None
 
 
 def connect(kubeconfig: Path | None) -> kubernetes_client.ApiClient:

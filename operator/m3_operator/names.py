@@ -13,6 +13,7 @@ API_VERSION = f"{GROUP}/{VERSION}"
 DEPLOYMENT_KIND = "M3Deployment"
 ROUTER_KIND = "M3Router"
 REVISION_KIND = "ControllerRevision"
+TENANT_KIND = "M3Tenant"
 
 FIELD_MANAGER = "m3-operator"
 CLI_FIELD_MANAGER = "m3-cli"
@@ -39,6 +40,7 @@ OPENED_ANNOTATION = f"{GROUP}/opened-at"
 # What holds the pods of a group back from the scheduler until its turn.
 GROUP_GATE = f"{GROUP}/group"
 
+OPERATOR_SELECTOR = {COMPONENT_LABEL: "operator"}  # picks the operator's own pods, in its namespace
 # On the pods of a deployment that `m3 rollout restart` was asked for, and when: it makes a revision of its own.
 RESTARTED_ANNOTATION = f"{GROUP}/restarted-at"
 
@@ -61,14 +63,14 @@ def pod_name(deployment: str, group: int, rank: int) -> str:
     return f"{group_name(deployment, group)}-r{rank}"
 
 
-def revision_name(deployment: str, revision: str) -> str:
-    """The ControllerRevision that keeps one revision: `NAME-REVISION`."""
-    return f"{deployment}-{revision}"
-
-
 def gang_name(deployment: str, group: int, revision: str) -> str:
     """The PodGroup of one group at one revision: `NAME-gG-REVISION`."""
     return f"{group_name(deployment, group)}-{revision}"
+
+
+def revision_name(deployment: str, revision: str) -> str:
+    """The ControllerRevision that keeps one revision: `NAME-REVISION`."""
+    return f"{deployment}-{revision}"
 
 
 def workers_service_name(deployment: str) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from m3_operator.api import SpecError, parse_deployment, parse_router
+from m3_operator.api import SpecError, parse_deployment, parse_router, parse_tenant
 from m3_testcluster.cluster import Cluster, KubectlError
 
 
@@ -31,8 +31,25 @@ def router(**spec: Any) -> dict[str, Any]:
     }
 
 
+def tenant(**spec: Any) -> dict[str, Any]:
+    return {"apiVersion": "serving.m3.dev/v1alpha1", "kind": "M3Tenant", "metadata": {"name": "ada"}, "spec": spec}
+
+
+PARSE = {"M3Deployment": parse_deployment, "M3Router": parse_router, "M3Tenant": parse_tenant}
+
+
+def scaled(**autoscaling: Any) -> dict[str, Any]:
+    signals = [{"type": "QueueWait", "target": 2}]
+    return deployment(autoscaling={"maxReplicas": 4, "signals": signals, **autoscaling})
+
+
 def source(**sources: Any) -> dict[str, Any]:
     return deployment(model={"name": "M", "source": sources})
+
+
+def engine(parallelism: dict[str, Any] | None = None, **said: Any) -> dict[str, Any]:
+    model = {"name": "M", "source": {"hostPath": {"path": "/m"}}}
+    return deployment(model=model, engine=said, parallelism=parallelism or {})
 
 
 def named(name: str) -> dict[str, Any]:
@@ -73,10 +90,51 @@ RULES = [
         "spec",
         "GPUs come from parallelism.gpusPerNode",
     ),
+    (deployment(placement={"exclusive": True}), "spec.placement", "placement: exclusive needs required"),
+    (
+        deployment(placement={"required": "Rack", "preferred": "Zone"}),
+        "spec.placement",
+        "placement: preferred must be narrower than required",
+    ),
+    (
+        deployment(placement={"gang": {"provider": "Kueue"}}),
+        "spec.placement.gang",
+        "placement.gang: Kueue needs queueName",
+    ),
+    (
+        deployment(accelerator={"mode": "DRA", "resourceName": "amd.com/gpu"}),
+        "spec.accelerator",
+        "accelerator.resourceName: of mode DevicePlugin",
+    ),
+    (
+        deployment(accelerator={"selectors": ["true"]}),
+        "spec.accelerator",
+        "accelerator.deviceClassName and accelerator.selectors: of mode DRA",
+    ),
+    (engine(type="vllm"), "spec.engine", "engine.image: required with engine.type vllm and sglang"),
+    (engine(type="vllm", image="v", cacheTokens=1024), "spec.engine", "engine.cacheTokens: vllm takes a share"),
+    (engine(type="sglang", image="s", cacheDtype="float32"), "spec.engine", "engine.cacheDtype: vllm and sglang"),
+    (engine(type="sglang", image="s", indexCacheDtype="fp8"), "spec.engine", "engine.indexCacheDtype: of the native"),
+    (
+        deployment(engine={"type": "vllm", "image": "v"}),
+        "spec",
+        "model.source: tiny and packaged are for the native engine",
+    ),
+    (
+        engine(parallelism={"redundantExperts": 8}, type="vllm", image="v"),
+        "spec",
+        "parallelism.redundantExperts: of the native engine alone",
+    ),
+    (
+        engine(parallelism={"gpusPerNode": 0}, type="vllm", image="v"),
+        "spec",
+        "parallelism.gpusPerNode: vllm and sglang need at least 1",
+    ),
     (
         deployment(template={"volumes": [{"name": "model", "emptyDir": {}}]}),
         "spec.template",
-        "template.volumes: the names config, keys, model, shm, tmp belong to the operator",
+        "template.volumes: the names config, experts, journal, keys, model, secrets, shm, tenants, tmp belong to the "
+        "operator",
     ),
     (
         deployment(engine={"env": [{"name": "M3_NODES", "value": "2"}]}),
@@ -97,6 +155,16 @@ RULES = [
         deployment(model={"name": "M", "release": "MiniMax-M3", "source": {"tiny": {}}}),
         "spec.model",
         "model.release: only with pvc, hostPath or image",
+    ),
+    (scaled(minReplicas=5), "spec.autoscaling", "autoscaling.minReplicas must be at most autoscaling.maxReplicas"),
+    (scaled(minReplicas=0), "spec.autoscaling", "autoscaling.minReplicas 0 needs autoscaling.idleSeconds"),
+    (scaled(minReplicas=0, idleSeconds=60, backend="HPA"), "spec.autoscaling", "does not go with backend HPA"),
+    (scaled(signals=[]), "spec.autoscaling", "autoscaling.signals must name at least one signal"),
+    (scaled(backend="KEDA"), "spec.autoscaling", "autoscaling.backend KEDA needs autoscaling.prometheusUrl"),
+    (
+        scaled(gpuMetrics={"source": "DCGM"}),
+        "spec.autoscaling.gpuMetrics",
+        "autoscaling.gpuMetrics.source DCGM needs autoscaling.gpuMetrics.url",
     ),
     (deployment(rollout={"maxSurge": 1}), "spec.rollout", "rollout.maxSurge: only with strategy Surge"),
     (
@@ -125,6 +193,16 @@ RULES = [
         "rollout.autoRollback needs a revisionHistoryLimit of at least 1",
     ),
     (router(auth={"mode": "None"}), "spec.auth", "auth.mode None lets everyone in and needs auth.allowInsecure: true"),
+    (router(ledger={"storage": "Claim"}), "spec.ledger", "ledger.claimName is for ledger.storage Claim"),
+    (router(ledger={"claimName": "bills"}), "spec.ledger", "ledger.claimName is for ledger.storage Claim"),
+    (router(admin={"servicePort": 80}), "spec", "admin.servicePort must differ from service.port"),
+    (tenant(plan="plus", limits={"tokensPerDay": 1}), "spec", "set at most one of plan, limits"),
+    (tenant(keys=[{}]), "spec.keys", "keys: set exactly one of secretRef, sha256"),
+    (
+        tenant(keys=[{"sha256": "ab" * 32, "secretRef": {"name": "a", "key": "b"}}]),
+        "spec.keys",
+        "keys: set exactly one of secretRef, sha256",
+    ),
 ]
 
 # What the schema alone refuses: the field is named by both, in words of their own.
@@ -142,6 +220,9 @@ BOUNDS = [
     (deployment(parallelism={"nodes": 0}), "spec.parallelism.nodes"),
     (deployment(parallelism={"redundantExperts": -1}), "spec.parallelism.redundantExperts"),
     (deployment(accelerator={"memoryGiB": 0}), "spec.accelerator.memoryGiB"),
+    (scaled(maxReplicas=1001), "spec.autoscaling.maxReplicas"),
+    (scaled(signals=[{"type": "QueueWait", "target": 0}]), "spec.autoscaling.signals"),
+    (scaled(down={"windowSeconds": 901}), "spec.autoscaling.down.windowSeconds"),
     (deployment(engine={"cacheDtype": "fp4"}), "spec.engine.cacheDtype"),
     (deployment(drain={"timeoutSeconds": -1}), "spec.drain.timeoutSeconds"),
     (deployment(template={"shmSize": "lots"}), "spec.template.shmSize"),
@@ -157,6 +238,13 @@ BOUNDS = [
         router(prices={"standard": {"input": "0.0001", "output": "1", "cacheRead": "1"}}),
         "spec.prices.standard.input",
     ),
+    (router(limits={"attempts": 0}), "spec.limits.attempts"),
+    (router(redis={"url": "http://redis"}), "spec.redis.url"),
+    (router(plans=[{"name": "Plus"}]), "spec.plans"),
+    (tenant(limits={"budgetUsd": "1,5"}), "spec.limits.budgetUsd"),
+    (tenant(serviceTiers=["gold"]), "spec.serviceTiers"),
+    (tenant(keys=[{"secretRef": {"name": "a", "key": "../b"}}]), "spec.keys"),
+    ({**tenant(), "metadata": {"name": "a" * 64}}, "metadata.name"),
 ]
 
 
@@ -167,7 +255,7 @@ def refusal(cluster: Cluster, manifest: dict[str, Any]) -> str:
 
 
 def model_refusal(manifest: dict[str, Any]) -> str:
-    parse = parse_deployment if manifest["kind"] == "M3Deployment" else parse_router
+    parse = PARSE[manifest["kind"]]
     with pytest.raises(SpecError) as caught:
         parse(manifest, strict=True)
     message = str(caught.value)
@@ -196,12 +284,12 @@ def test_an_unknown_field_is_refused_by_name(m3_cluster: Cluster) -> None:
     assert model_refusal(manifest) == "spec.engine.maxConcurent: unknown field"
 
 
-@pytest.mark.parametrize("manifest", [deployment(), router()], ids=["M3Deployment", "M3Router"])
+@pytest.mark.parametrize("manifest", [deployment(), router(), tenant()], ids=["M3Deployment", "M3Router", "M3Tenant"])
 def test_the_server_fills_in_the_defaults_that_the_models_have(m3_cluster: Cluster, manifest: dict[str, Any]) -> None:
     created = m3_cluster.kubectl(
         "create", "--dry-run=server", "--filename=-", "--output=json", stdin=json.dumps(manifest)
     )
-    parse = parse_deployment if manifest["kind"] == "M3Deployment" else parse_router
+    parse = PARSE[manifest["kind"]]
     stored = json.loads(created)
     assert parse(stored, strict=True).spec == parse(manifest, strict=True).spec
     written = parse(manifest, strict=True).spec.manifest()
@@ -221,8 +309,8 @@ def test_explain_reads_like_documentation(m3_cluster: Cluster) -> None:
 
 
 def _present(value: Any) -> Any:
-    """Without empty lists and maps, which the API server does not add."""
+    """Without empty lists and maps, which the API server adds only as the default of what has fields."""
     if not isinstance(value, dict):
         return value
     found = {key: _present(child) for key, child in value.items()}
-    return {key: child for key, child in found.items() if child not in ([], {}) or key == "resources"}
+    return {key: child for key, child in found.items() if child not in ([], {}) or key in ("resources", "admin")}

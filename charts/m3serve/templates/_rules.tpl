@@ -10,8 +10,12 @@ Secrets are created and never read: an API key that the operator made stays wher
 - apiGroups: [serving.m3.dev]
   resources: [m3routers]
   verbs: [get, list, watch, create, patch, delete]
+# Tenants are read, and told where they are accepted; their Secrets are mounted by the routers and read by nobody here.
 - apiGroups: [serving.m3.dev]
-  resources: [m3deployments/status, m3routers/status]
+  resources: [m3tenants]
+  verbs: [get, list, watch]
+- apiGroups: [serving.m3.dev]
+  resources: [m3deployments/status, m3routers/status, m3tenants/status]
   verbs: [patch]
 # Workers: pods are created once and deleted by the group. The one change is to take our own scheduling gate away, when
 # it is a group's turn.
@@ -35,14 +39,14 @@ Secrets are created and never read: an API key that the operator made stays wher
 - apiGroups: [""]
   resources: [services]
   verbs: [get, list, watch, create, patch, delete]
-# Revisions of workers' specs: created once, never changed, and deleted when nothing can go back to them any more.
-- apiGroups: [apps]
-  resources: [controllerrevisions]
-  verbs: [get, list, watch, create, delete]
 # One budget for the evictions of each deployment's groups.
 - apiGroups: [policy]
   resources: [poddisruptionbudgets]
   verbs: [get, list, watch, create, patch, delete]
+# Revisions of workers' specs: created once, never changed, and deleted when nothing can go back to them any more.
+- apiGroups: [apps]
+  resources: [controllerrevisions]
+  verbs: [get, list, watch, create, delete]
 # Routers.
 - apiGroups: [""]
   resources: [configmaps, serviceaccounts]
@@ -55,6 +59,13 @@ Secrets are created and never read: an API key that the operator made stays wher
   verbs: [get, list, watch, create, patch, delete]
 - apiGroups: [rbac.authorization.k8s.io]
   resources: [roles, rolebindings]
+  verbs: [get, list, watch, create, patch, delete]
+# Autoscalers of others, made where spec.autoscaling asks for one. KEDA need not be there.
+- apiGroups: [autoscaling]
+  resources: [horizontalpodautoscalers]
+  verbs: [get, list, watch, create, patch, delete]
+- apiGroups: [keda.sh]
+  resources: [scaledobjects]
   verbs: [get, list, watch, create, patch, delete]
 # Held only to be given on: nobody may grant what they do not have, and routers watch their workers' endpoints.
 - apiGroups: [discovery.k8s.io]

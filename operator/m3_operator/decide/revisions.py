@@ -14,6 +14,7 @@ from typing import Final
 
 from m3_operator import names
 from m3_operator.api import M3Deployment
+from m3_operator.capacity.startup import startup_seconds, with_startup
 from m3_operator.decide.equipment import choose_gang
 from m3_operator.decide.installation import Installation
 from m3_operator.decide.progress import RolloutRecord, Tally, deadline, next_record, read_record, tally
@@ -66,19 +67,16 @@ def decide_revisions(
     groups_wanted: int,
     groups: Mapping[int, Group],
     now: datetime,
-    is_frozen: bool = False,
 ) -> Revisions:
-    """The revisions of a deployment whose spec can be read. `is_frozen`: nothing can be made of it, nothing rolls."""
+    """The revisions of a deployment whose spec can be read."""
     rollout = deployment.spec.rollout
     asked = revision(deployment, image)
     kept = {revision_of(found): found for (kind, _), found in snapshot.children.items() if kind == names.REVISION_KIND}
-    templates = {asked: Template(deployment, image, choose_gang(deployment, installation))}
+    templates = {asked: Template(deployment, image)}
     current = _current(snapshot.manifest, asked, kept, groups)
     if current is not None and current != asked and (found := kept.get(current)) is not None:
         template = read_template(found, deployment)
-        if template is not None:
-            templates[current] = replace(template, gang=choose_gang(template.deployment, installation))
-    policy = policy_of(rollout, groups_wanted)
+        templates |= {current: template} if template is not None else {}
     wanted = Wanted(
         deployment=deployment.metadata.name,
         groups=groups_wanted,
@@ -86,7 +84,7 @@ def decide_revisions(
         revision=asked,
         current=current if current in templates else None,
         current_nodes=templates[current].deployment.spec.parallelism.nodes if current in templates else 0,
-        rollout=replace(policy, is_paused=policy.is_paused or is_frozen),
+        rollout=policy_of(rollout, groups_wanted),
         recovery=deployment.spec.recovery,
     )
     seen = tally(wanted, groups, now)
@@ -108,7 +106,10 @@ def decide_revisions(
         target=wanted.revision,
         current=current,
         wanted=wanted,
-        templates=templates,
+        templates={
+            name: Template(with_startup(found.deployment), found.image, choose_gang(found.deployment, installation))
+            for name, found in templates.items()
+        },
         objects=_kept_objects(kept, templates[asked], asked, in_use, rollout.revision_history_limit),
         seen=seen,
         record=record,
@@ -120,7 +121,7 @@ def decide_revisions(
 
 def _patience(deployment: M3Deployment) -> timedelta:
     spec = deployment.spec
-    of_one_group = spec.drain.timeout_seconds + spec.probes.startup_seconds + spec.rollout.min_ready_seconds
+    of_one_group = spec.drain.timeout_seconds + startup_seconds(deployment) + spec.rollout.min_ready_seconds
     return timedelta(
         seconds=spec.rollout.progress_deadline_seconds or of_one_group + _PATIENCE_BEYOND_ONE_GROUP_SECONDS
     )

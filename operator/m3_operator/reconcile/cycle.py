@@ -16,8 +16,10 @@ from m3_operator.observed import Key
 from m3_operator.reconcile.acting import Actor
 from m3_operator.reconcile.deployments import DeploymentCycle
 from m3_operator.reconcile.pace import Pace
+from m3_operator.reconcile.references import ReferenceProbe
 from m3_operator.reconcile.routers import RouterCycle
 from m3_operator.reconcile.telling import Teller
+from m3_operator.reconcile.tenants import TenantCycle
 from m3_operator.reconcile.writer import Writer
 from m3_operator.store import Store
 
@@ -40,9 +42,10 @@ class Reconciler:
         self._store = store
         self._clock = clock
         self._paces: dict[Key, Pace] = {}
-        actor, teller = Actor(writer, store, wake), Teller(writer, clock)
-        self._deployments = DeploymentCycle(store, installation, actor, teller, clock)
-        self._routers = RouterCycle(writer, store, installation, actor, teller, clock)
+        actor, teller, probe = Actor(writer, store, wake), Teller(writer, clock), ReferenceProbe(writer, clock)
+        self._deployments = DeploymentCycle(store, installation, actor, teller, probe, clock)
+        self._routers = RouterCycle(writer, store, installation, actor, teller, probe, clock)
+        self._tenants = TenantCycle(store, actor, teller, clock)
 
     async def cycle(self, key: Key) -> float | None:
         """One cycle; the answer is in how many seconds to look again, if nothing happens before."""
@@ -65,4 +68,7 @@ class Reconciler:
             return None, None  # the garbage collector takes what it owned
         if key.kind == names.DEPLOYMENT_KIND:
             return await self._deployments.run(key)
-        return await self._routers.run(key), None
+        if key.kind == names.TENANT_KIND:
+            await self._tenants.run(key)
+            return None, None
+        return await self._routers.run(key)

@@ -9,6 +9,8 @@ from typing import Annotated, Self
 
 from pydantic import ConfigDict, Field, model_validator
 
+from m3_operator.spec.access import MonitoringSpec, NetworkPolicySpec
+from m3_operator.spec.autoscaling import AutoscalingSpec
 from m3_operator.spec.drain import DrainSpec
 from m3_operator.spec.engine import EngineSpec, ProbesSpec
 from m3_operator.spec.experts import ExpertBalancingSpec
@@ -36,10 +38,23 @@ _GPU_RULE = (
 )
 
 
+OWN_MODELS = "model.source: tiny and packaged are for the native engine; vllm and sglang take pvc, hostPath or image"
+OWN_COPIES = "parallelism.redundantExperts: of the native engine alone; tell vllm and sglang with engine.args"
+NEEDS_GPUS = "parallelism.gpusPerNode: vllm and sglang need at least 1"
+_IS_NATIVE = "self.engine.type == 'native'"
+
+
 class M3DeploymentSpec(Model):
     """Workers that serve one model: `replicas` groups of `parallelism.nodes` pods."""
 
-    model_config = ConfigDict(json_schema_extra=cel((_GPU_RULE, OWN_GPUS)))
+    model_config = ConfigDict(
+        json_schema_extra=cel(
+            (_GPU_RULE, OWN_GPUS),
+            (f"{_IS_NATIVE} || !(has(self.model.source.tiny) || has(self.model.source.packaged))", OWN_MODELS),
+            (f"{_IS_NATIVE} || !has(self.parallelism.redundantExperts)", OWN_COPIES),
+            (f"{_IS_NATIVE} || self.parallelism.gpusPerNode > 0", NEEDS_GPUS),
+        )
+    )
 
     model: ModelSpec
     """What is served."""
@@ -54,7 +69,9 @@ class M3DeploymentSpec(Model):
     placement: PlacementSpec = PlacementSpec()
     """Where the pods of a group go."""
     replicas: Annotated[int, Field(ge=0, le=1000)] = 1
-    """Groups to run; `kubectl scale` sets it."""
+    """Groups to run; `kubectl scale` sets it. Ignored with autoscaling by the built-in backend."""
+    autoscaling: AutoscalingSpec | None = None
+    """Groups by demand; absent: `replicas` groups."""
     rollout: RolloutSpec = RolloutSpec()
     """How a change reaches groups that run."""
     drain: DrainSpec = DrainSpec()
@@ -67,6 +84,10 @@ class M3DeploymentSpec(Model):
     """Run no group, but keep `replicas`."""
     router: RouterReference | None = None
     """The M3Router that serves this deployment; absent: it gets one of its own name."""
+    network_policy: NetworkPolicySpec = NetworkPolicySpec()
+    """Who may reach the workers over the network."""
+    monitoring: MonitoringSpec = MonitoringSpec()
+    """Who reads the workers' metrics."""
     template: PodTemplate = PodTemplate()
     """What is laid over the worker pods."""
 
@@ -74,6 +95,14 @@ class M3DeploymentSpec(Model):
     def _asks_for_gpus_once(self) -> Self:
         resources = self.template.resources
         require(self.accelerator.resource_name not in {*resources.requests, *resources.limits}, OWN_GPUS)
+        return self
+
+    @model_validator(mode="after")
+    def _asks_an_engine_for_what_it_has(self) -> Self:
+        is_native, source = self.engine.type == "native", self.model.source
+        require(is_native or (source.tiny is None and source.packaged is None), OWN_MODELS)
+        require(is_native or self.parallelism.redundant_experts is None, OWN_COPIES)
+        require(is_native or self.parallelism.gpus_per_node > 0, NEEDS_GPUS)
         return self
 
     @property

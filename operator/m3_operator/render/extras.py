@@ -1,0 +1,75 @@
+"""What an M3Deployment may have beside its groups: a NetworkPolicy over its workers, a PodMonitor for their metrics."""
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from m3_operator import names
+from m3_operator.api import M3Deployment
+from m3_operator.render.engines import vllm
+from m3_operator.render.pod import owner_reference
+
+MONITOR_KIND: Final = "PodMonitor"
+_NAMESPACE_LABEL: Final = "kubernetes.io/metadata.name"
+
+
+def network_policy(deployment: M3Deployment, operator_namespace: str | None) -> dict[str, Any] | None:
+    """Workers take connections from each other, on their HTTP port from routers and the operator, and nothing else.
+
+    Ranks meet on ports that nobody knows before, so that pods of one deployment may use all of each other's. An
+    operator outside the cluster (no namespace) has to be among the spec's own peers.
+    """
+    spec, name = deployment.spec, deployment.metadata.name
+    if not spec.network_policy.enabled:
+        return None
+    router = spec.router.name if spec.router is not None else name
+    clients: list[dict[str, Any]] = [{"podSelector": {"matchLabels": names.router_selector(router)}}]
+    if operator_namespace is not None:
+        where = {"matchLabels": {_NAMESPACE_LABEL: operator_namespace}}
+        clients.append({"namespaceSelector": where, "podSelector": {"matchLabels": names.OPERATOR_SELECTOR}})
+    ports = [spec.engine.port]
+    if spec.engine.type == "vllm" and (events := vllm.kv_events_port(deployment)) is not None:
+        ports.append(events)
+    selector = {"matchLabels": {names.DEPLOYMENT_LABEL: name}}
+    ingress = [
+        {"from": [{"podSelector": selector}]},
+        {
+            "from": [*clients, *spec.network_policy.peers],
+            "ports": [{"protocol": "TCP", "port": port} for port in ports],
+        },
+    ]
+    body = {"podSelector": selector, "policyTypes": ["Ingress"], "ingress": ingress}
+    return _object(deployment, "networking.k8s.io/v1", "NetworkPolicy", body)
+
+
+def pod_monitor(deployment: M3Deployment) -> dict[str, Any] | None:
+    """The metrics of rank 0 of every group: the others serve no HTTP."""
+    monitoring = deployment.spec.monitoring
+    if not monitoring.enabled:
+        return None
+    endpoint = {"port": names.HTTP_PORT_NAME, "path": "/metrics", "interval": f"{monitoring.interval_seconds}s"}
+    body = {
+        "selector": {"matchLabels": names.rank0_selector(deployment.metadata.name)},
+        "podMetricsEndpoints": [endpoint],
+    }
+    return _object(deployment, "monitoring.coreos.com/v1", MONITOR_KIND, body, monitoring.labels)
+
+
+def _object(
+    deployment: M3Deployment,
+    api_version: str,
+    kind: str,
+    spec: Mapping[str, Any],
+    labels: Mapping[str, str] | None = None,
+) -> dict[str, Any]:
+    meta = deployment.metadata
+    return {
+        "apiVersion": api_version,
+        "kind": kind,
+        "metadata": {
+            "name": names.workers_service_name(meta.name),
+            "namespace": meta.namespace,
+            "labels": {**(labels or {}), **names.worker_labels(meta.name)},
+            "ownerReferences": [owner_reference(names.DEPLOYMENT_KIND, meta.name, meta.uid)],
+        },
+        "spec": dict(spec),
+    }
