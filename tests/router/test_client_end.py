@@ -127,13 +127,26 @@ def test_another_version_of_http_is_505() -> None:
     assert statuses(bench().feed(b"GET /a HTTP/2.0\r\nHost: r\r\n\r\n")) == [505]
 
 
-def test_a_target_in_absolute_form_is_its_path() -> None:
+@pytest.mark.parametrize(
+    ("target", "path", "post_line"),
+    [
+        (b"http://other/a/b?c=d", b"/a/b", b"POST /a/b?c=d HTTP/1.1\r\n"),
+        (b"http://other/a/b", b"/a/b", b"POST /a/b HTTP/1.1\r\n"),
+        (b"http://other/a/b?", b"/a/b", b"POST /a/b HTTP/1.1\r\n"),
+        (b"http://user@other:80/a", b"/a", b"POST /a HTTP/1.1\r\n"),
+    ],
+)
+def test_a_target_in_absolute_form_is_its_path(target: bytes, path: bytes, post_line: bytes) -> None:
     one = bench()
-    one.feed(b"GET http://other/a/b?c=d HTTP/1.1\r\nHost: r\r\n\r\n")
-    assert (one.application.served[0].path, one.application.served[0].post_line) == (
-        b"/a/b",
-        b"POST /a/b?c=d HTTP/1.1\r\n",
-    )
+    assert statuses(one.feed(b"GET %b HTTP/1.1\r\nHost: r\r\n\r\n" % target)) == [200]
+    assert (one.application.served[0].path, one.application.served[0].post_line) == (path, post_line)
+
+
+@pytest.mark.parametrize("target", [b"http://other", b"http://other?c=d", b"http://[::1"])
+def test_a_target_without_a_path_is_400(target: bytes) -> None:
+    one = bench()
+    assert statuses(one.feed(b"GET %b HTTP/1.1\r\nHost: r\r\n\r\n" % target)) == [400]
+    assert one.application.served == []
 
 
 def test_a_head_over_the_limit_is_431_with_the_limit() -> None:

@@ -119,6 +119,7 @@ REQUESTS: Final[tuple[bytes, ...]] = (
     # heads
     b"GET /v1/models HTTP/1.1\r\nHost: r\r\nAuthorization: Bearer fuzz-key\r\n\r\n",
     b"GET http://r/v1/models HTTP/1.1\r\nHost: elsewhere\r\nAuthorization: Bearer fuzz-key\r\n\r\n",
+    b"GET http://r HTTP/1.1\r\nHost: elsewhere\r\n\r\n",
     b"GET http://[::1 HTTP/1.1\r\nHost: r\r\n\r\n",
     b"OPTIONS * HTTP/1.1\r\nHost: r\r\n\r\n",
     b"CONNECT r:443 HTTP/1.1\r\nHost: r\r\n\r\n",
