@@ -150,7 +150,7 @@ class Intake:
         bill.pool = pool.name
         view.check_fits(pool.max_context_tokens)
         self.tier = tenant.entitled_tier(view.service_tier, dialect.is_anthropic)
-        if not pool.workers.ready:
+        if not pool.workers.ready and (dialect.is_free or not pool.holds_when_empty):
             raise no_worker(view.model)
         view.body = body_for(pool, view, model, self.tier)
         if dialect.is_free:
@@ -176,7 +176,7 @@ class Intake:
             needs_exact = ceilings.wants_exact(self._quote(view, pool, widest))
         else:
             needs_exact = quote.needs_exact
-        if is_open and needs_exact:
+        if is_open and needs_exact and pool.workers.ready:  # while nobody can count, the upper bound holds
             self._is_counted = True
             ready = pool.workers.ready
             services.counts.count(self._dialect, view, ready[services.request_ids.given % len(ready)], self._counted)

@@ -32,6 +32,7 @@ class LaneBounds:
     batch_max_wait_seconds: float
     preemption: bool
     long_prefills_per_worker: int
+    hold_seconds: float = 0.0  # that a request waits while no worker is ready; 0: that is not the lanes' concern
 
     @classmethod
     def from_settings(cls, pool: PoolSettings, lanes: LaneSettings) -> "LaneBounds":
@@ -44,6 +45,7 @@ class LaneBounds:
             batch_max_wait_seconds=lanes.batch_max_wait_seconds,
             preemption=lanes.preemption,
             long_prefills_per_worker=lanes.long_prefills_per_worker,
+            hold_seconds=pool.hold_when_empty_seconds,
         )
 
 
@@ -77,6 +79,7 @@ class Lane:
         "in_flight",
         "in_flight_tokens",
         "index",
+        "is_held",
         "is_long",
         "max_wait_seconds",
         "preempted",
@@ -95,6 +98,7 @@ class Lane:
         self.max_wait_seconds = bounds.max_wait_seconds if index < BATCH else bounds.batch_max_wait_seconds
         self.ageing_seconds = self.max_wait_seconds / 2
         self.queue = FairQueue(has_deadlines=index < STANDARD)
+        self.is_held = False  # nobody is let in, and that is not for want of room
         self.in_flight = self.in_flight_tokens = 0
         self.refused = self.expired = self.preempted = 0
         # Tokens released while somebody waited, and the time in which somebody did, both decayed by that time: how fast
@@ -124,6 +128,18 @@ class Lane:
             self._measured_at = now
         self.queue.put_back(ticket)
         self.preempted += 1
+
+    def hold(self, now: float) -> None:
+        """Nobody is let in from now on; how fast the lane drains is not measured meanwhile."""
+        self._measure(now)
+        self.is_held = True
+
+    def open(self, now: float) -> None:
+        """Those that wait are let in again, and begin only now to wait for room: the longest wait counts from here."""
+        self.is_held = False
+        self._measured_at = now
+        for ticket in self.queue:
+            ticket.offered_at = now
 
     def take(self, ticket: Ticket, now: float) -> None:
         """A ticket stops waiting: it is admitted."""
@@ -175,9 +191,9 @@ class Lane:
         )
 
     def _measure(self, now: float) -> None:
-        """Bring the measurement up to now; time in which nobody waits does not count."""
+        """Bring the measurement up to now; time in which nobody waits for room does not count."""
         seconds = now - self._measured_at
-        if len(self.queue) and seconds > 0:
+        if len(self.queue) and seconds > 0 and not self.is_held:
             kept = math.exp(-seconds / DRAIN_WINDOW_SECONDS)
             self._drained_tokens *= kept
             self._measured_seconds = self._measured_seconds * kept + DRAIN_WINDOW_SECONDS * (1 - kept)

@@ -23,6 +23,9 @@ Rules, in this order.
 (5) Then standard, which may take from batch in the same way. Batch goes when nobody else waits at all.
 (6) Between the lanes of one tier the older ticket goes first; inside a lane, see `fair_queue`. Where a lane's queue is
     full, a place in it is for the tenant that has fewer of them for its weight.
+
+While no worker is ready, and the pool holds requests then (`hold_seconds`), nobody goes: all wait, each for so long at
+most, and go by these rules in the moment in which there is a worker. The longest wait of a lane counts from there.
 """
 
 from typing import Final
@@ -70,6 +73,7 @@ class Lanes:
         "_bounds",
         "_changes",
         "_claimant",
+        "_held_since",
         "_in_flight",
         "_lanes",
         "_offers",
@@ -77,6 +81,7 @@ class Lanes:
         "_waiting",
         "_waiting_batch",
         "has_changes",
+        "is_held",
     )
 
     def __init__(self, bounds: LaneBounds, now: float) -> None:
@@ -91,6 +96,11 @@ class Lanes:
         self._saved_tokens = 0
         self._changes = Changes()
         self.has_changes = False
+        # No worker is ready, and requests wait for one; of the last `set_workers`.
+        self.is_held = False
+        self._held_since = now
+        if bounds.hold_seconds > 0:
+            self._hold(now)
 
     # ---- what happens to a ticket
 
@@ -111,6 +121,7 @@ class Lanes:
         ticket = Ticket(order, index, self._offers, now)
         if (  # the usual case: nobody to compare with, for batch does not count, and it fits
             (self._waiting == 0 or (self._waiting == self._waiting_batch and index < BATCH))
+            and not self.is_held
             and order.tokens <= (in_flight.room if index < STANDARD else in_flight.low_room) - self._saved_tokens
             and (not lane.is_long or in_flight.places > 0)
         ):
@@ -149,6 +160,12 @@ class Lanes:
                 self._saved_tokens += ticket.tokens // 2
             self._settle(now, None)
 
+    def put_back(self, ticket: Ticket, now: float) -> None:
+        """An admitted request has found no worker: it waits again where it waited before. Only while `is_held`."""
+        if not self.is_held or ticket.state != "admitted" or ticket.has_first_byte:
+            raise ValueError(f"{ticket!r} cannot wait for a worker")
+        self._put_back(ticket, now)
+
     def cancel(self, ticket: Ticket, now: float) -> None:
         """A waiting request's client has left."""
         if ticket.state != "waiting":
@@ -162,14 +179,22 @@ class Lanes:
     def tick(self, now: float) -> None:
         """Time has passed: some have waited too long, some have aged. To be called a few times a second."""
         for lane in self._lanes:
-            while lane.is_waiting and now - lane.queue.oldest.offered_at >= lane.max_wait_seconds:
+            while lane.is_waiting and self._has_waited_too_long(lane.queue.oldest, lane, now):
                 self._expire(lane.queue.oldest, lane, now)
             lane.queue.forget()
         self._settle(now, None)
 
     def set_workers(self, ready: int, now: float) -> None:
-        """How many workers are ready: that many times `long_prefills_per_worker` long requests may be prefilled."""
+        """How many workers are ready: that many times `long_prefills_per_worker` long requests may be prefilled.
+
+        With none, and `hold_seconds`, everybody waits for one.
+        """
         self._in_flight.long_prefill_limit = ready * self._bounds.long_prefills_per_worker
+        is_held = ready == 0 and self._bounds.hold_seconds > 0
+        if is_held and not self.is_held:
+            self._hold(now)
+        elif self.is_held and not is_held:
+            self._open(now)
         self._settle(now, None)
 
     def changes(self) -> Changes:
@@ -193,6 +218,11 @@ class Lanes:
     def waiting(self, service_tier: ServiceTier, context_tier: ContextTier) -> int:
         """How many requests wait in a lane."""
         return len(self._lanes[LANES.index((service_tier, context_tier))].queue)
+
+    @property
+    def waiting_for_worker(self) -> int:
+        """How many requests wait because no worker is ready."""
+        return self._waiting if self.is_held else 0
 
     def tickets(self) -> list[Ticket]:
         """All that wait, lane by lane, in the order in which they came."""
@@ -228,7 +258,7 @@ class Lanes:
 
     def _settle(self, now: float, own: Ticket | None) -> None:
         """Admit all that the rules admit. own: the ticket whose fate its caller sees for himself."""
-        while self._waiting:
+        while self._waiting and not self.is_held:
             ticket = self._next(now)
             if ticket is None:
                 return
@@ -324,6 +354,8 @@ class Lanes:
         victims = self._in_flight.victims(ticket.lane_index, ticket.tokens - room, missing_places, now)
         for victim in victims:
             self._put_back(victim, now)
+            self._changes.preempted.append(victim)
+            self.has_changes = True
         return len(victims) > 0
 
     def _put_back(self, ticket: Ticket, now: float) -> None:
@@ -333,8 +365,26 @@ class Lanes:
         ticket.preemptions += 1
         lane.enter_again(ticket, now)
         self._count_waiting(ticket.lane_index, 1)
-        self._changes.preempted.append(ticket)
-        self.has_changes = True
+
+    # ---- without a worker
+
+    def _hold(self, now: float) -> None:
+        self.is_held = True
+        self._held_since = now
+        self._claimant = None
+        self._saved_tokens = 0
+        for lane in self._lanes:
+            lane.hold(now)
+
+    def _open(self, now: float) -> None:
+        self.is_held = False
+        for lane in self._lanes:
+            lane.open(now)
+
+    def _has_waited_too_long(self, ticket: Ticket, lane: Lane, now: float) -> bool:
+        if self.is_held:
+            return now - max(ticket.offered_at, self._held_since) >= self._bounds.hold_seconds
+        return now - ticket.offered_at >= lane.max_wait_seconds
 
     # ---- counts
 

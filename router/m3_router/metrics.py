@@ -156,6 +156,7 @@ class MetricsCollector(Collector):
         in_flight = gauge("lane_tokens_in_flight", "Tokens that admitted requests may hold.", lane_labels)
         waiting = gauge("lane_requests_waiting", "Requests that wait in a lane.", lane_labels)
         oldest = gauge("lane_oldest_wait_seconds", "How long the first of those that wait has waited.", lane_labels)
+        for_worker = gauge("requests_waiting_for_worker", "Requests that wait because no worker is ready.", ("pool",))
         expired = counter("lane_expired", "Requests that waited too long.", lane_labels)
         preempted = counter("lane_preempted", "Requests put back before their first byte.", lane_labels)
         worker_labels = ("pool", "worker")
@@ -176,6 +177,7 @@ class MetricsCollector(Collector):
                 oldest.add_metric(labels, lane.oldest_wait_seconds)
                 expired.add_metric(labels, lane.expired)
                 preempted.add_metric(labels, lane.preempted)
+            for_worker.add_metric((name,), pool.lanes.waiting_for_worker)
             for worker in pool.workers:
                 ready.add_metric((name, worker.name), worker.state == "ready")
                 running.add_metric((name, worker.name), worker.requests)
@@ -192,7 +194,7 @@ class MetricsCollector(Collector):
         dropped.add_metric((), self._log_lines_dropped())
         build = gauge("build_info", "What runs; always 1.", tuple(self._build))
         build.add_metric(tuple(self._build.values()), 1)
-        yield from (in_flight, waiting, oldest, expired, preempted, remote, predicted, actual, breaker)
+        yield from (in_flight, waiting, for_worker, oldest, expired, preempted, remote, predicted, actual, breaker)
         yield from (ready, running, tokens, connections, buffered, dropped, build)
 
 

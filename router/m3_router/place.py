@@ -90,6 +90,15 @@ class Place:
             services.follow(pool)
         return ticket.state == "admitted"
 
+    def wait_for_worker(self, now: float) -> bool:
+        """No worker is ready. Returns whether the request waits in its lane again, until one is."""
+        ticket, pool = self._ticket, self._pool
+        if ticket is None or pool is None or not pool.lanes.is_held:
+            return False
+        if ticket.state == "admitted" and not ticket.has_first_byte:
+            pool.lanes.put_back(ticket, now)
+        return ticket.state == "waiting"
+
     def first_byte(self, now: float) -> None:
         """The answer has begun: nobody may put this request back any more."""
         if self._ticket is not None and self._pool is not None:

@@ -22,6 +22,7 @@ class Pool:
         "can_continue",
         "credentials",
         "engine",
+        "holds_when_empty",
         "lanes",
         "max_context_tokens",
         "name",
@@ -45,6 +46,7 @@ class Pool:
         self.engine: Engine = settings.engine
         self.max_context_tokens = settings.max_context_tokens
         self.upstream_model: str | None = settings.upstream_model
+        self.holds_when_empty = settings.hold_when_empty_seconds > 0
         self.can_continue = settings.continuation and settings.engine != "external"
         self.lanes = lanes
         self.workers = workers
@@ -137,6 +139,10 @@ class Pools:
                 param="model",
             )
         return route
+
+    def can_take_requests(self) -> bool:
+        """Whether any request would run now, or wait for the worker that its being here will bring about."""
+        return any(pool.workers.ready or pool.holds_when_empty for pool in self._pools.values())
 
     def has_ready_worker(self) -> bool:
         """Whether any request could run now."""

@@ -54,6 +54,7 @@ class Exchange(messages.Exchange, IntakeOwner, AttemptOwner, Waiting):
         "_comment_at",
         "_dialect",
         "_guard",
+        "_has_waited_again",
         "_intake",
         "_is_finished",
         "_place",
@@ -83,6 +84,7 @@ class Exchange(messages.Exchange, IntakeOwner, AttemptOwner, Waiting):
         self._reply: Reply | None = None
         self._guard: AnswerGuard | None = None  # where answers are moderated
         self._tried: tuple[Worker, ...] = ()
+        self._has_waited_again = False  # for a worker, after the last one there was has failed
 
     # ---- 1. understand and price it
 
@@ -156,9 +158,14 @@ class Exchange(messages.Exchange, IntakeOwner, AttemptOwner, Waiting):
             self._forget_answer()
 
     def expired(self, retry_after_seconds: int) -> None:
-        """The wait in the lane was too long."""
-        if not self._is_finished:
-            self._bill.queue_ms = self._elapsed_ms()
+        """The wait in the lane was too long, for room or for a worker."""
+        if self._is_finished:
+            return
+        self._bill.queue_ms = self._elapsed_ms()
+        view, pool = self._understood()
+        if pool.lanes.is_held:
+            self._refuse(no_worker(view.model))
+        else:
             self._refuse(at_capacity("no place became free in time", retry_after_seconds))
 
     # ---- 3. send it to a worker
@@ -172,6 +179,8 @@ class Exchange(messages.Exchange, IntakeOwner, AttemptOwner, Waiting):
             pool.workers.ready, intake.want(self._tried, now, is_long=self._place.charge.is_long), now
         )
         if choice is None:
+            if self._place.wait_for_worker(now):  # the last one has left since the place was given
+                return
             self._break_off(no_worker(view.model), "rejected")
             return
         worker = choice.worker
@@ -353,10 +362,22 @@ class Exchange(messages.Exchange, IntakeOwner, AttemptOwner, Waiting):
         self._forget_answer()
         if can_try:
             self._dispatch(view.body)
+        elif self._can_wait_again():
+            self._tried = ()  # whoever comes, even the same one, has begun anew
         elif not pool.workers.ready:
             self._refuse(no_worker(view.model), outcome="worker_error")
         else:
             self._refuse(worker_failed(f"Worker {worker.name} failed: {reason}."), outcome="worker_error")
+
+    def _can_wait_again(self) -> bool:
+        """Whether the request waits for the next worker, now that the last one is gone.
+
+        Once: a request that takes its worker down with it must not take down each that comes.
+        """
+        if self._has_waited_again or not self._place.wait_for_worker(self._services.clock()):
+            return False
+        self._has_waited_again = True
+        return True
 
     def _forget_answer(self) -> None:
         """What a worker has said before it failed, or was stopped, is of no answer that the client will get."""

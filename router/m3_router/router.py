@@ -240,6 +240,7 @@ class Router:
         self._run(self._tick())
         self._run(self._access_file.run())
         for pool in self._pools:
+            pool.workers.on_count = functools.partial(self._count_workers, pool)
             self._find_workers(pool)
             self._run(self._probers[pool.name].run())
         if self._sharing is not None:
@@ -306,7 +307,6 @@ class Router:
             await asyncio.sleep(TICK_SECONDS)
             now = time.monotonic()
             for pool in self._pools:
-                pool.lanes.set_workers(len(pool.workers.ready), now)
                 pool.lanes.tick(now)
                 self._services.follow(pool)
             self._connections.tick(now)
@@ -357,6 +357,11 @@ class Router:
             self._run(KeyFile(source.api_key_file, pool.use_key).run())
         else:
             pool.workers.replace(WorkerAddress.from_url(url) for url in source)
+
+    def _count_workers(self, pool: Pool) -> None:
+        """What waits for a worker goes on in the moment in which there is one."""
+        pool.lanes.set_workers(len(pool.workers.ready), time.monotonic())
+        self._services.follow(pool)
 
     def _workers_changed(self, pool: Pool, addresses: list[WorkerAddress]) -> None:
         """Called in the thread of a watch."""
@@ -496,4 +501,4 @@ class Router:
             return "draining"
         if self._sharing is not None and not self._sharing.is_ready:
             return "catching up with the other replicas"
-        return None if self._pools.has_ready_worker() else "no worker is ready"
+        return None if self._pools.can_take_requests() else "no worker is ready"

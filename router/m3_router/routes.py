@@ -90,7 +90,7 @@ class Routes(Application):
         return request_id_lines(bill.request_id, is_anthropic=is_anthropic)
 
     def _answer_health(self, connection: Client) -> None:
-        if self._services.pools.has_ready_worker():
+        if self._services.pools.can_take_requests():
             connection.respond_json(b'{"status":"ok"}')
         else:
             connection.refuse(no_worker(", ".join(self._services.pools.models)))

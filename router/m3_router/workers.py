@@ -6,7 +6,7 @@ by `report`, how requests fare by `succeeded` and `failed`, load by `charge`, `f
 has ended. Whether a ready worker is sent requests is its breaker's word (`breaker`), and which one is `placement`'s.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Final, Literal
 from urllib.parse import urlsplit
@@ -147,12 +147,13 @@ class Worker:
 
 
 class Workers:
-    """The set of workers of one pool. `ready` is ordered by name."""
+    """The set of workers of one pool. `ready` is ordered by name; `on_count` is told when there are more or fewer."""
 
     def __init__(self, engine: Engine = "native") -> None:
         self._engine: Engine = engine
         self._by_uid: dict[str, Worker] = {}
         self.ready: list[Worker] = []  # exactly those of state `ready` that nobody holds; replaced, never changed
+        self.on_count: Callable[[], None] | None = None
 
     def __iter__(self) -> Iterator[Worker]:
         return iter(list(self._by_uid.values()))
@@ -269,4 +270,6 @@ class Workers:
 
     def _rebuild(self) -> None:
         ready = [worker for worker in self._by_uid.values() if worker.state == "ready" and not worker.is_held]
-        self.ready = sorted(ready, key=lambda worker: worker.name)
+        before, self.ready = len(self.ready), sorted(ready, key=lambda worker: worker.name)
+        if len(ready) != before and self.on_count is not None:
+            self.on_count()

@@ -62,6 +62,8 @@ class PoolSettings(Settings):
     max_context_tokens: int = Field(default=1_048_576, ge=1)
     tokens_in_flight: int = Field(default=4_194_304, ge=1)
     queue_requests: int = Field(default=1024, ge=0)  # per lane
+    # How long a request waits for the first worker of a pool without any; 0: it is refused at once.
+    hold_when_empty_seconds: float = Field(default=0.0, ge=0, le=3600, allow_inf_nan=False)
     continuation: bool = True  # whether an answer that broke off is gone on with by another worker
     kv_events_port: int | None = Field(default=None, ge=1, le=65535)  # vLLM's ZeroMQ publisher, on each worker
     workers: Workers
