@@ -113,9 +113,10 @@ ROWS = (
             Goal("requests/s, of vLLM Router's (round robin)", RATE, 2.0, is_at_most=False, against="vllm-rr"),
             Goal("requests/s, of SMG's (cache-aware)", RATE, 4.0, is_at_most=False, against="smg-cache"),
         ),
-        bound_by="of its time (sampled) 26 % is in the kernel, two reads and two writes as in nginx; 12 % is the "
-        "ledger's (a line, two records of the journal), 9 % the prompt's chain and its index, 10 % the event loop and "
-        "what goes to Redis in batches, 5 % reading JSON; the rest is spread over sixty functions of up to 1.5 %.",
+        bound_by="of the time of the process (sampled) 26 % is in the kernel, for two reads and two writes as in "
+        "nginx; 12 % goes into the ledger (a line, two records of the journal), 9 % into the prompt's chain and its "
+        "index, 10 % into the event loop with what goes to Redis in batches, 5 % into reading JSON; the rest is "
+        "spread over sixty functions of at most 1.5 % each.",
     ),
     Row(
         "long",
@@ -130,7 +131,7 @@ ROWS = (
         ("-c", "2", "-b", "2097152"),
         (RATE, REQUEST_CPU),
         (Goal("CPU, of SMG's (cache-aware)", REQUEST_CPU, 0.45, is_at_most=True, against="smg-cache"),),
-        bound_by="copies (read in pieces, joined, written), one pass of the JSON reader, and a digest for each of the "
+        bound_by="copies (read in pieces, joined, written), one pass of the JSON reader, and a digest for each of "
         "2,000 blocks of the chain.",
     ),
     Row(

@@ -285,15 +285,14 @@ class Exchange(messages.Exchange, IntakeOwner, AttemptOwner, Waiting):
         bill.status = answer.status
         if bill.first_byte_ms is None:
             bill.first_byte_ms = int((now - self._arrived_at) * 1e6) / 1e3
+        reply.take_head(answer, self._limit_headers())
         interval = intake.interval
         if interval is not None and not bill.continuations:
-            counted = answer.head.known.get(b"x-m3-input-tokens")
-            if counted is not None and counted.isdigit() and len(counted) < 12:
-                bill.input_tokens = int(counted)
+            if reply.input_tokens is not None:
+                bill.input_tokens = reply.input_tokens
                 bill.context_tier = services.prices.context_tier(intake.model, bill.input_tokens, bill.time)
             else:
                 bill.input_tokens = interval.likely
-        reply.take_head(answer, self._limit_headers())
         if reply.is_streaming and not pool.can_continue:
             self._client.release_body()
         if self._client.is_write_paused:  # since an attempt before this one

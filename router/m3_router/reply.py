@@ -53,6 +53,7 @@ class Reply:
 
     is_streaming: what comes is passed on. is_head_out: the client has got a status, so that all else can only be told
     as an event. has_content: it has got a first byte of the answer itself, so that nobody else can begin it anew.
+    input_tokens: of the first prompt, as the head of its answer counts them; None where it does not.
     """
 
     __slots__ = (
@@ -62,13 +63,13 @@ class Reply:
         "_events_before",
         "_held",
         "_held_bytes",
-        "_input_tokens",
         "_limit_headers",
         "_prices",
         "_scanner",
         "_transcript",
         "_view",
         "has_content",
+        "input_tokens",
         "is_head_out",
         "is_streaming",
     )
@@ -88,7 +89,7 @@ class Reply:
         self._scanner: _Scanner | None = None
         self._held: list[bytes] = []
         self._held_bytes = 0
-        self._input_tokens: int | None = None  # of the first prompt, as its worker counted them
+        self.input_tokens: int | None = None
         self._events_before = 0  # of workers that broke off
         self.is_head_out = self.is_streaming = self.has_content = False
 
@@ -135,13 +136,12 @@ class Reply:
         self._answer = answer
         self._limit_headers = limit_headers
         self._held, self._held_bytes = [], 0
-        self.is_streaming = False
-        if answer.status == 200 and _is_event_stream(answer):
-            self.is_streaming = True
-            if not self.has_content:  # else its scanner knows how the two parts are joined
+        self.is_streaming = answer.status == 200 and _is_event_stream(answer)
+        if not self.has_content:  # else the scanner knows how the two parts are joined
+            counted = answer.head.known.get(b"x-m3-input-tokens", b"")
+            self.input_tokens = int(counted) if counted.isdigit() and len(counted) < 12 else None
+            if self.is_streaming:
                 self._scanner = self._new_scanner()
-                counted = answer.head.known.get(b"x-m3-input-tokens", b"")
-                self._input_tokens = int(counted) if counted.isdigit() and len(counted) < 12 else None
 
     # ---- streamed
 
@@ -251,7 +251,7 @@ class Reply:
         scanner, transcript = self._scanner, self._transcript
         if transcript is None or not isinstance(scanner, EventStream):
             return None
-        return resume(transcript, self._view, engine, self._input_tokens, scanner.begun)
+        return resume(transcript, self._view, engine, self.input_tokens, scanner.begun)
 
     def note_delivered(self) -> None:
         """Into the bill: what the client has got until now, to which the next worker's part is added."""
