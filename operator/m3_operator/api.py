@@ -1,27 +1,31 @@
-"""The custom resources as typed values: M3Deployment and M3Router, and how a manifest becomes one.
+"""The custom resources as typed values: M3Deployment, M3Router and M3Tenant, and how a manifest becomes one.
 
-Owns the two kinds and the parsing of one; what users may say in them is in `deployment_spec` and `router_spec`, what
-they read in `status_fields`. `crd` turns all of it into CustomResourceDefinitions. Later versions only add fields.
+Owns the three kinds and the parsing of one; what users may say in them is in `spec`, what they read in `spec.status`.
+`crd` turns all of it into CustomResourceDefinitions. Later versions only add fields.
 """
 
 from collections.abc import Mapping
-from typing import Any, Final, Literal, TypeVar
+from typing import Annotated, Any, Final, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError
 from pydantic.alias_generators import to_camel
 
 from m3_operator.spec.deployment import M3DeploymentSpec
 from m3_operator.spec.fragments import Model, OwnerName
 from m3_operator.spec.router import M3RouterSpec
+from m3_operator.spec.tenant import TENANT_NAME_MAX_LENGTH, TENANT_NAME_PATTERN, M3TenantSpec
 
 __all__ = [
     "M3Deployment",
     "M3DeploymentSpec",
     "M3Router",
     "M3RouterSpec",
+    "M3Tenant",
+    "M3TenantSpec",
     "SpecError",
     "parse_deployment",
     "parse_router",
+    "parse_tenant",
 ]
 
 
@@ -59,7 +63,22 @@ class M3Router(Model):
     spec: M3RouterSpec
 
 
-_Kind = TypeVar("_Kind", M3Deployment, M3Router)
+class TenantMeta(ObjectMeta):
+    """Nothing is named after a tenant: its name only has to be one of the router's tenants."""
+
+    name: Annotated[str, StringConstraints(pattern=TENANT_NAME_PATTERN, max_length=TENANT_NAME_MAX_LENGTH)]
+
+
+class M3Tenant(Model):
+    """A customer of M3Routers: its keys, and what it may use."""
+
+    api_version: Literal["serving.m3.dev/v1alpha1"] = "serving.m3.dev/v1alpha1"
+    kind: Literal["M3Tenant"] = "M3Tenant"
+    metadata: TenantMeta
+    spec: M3TenantSpec
+
+
+_Kind = TypeVar("_Kind", M3Deployment, M3Router, M3Tenant)
 _TOP_LEVEL: Final = frozenset({"apiVersion", "kind", "metadata", "spec", "status"})
 
 
@@ -75,6 +94,11 @@ def parse_deployment(manifest: Mapping[str, Any], *, strict: bool) -> M3Deployme
 def parse_router(manifest: Mapping[str, Any], *, strict: bool) -> M3Router:
     """The typed form of an M3Router's manifest; see `parse_deployment`. Raises SpecError."""
     return _parse(M3Router, manifest, strict=strict)
+
+
+def parse_tenant(manifest: Mapping[str, Any], *, strict: bool) -> M3Tenant:
+    """The typed form of an M3Tenant's manifest; see `parse_deployment`. Raises SpecError."""
+    return _parse(M3Tenant, manifest, strict=strict)
 
 
 def _parse(kind: type[_Kind], manifest: Mapping[str, Any], *, strict: bool) -> _Kind:

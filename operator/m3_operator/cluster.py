@@ -28,13 +28,14 @@ from m3_operator.errors import (
     UnavailableError,
 )
 from m3_operator.observed import Manifest, owner_uid, uid
-from m3_operator.resources import RESOURCES
+from m3_operator.resources import RESOURCES, table_kind
 
 _TIMEOUT_SECONDS: Final = 30
 _PAGE: Final = 500
 _TRANSIENT: Final = (408, 429)
 _JSON: Final = "application/json"
 _APPLY: Final = "application/apply-patch+yaml"
+_STRATEGIC_MERGE: Final = "application/strategic-merge-patch+json"
 
 
 class Cluster:
@@ -51,7 +52,8 @@ class Cluster:
             query = {"limit": str(_PAGE), "labelSelector": selector, "continue": token}
             page = await self._request("GET", resource.path(namespace), query=query)
             # Items of a list do not say what they are.
-            found += [{**item, "apiVersion": resource.api_version, "kind": kind} for item in page.get("items") or ()]
+            called = {"apiVersion": resource.api_version, "kind": resource.kind or kind}
+            found += [{**item, **called} for item in page.get("items") or ()]
             token = page.get("metadata", {}).get("continue", "")
             if not token:
                 return found
@@ -73,7 +75,7 @@ class Cluster:
         Raises NameTakenError if the one that is there has another owner.
         """
         metadata = manifest["metadata"]
-        path = RESOURCES[manifest["kind"]].path(metadata["namespace"])
+        path = RESOURCES[table_kind(manifest)].path(metadata["namespace"])
         try:
             return await self._request("POST", path, query={"fieldManager": names.FIELD_MANAGER}, body=manifest)
         except ConflictError:
@@ -105,7 +107,20 @@ class Cluster:
             answer = await self._request("DELETE", RESOURCES[kind].path(namespace, name), body=options)
         except (NotFoundError, ConflictError):
             return None
-        return answer if answer.get("kind") == kind else None
+        return answer if answer.get("kind") == (RESOURCES[kind].kind or kind) else None
+
+    async def open_gate(self, namespace: str, name: str, *, uid: str, at: str) -> dict[str, Any] | None:
+        """Take our gate away from the pod with this uid, and note when; returns it, or None if it is gone by now."""
+        body = {
+            "metadata": {"uid": uid, "annotations": {names.OPENED_ANNOTATION: at}},
+            "spec": {"schedulingGates": [{"$patch": "delete", "name": names.GROUP_GATE}]},
+        }
+        path = RESOURCES["Pod"].path(namespace, name)
+        query = {"fieldManager": names.FIELD_MANAGER}
+        try:
+            return await self._request("PATCH", path, query=query, body=body, content_type=_STRATEGIC_MERGE)
+        except (NotFoundError, ConflictError):
+            return None
 
     async def write_status(self, owner: Manifest, status: Mapping[str, Any]) -> dict[str, Any] | None:
         """Server-side apply of the status; returns the object, or None if it is gone or another by now."""
@@ -202,4 +217,4 @@ def classify(status: int, request: str, body: str) -> ApiError:
 
 def _path(manifest: Manifest) -> str:
     metadata = manifest["metadata"]
-    return RESOURCES[manifest["kind"]].path(metadata["namespace"], metadata["name"])
+    return RESOURCES[table_kind(manifest)].path(metadata["namespace"], metadata["name"])

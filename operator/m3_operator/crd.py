@@ -14,9 +14,14 @@ from pydantic import BaseModel
 from m3_operator import names
 from m3_operator.spec.deployment import M3DeploymentSpec
 from m3_operator.spec.router import M3RouterSpec
-from m3_operator.spec.status import M3DeploymentStatus, M3RouterStatus
+from m3_operator.spec.status import M3DeploymentStatus, M3RouterStatus, M3TenantStatus
+from m3_operator.spec.tenant import TENANT_NAME_MAX_LENGTH, M3TenantSpec
 
-PLURALS: Final = {names.DEPLOYMENT_KIND: "m3deployments", names.ROUTER_KIND: "m3routers"}
+PLURALS: Final = {
+    names.DEPLOYMENT_KIND: "m3deployments",
+    names.ROUTER_KIND: "m3routers",
+    names.TENANT_KIND: "m3tenants",
+}
 
 _NAME_RULES: Final = [
     {
@@ -29,6 +34,13 @@ _NAME_RULES: Final = [
         "message": "metadata.name must consist of lower-case letters, digits and '-', and start with a letter: "
         "the names of its Services are built from it",
     },
+]
+_TENANT_NAME_RULES: Final = [
+    {
+        "rule": f"self.metadata.name.size() <= {TENANT_NAME_MAX_LENGTH}",
+        "message": f"metadata.name must have at most {TENANT_NAME_MAX_LENGTH} characters: "
+        "routers know the tenant by it",
+    }
 ]
 _READY: Final = '.status.conditions[?(@.type=="Ready")]'
 _AGE: Final = {"name": "Age", "type": "date", "jsonPath": ".metadata.creationTimestamp"}
@@ -43,7 +55,7 @@ def render_all() -> dict[str, str]:
         f"{names.GROUP}_{definition['spec']['names']['plural']}.yaml": yaml.dump(
             definition, Dumper=_NoAliases, sort_keys=False, width=120, explicit_start=True
         )
-        for definition in (deployment_crd(), router_crd())
+        for definition in (deployment_crd(), router_crd(), tenant_crd())
     }
 
 
@@ -54,6 +66,7 @@ def deployment_crd() -> dict[str, Any]:
         _column("Groups", "integer", ".status.readyReplicas", "Groups that serve"),
         _column("Desired", "integer", ".spec.replicas", "Groups that are wanted"),
         _column("GPUs", "integer", ".status.gpus", "GPUs that its pods hold"),
+        _column("Balance", "number", ".status.experts.ratio", "Load of the most loaded rank over the mean"),
         _column("Reason", "string", f"{_READY}.reason"),
         _AGE,
         _column("Model", "string", ".spec.model.name", priority=1),
@@ -74,6 +87,23 @@ def router_crd() -> dict[str, Any]:
         _AGE,
     ]
     return _definition(names.ROUTER_KIND, "m3r", M3RouterSpec, M3RouterStatus, columns)
+
+
+def tenant_crd() -> dict[str, Any]:
+    """The CRD of M3Tenant."""
+    columns = [
+        _column("Ready", "string", f"{_READY}.status"),
+        _column("Plan", "string", ".status.plan"),
+        _column("Routers", "string", ".status.routers", "Routers that have it"),
+        _column("Reason", "string", f"{_READY}.reason"),
+        _AGE,
+        _column("Message", "string", f"{_READY}.message", priority=1),
+    ]
+    definition = _definition(names.TENANT_KIND, "m3t", M3TenantSpec, M3TenantStatus, columns)
+    (version,) = definition["spec"]["versions"]
+    version["subresources"] = {"status": {}}  # nothing to scale
+    version["schema"]["openAPIV3Schema"]["x-kubernetes-validations"] = _TENANT_NAME_RULES
+    return definition
 
 
 def _definition(

@@ -1,10 +1,11 @@
 """The state of one group, derived from its pods at this moment and never stored.
 
 A group is one world of ranks: it serves when all of them are up and fails when one of them ends or is lost. Rank 0
-alone serves HTTP, so a group drains by deleting rank 0 first: its peers must live while it answers what it took.
+alone serves HTTP, so a group drains by deleting rank 0 first: its peers must live while it answers what it took. A peer
+that is being deleted (the drain of its node, say) ignores that until rank 0 is gone, so the group drains then as well.
 
     absent -> creating -> pending -> loading -> ready          (as its pods come up)
-    any -> draining -> terminating -> absent                   (rank 0 is going, then all of it)
+    any -> draining -> terminating -> absent                   (a member is going, then rank 0, then all of it)
     any -> failed -> terminating -> absent                     (a member ended or is lost)
 """
 
@@ -64,9 +65,24 @@ class Group:
         return tuple(pod for pod in self.pods if not pod.is_finished and not pod.is_terminating)
 
     @property
+    def leader(self) -> ObservedPod | None:
+        """Rank 0, as long as there is one."""
+        return self.pods[0] if self.pods and self.pods[0].rank == 0 else None
+
+    @property
+    def unscheduled(self) -> tuple[ObservedPod, ...]:
+        """Pods that wait for a node."""
+        return tuple(pod for pod in self.staying if pod.node_name is None)
+
+    @property
     def failed_at(self) -> datetime | None:
         """When its last member ended."""
         return max((pod.finished_at for pod in self.finished if pod.finished_at), default=None)
+
+    @property
+    def ready_since(self) -> datetime | None:
+        """When the last of its pods became ready; None if that is not known."""
+        return max((pod.ready_at for pod in self.pods if pod.ready_at), default=None)
 
     @property
     def is_ready(self) -> bool:
@@ -85,8 +101,7 @@ class Group:
         if len(going) == len(self.pods):
             return GroupState.TERMINATING if going else GroupState.ABSENT
         if going and not self.finished:
-            only_the_leader = [pod.rank for pod in going] == [0] and not self.missing_ranks
-            return GroupState.DRAINING if only_the_leader else GroupState.FAILED
+            return GroupState.DRAINING if self._can_drain else GroupState.FAILED
         is_one_world = len({(pod.revision, pod.nodes) for pod in self.pods}) == 1 and self.pods[-1].rank < self.nodes
         if self.finished or not is_one_world:
             return GroupState.FAILED
@@ -94,6 +109,12 @@ class Group:
             lost_a_member = any(pod.has_started for pod in self.pods)
             return GroupState.FAILED if lost_a_member else GroupState.CREATING
         return self._rising_state()
+
+    @property
+    def _can_drain(self) -> bool:
+        """Whether every member lives, those that are going included, so that rank 0 can answer what it took."""
+        is_over = any(pod.is_finished for pod in self.pods)
+        return not is_over and not self.missing_ranks and all(pod.has_started for pod in self.pods)
 
     def _rising_state(self) -> GroupState:
         if all(pod.is_ready for pod in self.pods):

@@ -11,7 +11,7 @@ import logging
 import os
 import random
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -19,6 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final, NoReturn, cast
 
+import httpx
 import kopf
 from kubernetes import client as kubernetes_client
 from kubernetes import config as kubernetes_config
@@ -26,6 +27,8 @@ from kubernetes import config as kubernetes_config
 from m3_operator.cluster import Cluster
 from m3_operator.decide.installation import Installation
 from m3_operator.errors import NotFoundError, OperatorError, RefusedError, UnavailableError
+from m3_operator.experts.keeper import ExpertKeeper
+from m3_operator.experts.worker_client import WorkerClient
 from m3_operator.handlers import Feed, build_registry, build_settings
 from m3_operator.reconcile.cycle import Reconciler
 from m3_operator.resources import CHILD_SELECTORS, OPTIONAL_KINDS, OWN_KINDS, RESOURCES, WATCHED_KINDS
@@ -36,6 +39,7 @@ logger = logging.getLogger(__name__)
 
 _THREADS: Final = 16
 _CYCLES_AT_ONCE: Final = 16
+_WORKER_SECONDS: Final = 10.0
 _RELIST_SECONDS: Final = 300.0
 _AFTER_DEFECT_SECONDS: Final = 60.0
 
@@ -112,6 +116,7 @@ async def run(options: Options) -> None:
         reconciler = Reconciler(cluster, store, installation, clock=clock, wake=queue.wake_all)
         async with asyncio.TaskGroup() as tasks:
             ours = [tasks.create_task(_work(queue, reconciler)) for _ in range(_CYCLES_AT_ONCE)]
+            ours.append(tasks.create_task(_keep_experts(store, clock, queue)))
             ours.append(tasks.create_task(_look_again(cluster, store, queue, kinds, options.namespace)))
             await kopf.operator(
                 registry=build_registry(Feed(store, queue), client, kinds),
@@ -188,6 +193,11 @@ async def _work(queue: WorkQueue, reconciler: Reconciler) -> None:
             wake_in = _AFTER_DEFECT_SECONDS
         finally:
             queue.done(key, wake_in)
+
+
+async def _keep_experts(store: Store, clock: Callable[[], datetime], queue: WorkQueue) -> None:
+    async with httpx.AsyncClient(timeout=_WORKER_SECONDS, trust_env=False) as client:
+        await ExpertKeeper(store, WorkerClient(client), clock=clock, wake=queue.wake_all).run()
 
 
 async def _look_again(

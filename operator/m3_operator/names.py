@@ -12,6 +12,8 @@ VERSION = "v1alpha1"
 API_VERSION = f"{GROUP}/{VERSION}"
 DEPLOYMENT_KIND = "M3Deployment"
 ROUTER_KIND = "M3Router"
+REVISION_KIND = "ControllerRevision"
+TENANT_KIND = "M3Tenant"
 
 FIELD_MANAGER = "m3-operator"
 NAME_MAX_LENGTH = 40
@@ -29,6 +31,13 @@ APPLIED_HASH_ANNOTATION = f"{GROUP}/applied-hash"
 CONFIG_HASH_ANNOTATION = f"{GROUP}/config-hash"
 # How many pods the group of a pod has: a group outlives a change of spec.parallelism until it is replaced.
 NODES_ANNOTATION = f"{GROUP}/nodes"
+# Which nodes a pod was kept away from when it was created.
+AVOIDS_ANNOTATION = f"{GROUP}/avoids"
+
+# When the pods of a group were let to the scheduler; it only says whose turn is over.
+OPENED_ANNOTATION = f"{GROUP}/opened-at"
+# What holds the pods of a group back from the scheduler until its turn.
+GROUP_GATE = f"{GROUP}/group"
 
 WORKER_COMPONENT = "worker"
 ROUTER_COMPONENT = "router"
@@ -49,9 +58,24 @@ def pod_name(deployment: str, group: int, rank: int) -> str:
     return f"{group_name(deployment, group)}-r{rank}"
 
 
+def gang_name(deployment: str, group: int, revision: str) -> str:
+    """The PodGroup of one group at one revision: `NAME-gG-REVISION`."""
+    return f"{group_name(deployment, group)}-{revision}"
+
+
+def revision_name(deployment: str, revision: str) -> str:
+    """The ControllerRevision that keeps one revision: `NAME-REVISION`."""
+    return f"{deployment}-{revision}"
+
+
 def workers_service_name(deployment: str) -> str:
     """The Service over every group's rank 0, which routers and people talk to."""
     return f"{deployment}-workers"
+
+
+def experts_name(deployment: str) -> str:
+    """The ConfigMap with the plan of experts that its groups begin with."""
+    return f"{deployment}-experts"
 
 
 def router_name(router: str) -> str:

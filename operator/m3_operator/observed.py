@@ -6,11 +6,13 @@ left behind is in the way until the garbage collector has taken it.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
 from m3_operator import names
+from m3_operator.experts.window import ExpertState
+from m3_operator.signals.steps import StepRecord
 from m3_operator.signals.values import NO_SIGNALS, DeploymentSignals
 
 Manifest = Mapping[str, Any]
@@ -42,10 +44,16 @@ class ObservedPod:
     revision: str
     phase: str
     node_name: str | None
+    ip: str
     is_ready: bool
     deletion_at: datetime | None  # when the pod should be gone at the latest; None: it stays
     finished_at: datetime | None
     message: str  # why it is not running, or how it ended; "" when there is nothing to say
+    avoids: tuple[str, ...] = ()  # nodes that it may not run on, whatever they are by now
+    trouble: str = ""  # what `message` says, in Kubernetes' own word: ImagePullBackOff, Unschedulable, OOMKilled ...
+    is_gated: bool = False  # whether our gate keeps the scheduler from seeing it
+    opened_at: datetime | None = None  # when our gate was taken away; None: it is there, or never was
+    ready_at: datetime | None = None  # since when it is ready; None: it is not, or not known
 
     @property
     def is_terminating(self) -> bool:
@@ -64,6 +72,17 @@ class ObservedPod:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ObservedNode:
+    """One node, as far as decisions depend on it."""
+
+    name: str
+    is_ready: bool
+    since: datetime | None  # when it became what `is_ready` says
+    is_unschedulable: bool = False
+    taints: frozenset[str] = frozenset()  # keys of those that keep pods away or drive them out
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class DeploymentSnapshot:
     """Everything the plan of one M3Deployment may look at."""
 
@@ -74,6 +93,10 @@ class DeploymentSnapshot:
     router: Manifest | None  # the M3Router that should serve it: the one it names, or the one of its own name
     namesake: Manifest | None  # the M3Router of its own name, whoever made it
     signals: DeploymentSignals = NO_SIGNALS  # the last scrape of its workers and routers
+    experts: ExpertState | None = None  # what the last window found; None: not looked at yet
+    steps: Mapping[str, StepRecord] = field(default_factory=dict)  # by pod uid: since when its steps stand still
+    nodes: Mapping[str, ObservedNode] = field(default_factory=dict)  # those its pods are on, as far as they are known
+    siblings: tuple[Manifest, ...] = ()  # the other M3Deployments that the same router lists
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,6 +106,15 @@ class RouterSnapshot:
     manifest: Manifest
     deployments: Mapping[str, Manifest | None]  # those it names, in its order; None: there is no such object
     children: Mapping[tuple[str, str], Manifest]  # by kind and name
+    tenants: tuple[Manifest, ...] = ()  # M3Tenants that are meant for it, the oldest first
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TenantSnapshot:
+    """Everything that is said of one M3Tenant follows from this."""
+
+    manifest: Manifest
+    routers: Mapping[str, Manifest | None]  # those it is meant for; None: there is no such object
 
 
 def uid(manifest: Manifest) -> str:
@@ -96,6 +128,12 @@ def owner_uid(manifest: Manifest) -> str:
         if reference.get("controller"):
             return str(reference.get("uid", ""))
     return ""
+
+
+def served_model(deployment: Manifest) -> str:
+    """The name by which clients ask for an M3Deployment's model; empty if its spec does not say."""
+    model = deployment.get("spec", {}).get("model") or {}
+    return str(next(iter(model.get("servedNames") or ()), model.get("name", "")))
 
 
 def resource_version(manifest: Manifest) -> int:
@@ -118,12 +156,14 @@ def read_pod(manifest: Manifest) -> ObservedPod | None:
     """The typed form of a worker pod; None if its labels do not say which group and rank it is."""
     metadata, status = manifest.get("metadata", {}), manifest.get("status", {})
     labels = metadata.get("labels") or {}
+    ready = condition(manifest, "Ready")
     try:
         group, rank = int(labels[names.GROUP_LABEL]), int(labels[names.RANK_LABEL])
         nodes = int((metadata.get("annotations") or {}).get(names.NODES_ANNOTATION, 1))
         deployment = labels[names.DEPLOYMENT_LABEL]
     except (KeyError, ValueError):
         return None
+    trouble, message = _trouble(manifest)
     return ObservedPod(
         name=metadata["name"],
         uid=uid(manifest),
@@ -135,10 +175,32 @@ def read_pod(manifest: Manifest) -> ObservedPod | None:
         revision=labels.get(names.REVISION_LABEL, ""),
         phase=status.get("phase", ""),
         node_name=manifest.get("spec", {}).get("nodeName"),
-        is_ready=condition(manifest, "Ready").get("status") == "True",
+        ip=status.get("podIP", ""),
+        is_ready=ready.get("status") == "True",
+        ready_at=parse_time(ready.get("lastTransitionTime")) if ready.get("status") == "True" else None,
         deletion_at=parse_time(metadata.get("deletionTimestamp")),
         finished_at=_finished_at(status),
-        message=_message(manifest),
+        message=message,
+        avoids=tuple(filter(None, (metadata.get("annotations") or {}).get(names.AVOIDS_ANNOTATION, "").split(","))),
+        trouble=trouble,
+        is_gated=any(
+            gate.get("name") == names.GROUP_GATE for gate in manifest.get("spec", {}).get("schedulingGates") or ()
+        ),
+        opened_at=parse_time((metadata.get("annotations") or {}).get(names.OPENED_ANNOTATION)),
+    )
+
+
+def read_node(manifest: Manifest) -> ObservedNode:
+    """The typed form of a node, without its heartbeats, which change all the time."""
+    ready, spec = condition(manifest, "Ready"), manifest.get("spec", {})
+    return ObservedNode(
+        name=manifest["metadata"]["name"],
+        is_ready=ready.get("status") == "True",
+        since=parse_time(ready.get("lastTransitionTime")),
+        is_unschedulable=bool(spec.get("unschedulable")),
+        taints=frozenset(
+            taint["key"] for taint in spec.get("taints") or () if taint.get("effect") in ("NoExecute", "NoSchedule")
+        ),
     )
 
 
@@ -159,23 +221,24 @@ def _finished_at(status: Mapping[str, Any]) -> datetime | None:
     return max((end for end in ends if end is not None), default=None)
 
 
-def _message(manifest: Manifest) -> str:
-    """The most telling words about a pod that is not well, in one line."""
+def _trouble(manifest: Manifest) -> tuple[str, str]:
+    """What is wrong with a pod that is not well: Kubernetes' word for it, and the most telling words in one line."""
     status = manifest.get("status", {})
     for container in _containers(status):
         state = container.get("state", {})
         ended, waiting = state.get("terminated"), state.get("waiting", {})
         if ended and (ended.get("exitCode") or status.get("phase") == "Failed"):
-            told = ended.get("message") or f"exit code {ended.get('exitCode')}"
-            return _line(f"container {container.get('name')} ended: {ended.get('reason', '')}, {told}")
+            told, word = ended.get("message") or f"exit code {ended.get('exitCode')}", ended.get("reason", "")
+            return word, _line(f"container {container.get('name')} ended: {word}, {told}")
         if waiting.get("reason") not in (None, "ContainerCreating", "PodInitializing"):
-            return _line(f"container {container.get('name')}: {waiting['reason']}, {waiting.get('message', '')}")
+            word = waiting["reason"]
+            return word, _line(f"container {container.get('name')}: {word}, {waiting.get('message', '')}")
     if status.get("reason") or status.get("message"):
-        return _line(f"{status.get('reason', '')}: {status.get('message', '')}")
+        return status.get("reason", ""), _line(f"{status.get('reason', '')}: {status.get('message', '')}")
     scheduled = condition(manifest, "PodScheduled")
     if scheduled.get("status") == "False":
-        return _line(f"not scheduled: {scheduled.get('message', '')}")
-    return ""
+        return scheduled.get("reason", ""), _line(f"not scheduled: {scheduled.get('message', '')}")
+    return "", ""
 
 
 def _line(text: str) -> str:

@@ -13,18 +13,23 @@ from collections.abc import Iterable
 from typing import Any
 
 from m3_operator import names
+from m3_operator.experts.window import ExpertState
+from m3_operator.node_index import NodeIndex
 from m3_operator.observed import (
     DeploymentSnapshot,
     Key,
     Manifest,
     ObservedPod,
     RouterSnapshot,
+    TenantSnapshot,
     owner_uid,
     read_pod,
     resource_version,
+    served_model,
     uid,
 )
-from m3_operator.resources import OWN_KINDS, WATCHED_KINDS
+from m3_operator.resources import OWN_KINDS, WATCHED_KINDS, table_kind
+from m3_operator.tenancy import Tenancy
 
 _Identity = tuple[str, str, str]  # kind, namespace, name
 _BURIED = 10_000  # more than are deleted between an event and a late answer
@@ -39,6 +44,9 @@ class Store:
         self._versions: dict[_Identity, tuple[str, int]] = {}  # uid, resource version
         self._children: dict[Key, set[_Identity]] = {}  # by the owner that their labels name
         self._served_by: dict[tuple[str, str], set[str]] = {}  # (namespace, deployment) -> routers that list it
+        self._experts: dict[Key, ExpertState] = {}
+        self._nodes = NodeIndex()
+        self._tenancy = Tenancy()
         self._buried: OrderedDict[str, None] = OrderedDict()  # uids of the last that were forgotten
 
     def __repr__(self) -> str:
@@ -54,7 +62,7 @@ class Store:
 
     def knows(self, manifest: Manifest) -> bool:
         """Whether an object of this kind and name is there."""
-        return _identity(manifest["kind"], manifest) in self._versions
+        return _identity(table_kind(manifest), manifest) in self._versions
 
     def put(self, kind: str, manifest: Manifest) -> set[Key]:
         """Remember an object as it is now, unless it was forgotten: a late word of it would make it a ghost.
@@ -96,6 +104,16 @@ class Store:
         """Everything known of one kind."""
         return {identity for identity in self._versions if identity[0] == kind}
 
+    def put_experts(self, key: Key, state: ExpertState | None) -> set[Key]:
+        """Remember what is known of a deployment's experts; None: nothing."""
+        if self._experts.get(key) == state:
+            return set()
+        if state is None:
+            del self._experts[key]
+        else:
+            self._experts[key] = state
+        return {key}
+
     def deployment_snapshot(self, key: Key) -> DeploymentSnapshot | None:
         """Everything the plan of one M3Deployment may look at; None if it is gone."""
         manifest = self.get(key)
@@ -117,6 +135,9 @@ class Store:
             children=children,
             router=self._objects.get((names.ROUTER_KIND, key.namespace, _router_of(manifest))),
             namesake=self._objects.get((names.ROUTER_KIND, key.namespace, key.name)),
+            experts=self._experts.get(key),
+            nodes=self._nodes.of(pods),
+            siblings=tuple(self._objects[identity] for identity in self._siblings(key, _router_of(manifest))),
         )
 
     def router_snapshot(self, key: Key) -> RouterSnapshot | None:
@@ -132,21 +153,41 @@ class Store:
         deployments = {
             name: self._objects.get((names.DEPLOYMENT_KIND, key.namespace, name)) for name in _listed_by(manifest)
         }
-        return RouterSnapshot(manifest=manifest, deployments=deployments, children=children)
+        tenants = tuple(
+            self._objects[names.TENANT_KIND, key.namespace, name]
+            for name in self._tenancy.tenants_of(key.namespace, key.name)
+        )
+        return RouterSnapshot(manifest=manifest, deployments=deployments, children=children, tenants=tenants)
+
+    def tenant_snapshot(self, key: Key) -> TenantSnapshot | None:
+        """Everything that is said of one M3Tenant follows from this; None if it is gone."""
+        manifest = self.get(key)
+        if manifest is None:
+            return None
+        meant = self._tenancy.routers_for(key.namespace, manifest)
+        routers = {name: self._objects.get((names.ROUTER_KIND, key.namespace, name)) for name in meant}
+        return TenantSnapshot(manifest=manifest, routers=routers)
 
     def _remember(self, identity: _Identity, manifest: Manifest) -> set[Key]:
         kind, namespace, name = identity
+        is_renamed, told = False, set[Key]()
+        if kind == "Node":
+            return _deployments(self._nodes.put(manifest))
         if kind == "Pod":
             pod = read_pod(manifest)
             if pod is None or self._pods.get(identity) == pod:
                 return set()
+            self._nodes.move(namespace, self._pods.get(identity), pod)
             self._pods[identity] = pod
         else:
+            before = self._objects.get(identity)
             if kind == names.ROUTER_KIND:
-                self._index_router(namespace, name, self._objects.get(identity), manifest)
+                self._index_router(namespace, name, before, manifest)
+            is_renamed = before is None or served_model(before) != served_model(manifest)
+            told = self._tenancy.put(kind, namespace, name, before, manifest)
             self._objects[identity] = _without_managed_fields(manifest)
         if kind in OWN_KINDS:
-            return self._related(identity)
+            return self._related(identity) | told | (self._rivals(identity) if is_renamed else set())
         owner = _labelled_owner(manifest)
         if owner is None:
             return set()
@@ -158,14 +199,18 @@ class Store:
         self._buried[dead] = None
         if len(self._buried) > _BURIED:
             self._buried.popitem(last=False)
+        if identity[0] == "Node":
+            return _deployments(self._nodes.remove(identity[2]))
         pod = self._pods.pop(identity, None)
         if pod is not None:
+            self._nodes.move(identity[1], pod, None)
             return self._disown(Key(names.DEPLOYMENT_KIND, identity[1], pod.deployment), identity)
         manifest = self._objects.get(identity)
         if manifest is None:
             return set()
         if identity[0] in OWN_KINDS:
-            touched = self._related(identity)
+            self._experts.pop(Key(*identity), None)
+            touched = self._related(identity) | self._rivals(identity) | self._tenancy.remove(*identity, manifest)
             if identity[0] == names.ROUTER_KIND:
                 self._index_router(identity[1], identity[2], manifest, None)
             del self._objects[identity]
@@ -191,22 +236,43 @@ class Store:
             self._served_by.setdefault((namespace, deployment), set()).add(name)
 
     def _related(self, identity: _Identity) -> set[Key]:
-        """The object itself, and those of the other kind whose snapshot shows it."""
+        """The object itself, and the deployments or routers whose snapshot shows it."""
         kind, namespace, name = identity
         manifest = self._objects[identity]
+        related: set[Key] = set()
         if kind == names.DEPLOYMENT_KIND:
             routers = self._served_by.get((namespace, name), set())
             related = {Key(names.ROUTER_KIND, namespace, router) for router in routers}
-        else:
+        elif kind == names.ROUTER_KIND:
             listed = [*_listed_by(manifest), name]
             related = {Key(names.DEPLOYMENT_KIND, namespace, deployment) for deployment in listed}
         return {Key(*identity), *related}
+
+    def _rivals(self, identity: _Identity) -> set[Key]:
+        """The deployments behind the routers of this one: a model's name may be theirs now, or no longer."""
+        kind, namespace, name = identity
+        if kind != names.DEPLOYMENT_KIND:
+            return set()
+        routers = self._served_by.get((namespace, name), set())
+        found = (self._siblings(Key(kind, namespace, name), router) for router in routers)
+        return {Key(*sibling) for siblings in found for sibling in siblings}
+
+    def _siblings(self, key: Key, router: str) -> list[_Identity]:
+        """The other deployments that this router lists, as far as there are such objects."""
+        listed = _listed_by(self._objects.get((names.ROUTER_KIND, key.namespace, router), {}))
+        found = ((names.DEPLOYMENT_KIND, key.namespace, name) for name in listed if name != key.name)
+        return [identity for identity in found if identity in self._objects]
+
+
+def _deployments(found: Iterable[tuple[str, str]]) -> set[Key]:
+    return {Key(names.DEPLOYMENT_KIND, namespace, name) for namespace, name in found}
 
 
 def _identity(kind: str, manifest: Manifest) -> _Identity:
     if kind not in WATCHED_KINDS:
         raise ValueError(f"{kind}: not a kind that is watched")
-    return kind, manifest["metadata"]["namespace"], manifest["metadata"]["name"]
+    # Objects of the whole cluster have no namespace.
+    return kind, manifest["metadata"].get("namespace", ""), manifest["metadata"]["name"]
 
 
 def _without_managed_fields(manifest: Manifest) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-from m3_router.config import Access, ConfigError, RouterConfig, load, load_access
+from m3_router.config import ConfigError, LoadedAccess, RouterConfig, load, load_access
 
 POLL_SECONDS: Final = 0.5
 RACY_SECONDS: Final = 2.0  # a file may change twice within the grain of its time stamp
@@ -24,14 +24,17 @@ _log = logging.getLogger(__name__)
 
 
 class AccessFile:
-    """The configuration file and the keys file that it names. `apply(config, access)` is called at each change."""
+    """The configuration file and all files of keys and tenants that it names, those that these name included.
+
+    `apply(config, access)` is called at each change.
+    """
 
     def __init__(
         self,
         path: Path | None,
         config: RouterConfig,
-        access: Access | None,
-        apply: Callable[[RouterConfig, Access | None], None],
+        access: LoadedAccess | None,
+        apply: Callable[[RouterConfig, LoadedAccess | None], None],
         *,
         wall_clock: Callable[[], float],
     ) -> None:
@@ -47,9 +50,15 @@ class AccessFile:
         self._wall_clock = wall_clock
         self._files: dict[Path, _Seen] = {}
         self._begin()
+        self._tell_unusable(frozenset())
         self.reloads = 0
         self.failures = 0
         self.last_error: str | None = None  # of the newest change, None once one was taken
+
+    @property
+    def unusable_keys(self) -> int:
+        """Keys of tenants that open nothing now."""
+        return 0 if self._access is None else len(self._access.unusable_keys)
 
     async def run(self) -> None:
         """Look twice a second, until cancelled."""
@@ -59,9 +68,7 @@ class AccessFile:
 
     async def poll(self) -> bool:
         """Look once. Returns whether a change was taken."""
-        now = self._wall_clock()
-        changed = [path for path, seen in self._files.items() if await asyncio.to_thread(seen.has_changed, path, now)]
-        return await self.reload() if changed else False
+        return await self.reload() if await asyncio.to_thread(self._look, self._wall_clock()) else False
 
     async def reload(self) -> bool:
         """Read everything again. Returns whether it has changed and could be used."""
@@ -76,21 +83,36 @@ class AccessFile:
             self.last_error = str(error)
             _log.error("the changed configuration is not used: %s", error)
             return False
+        told = frozenset(() if self._access is None else self._access.unusable_keys)
         self._config, self._access = config, access
         self._begin()
         self.reloads += 1
         self.last_error = None
         _log.info("took the changed configuration: %d keys", 0 if access is None else len(access.keys))
+        self._tell_unusable(told)
         return True
 
-    def _read(self) -> tuple[RouterConfig, Access | None]:
+    def _look(self, now: float) -> bool:
+        """Whether any file has changed; each is looked at, so that the next look begins from here."""
+        changes = [seen.has_changed(path, now) for path, seen in self._files.items()]
+        return any(changes)
+
+    def _tell_unusable(self, told: frozenset[str]) -> None:
+        """Log the keys of tenants that open nothing, each once."""
+        for fault in () if self._access is None else self._access.unusable_keys:
+            if fault not in told:
+                _log.warning("a tenant's key opens nothing: %s", fault)
+
+    def _read(self) -> tuple[RouterConfig, LoadedAccess | None]:
         config = self._config if self._path is None else load(self._path)
         return config, None if config.auth == "none" else load_access(config.auth)
 
     def _begin(self) -> None:
         """Watch the files of the configuration in use. One that is watched already keeps what was seen of it."""
         auth = self._config.auth
-        paths = [self._path, None if auth == "none" else auth.keys_file]
+        paths = [self._path, *(() if auth == "none" else (auth.keys_file, auth.tenants_file))]
+        if self._access is not None:
+            paths += [path for tenant in self._access.tenants for path in tenant.key_files]
         self._files = {path: self._files.get(path) or _Seen() for path in paths if path is not None}
 
 

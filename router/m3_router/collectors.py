@@ -105,6 +105,8 @@ class PartsCollector(Collector):
         reloads = counter("config_reloads", "Changes of the configuration or the keys file.", ("outcome",))
         reloads.add_metric(("taken",), self._access_file.reloads)
         reloads.add_metric(("failed",), self._access_file.failures)
+        unusable = gauge("unusable_keys", "Keys of tenants that open nothing: missing, no key, or another's.", ())
+        unusable.add_metric((), self._access_file.unusable_keys)
         refusals = counter("quota_refusals", "Requests refused by a limit of their tenant's plan.", ("limit",))
         for limit, times in self._quotas.refusals.items():
             refusals.add_metric((limit,), times)
@@ -116,4 +118,4 @@ class PartsCollector(Collector):
         targets = gauge("first_byte_target_seconds", "What these are measured against.", ("service_tier",))
         for service_tier, target_ms in self._attainment.targets_ms.items():
             targets.add_metric((service_tier,), target_ms / 1000)
-        yield from (reloads, refusals, first_bytes, targets)
+        yield from (reloads, unusable, refusals, first_bytes, targets)

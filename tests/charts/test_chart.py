@@ -137,10 +137,11 @@ def test_the_operator_gets_no_more_than_it_uses() -> None:
     assert not [rule for rule in rules if "nonResourceURLs" in rule]
 
 
-def test_the_operator_may_do_in_a_cluster_only_what_it_may_do_in_a_namespace() -> None:
+def test_the_operator_may_do_in_a_cluster_what_it_may_do_in_a_namespace_and_look_at_nodes() -> None:
     cluster = [item for item in render(["rbac.scope=cluster"]) if item["kind"] == "ClusterRole"]
+    nodes = {"apiGroups": [""], "resources": ["nodes"], "verbs": ["get", "list", "watch"]}
 
-    assert [item["rules"] for item in cluster] == [one(render([]), "Role")["rules"]]
+    assert [item["rules"] for item in cluster] == [[*one(render([]), "Role")["rules"], nodes]]
 
 
 def test_aggregation_lets_a_namespaces_admin_grant_everything_that_the_operator_needs() -> None:
@@ -287,7 +288,7 @@ def test_show_crds_prints_every_definition_as_a_document_of_its_own() -> None:
     shown = helm("show", "crds", str(CHART))
 
     kinds = [document["spec"]["names"]["kind"] for document in yaml.safe_load_all(shown.stdout)]
-    assert sorted(kinds) == ["M3Deployment", "M3Router"]
+    assert sorted(kinds) == ["M3Deployment", "M3Router", "M3Tenant"]
 
 
 def test_the_chart_has_the_version_of_the_package() -> None:

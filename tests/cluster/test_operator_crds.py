@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from m3_operator.api import SpecError, parse_deployment, parse_router
+from m3_operator.api import SpecError, parse_deployment, parse_router, parse_tenant
 from m3_testcluster.cluster import Cluster, KubectlError
 
 
@@ -29,6 +29,13 @@ def router(**spec: Any) -> dict[str, Any]:
         "metadata": {"name": "m3"},
         "spec": {"deployments": [{"name": "m3"}], **spec},
     }
+
+
+def tenant(**spec: Any) -> dict[str, Any]:
+    return {"apiVersion": "serving.m3.dev/v1alpha1", "kind": "M3Tenant", "metadata": {"name": "ada"}, "spec": spec}
+
+
+PARSE = {"M3Deployment": parse_deployment, "M3Router": parse_router, "M3Tenant": parse_tenant}
 
 
 def source(**sources: Any) -> dict[str, Any]:
@@ -76,7 +83,8 @@ RULES = [
     (
         deployment(template={"volumes": [{"name": "model", "emptyDir": {}}]}),
         "spec.template",
-        "template.volumes: the names config, keys, model, shm, tmp belong to the operator",
+        "template.volumes: the names config, experts, journal, keys, model, secrets, shm, tenants, tmp belong to the "
+        "operator",
     ),
     (
         deployment(engine={"env": [{"name": "M3_NODES", "value": "2"}]}),
@@ -99,6 +107,16 @@ RULES = [
         "model.release: only with pvc, hostPath or image",
     ),
     (router(auth={"mode": "None"}), "spec.auth", "auth.mode None lets everyone in and needs auth.allowInsecure: true"),
+    (router(ledger={"storage": "Claim"}), "spec.ledger", "ledger.claimName is for ledger.storage Claim"),
+    (router(ledger={"claimName": "bills"}), "spec.ledger", "ledger.claimName is for ledger.storage Claim"),
+    (router(admin={"servicePort": 80}), "spec", "admin.servicePort must differ from service.port"),
+    (tenant(plan="plus", limits={"tokensPerDay": 1}), "spec", "set at most one of plan, limits"),
+    (tenant(keys=[{}]), "spec.keys", "keys: set exactly one of secretRef, sha256"),
+    (
+        tenant(keys=[{"sha256": "ab" * 32, "secretRef": {"name": "a", "key": "b"}}]),
+        "spec.keys",
+        "keys: set exactly one of secretRef, sha256",
+    ),
 ]
 
 # What the schema alone refuses: the field is named by both, in words of their own.
@@ -128,6 +146,13 @@ BOUNDS = [
         router(prices={"standard": {"input": "0.0001", "output": "1", "cacheRead": "1"}}),
         "spec.prices.standard.input",
     ),
+    (router(limits={"attempts": 0}), "spec.limits.attempts"),
+    (router(redis={"url": "http://redis"}), "spec.redis.url"),
+    (router(plans=[{"name": "Plus"}]), "spec.plans"),
+    (tenant(limits={"budgetUsd": "1,5"}), "spec.limits.budgetUsd"),
+    (tenant(serviceTiers=["gold"]), "spec.serviceTiers"),
+    (tenant(keys=[{"secretRef": {"name": "a", "key": "../b"}}]), "spec.keys"),
+    ({**tenant(), "metadata": {"name": "a" * 64}}, "metadata.name"),
 ]
 
 
@@ -138,7 +163,7 @@ def refusal(cluster: Cluster, manifest: dict[str, Any]) -> str:
 
 
 def model_refusal(manifest: dict[str, Any]) -> str:
-    parse = parse_deployment if manifest["kind"] == "M3Deployment" else parse_router
+    parse = PARSE[manifest["kind"]]
     with pytest.raises(SpecError) as caught:
         parse(manifest, strict=True)
     message = str(caught.value)
@@ -167,12 +192,12 @@ def test_an_unknown_field_is_refused_by_name(m3_cluster: Cluster) -> None:
     assert model_refusal(manifest) == "spec.engine.maxConcurent: unknown field"
 
 
-@pytest.mark.parametrize("manifest", [deployment(), router()], ids=["M3Deployment", "M3Router"])
+@pytest.mark.parametrize("manifest", [deployment(), router(), tenant()], ids=["M3Deployment", "M3Router", "M3Tenant"])
 def test_the_server_fills_in_the_defaults_that_the_models_have(m3_cluster: Cluster, manifest: dict[str, Any]) -> None:
     created = m3_cluster.kubectl(
         "create", "--dry-run=server", "--filename=-", "--output=json", stdin=json.dumps(manifest)
     )
-    parse = parse_deployment if manifest["kind"] == "M3Deployment" else parse_router
+    parse = PARSE[manifest["kind"]]
     stored = json.loads(created)
     assert parse(stored, strict=True).spec == parse(manifest, strict=True).spec
     written = parse(manifest, strict=True).spec.manifest()
@@ -192,8 +217,8 @@ def test_explain_reads_like_documentation(m3_cluster: Cluster) -> None:
 
 
 def _present(value: Any) -> Any:
-    """Without empty lists and maps, which the API server does not add."""
+    """Without empty lists and maps, which the API server adds only as the default of what has fields."""
     if not isinstance(value, dict):
         return value
     found = {key: _present(child) for key, child in value.items()}
-    return {key: child for key, child in found.items() if child not in ([], {}) or key == "resources"}
+    return {key: child for key, child in found.items() if child not in ([], {}) or key in ("resources", "admin")}

@@ -5,110 +5,24 @@ random; everything else is what runs in production: the chart, the operator unde
 router, Services and DNS.
 """
 
-import base64
 import json
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from importlib.resources import files
-from pathlib import Path
 from typing import Any
 
 import openai
 import pytest
-import yaml
 
+from m3_installation import MODEL, NAME, RELEASE, Installation, installed
 from m3_load import steady_load
 from m3_testcluster.cluster import KubectlError
-from m3_testcluster.environment import PYTHONPATH, environment_mount, environment_volume
 from m3_testcluster.real import RealCluster
-
-ROOT = Path(__file__).parents[2]
-HELM = Path(sys.executable).with_name("helm")
-RELEASE = "m3serve"
-NAME = "tiny"
-MODEL = "MiniMax-M3"
-# What other controllers make and take away at times of their own.
-CHANGING_BY_ITSELF = {"events", "events.events.k8s.io", "leases.coordination.k8s.io"}
-
-
-@dataclass(frozen=True)
-class Installation:
-    """The chart, installed in a namespace of its own."""
-
-    cluster: RealCluster
-    namespace: str
-
-    def helm(self, *arguments: str) -> str:
-        done = subprocess.run(
-            [HELM, f"--kubeconfig={self.cluster.kubeconfig}", f"--namespace={self.namespace}", *arguments],
-            capture_output=True,
-            text=True,
-            timeout=300,
-            check=False,
-        )
-        assert done.returncode == 0, f"helm {arguments}: {done.stdout}\n{done.stderr}"
-        return done.stdout
-
-    def kubectl(self, *arguments: str, stdin: str | None = None) -> str:
-        return self.cluster.kubectl(*arguments, f"--namespace={self.namespace}", stdin=stdin, timeout_seconds=300)
-
-    def get(self, *arguments: str) -> dict[str, Any]:
-        return self.cluster.get(*arguments, f"--namespace={self.namespace}")
-
-    def status(self) -> dict[str, Any]:
-        return self.get("m3deployment", NAME)["status"]
-
-    def await_ready(self, replicas: int) -> None:
-        try:
-            self.kubectl("wait", "--for=condition=Ready", f"m3d/{NAME}", "--timeout=180s")
-            self.kubectl(
-                "wait", f"--for=jsonpath={{.status.readyReplicas}}={replicas}", f"m3d/{NAME}", "--timeout=180s"
-            )
-            self.kubectl("wait", "--for=condition=Ready", f"m3r/{NAME}", "--timeout=180s")
-        except KubectlError as error:
-            error.add_note(self.kubectl("describe", "pods"))
-            for pod in self.kubectl("get", "pods", "--output=name").split():
-                error.add_note(f"{pod}:\n{self.kubectl('logs', pod, '--all-containers', '--tail=20')}")
-            raise
-
-    def client(self) -> openai.OpenAI:
-        secret = self.get("secret", f"{NAME}-keys")
-        key = base64.b64decode(secret["data"]["api-key"]).decode()
-        url = self.cluster.service_url(self.namespace, f"{NAME}-router")
-        return openai.OpenAI(base_url=f"{url}/v1", api_key=key, max_retries=0, timeout=60)
-
-    def objects(self) -> set[str]:
-        """`resource/name` of everything in the namespace."""
-        listed = self.cluster.kubectl("api-resources", "--namespaced", "--verbs=list", "--output=name").split()
-        resources = ",".join(sorted(set(listed) - CHANGING_BY_ITSELF))
-        return set(self.kubectl("get", resources, "--output=name", "--ignore-not-found").split())
 
 
 @pytest.fixture(scope="module")
 def installation(real_cluster: RealCluster, project_images: dict[str, str]) -> Iterator[Installation]:
-    namespace = "m3-e2e"
-    real_cluster.create_namespace(namespace)
-    installed = Installation(real_cluster, namespace)
-    images = [
-        argument
-        for part, image in project_images.items()
-        for repository, tag in [image.rsplit(":", 1)]
-        for argument in ("--set", f"{part}.image.repository={repository}", "--set", f"{part}.image.tag={tag}")
-    ]
-    installed.helm(
-        "install",
-        RELEASE,
-        str(ROOT / "charts/m3serve"),
-        "--wait",
-        "--timeout=180s",
-        f"--set=test.deployment={NAME}",
-        *images,
-    )
-    yield installed
-    real_cluster.kubectl("delete", "namespace", namespace, "--ignore-not-found", "--wait=false")
+    with installed(real_cluster, project_images, "m3-e2e", f"test.deployment={NAME}") as found:
+        yield found
 
 
 @pytest.fixture(scope="module")
@@ -119,13 +33,9 @@ def empty(installation: Installation) -> set[str]:
 
 @pytest.fixture(scope="module")
 def deployed(installation: Installation, empty: set[str]) -> Installation:
-    """The packaged example with one group. torch is too large for a test's image: pods mount this environment's."""
+    """The packaged example with one group."""
     assert f"m3deployment.serving.m3.dev/{NAME}" not in empty
-    example = yaml.safe_load(files("m3_operator").joinpath("examples/tiny.yaml").read_text())
-    example["spec"]["replicas"] = 1
-    example["spec"]["engine"]["env"] = [PYTHONPATH]
-    example["spec"]["template"] = {"volumes": [environment_volume()], "volumeMounts": [environment_mount()]}
-    installation.kubectl("apply", "--filename=-", stdin=yaml.safe_dump(example))
+    installation.deploy(replicas=1)
     installation.await_ready(replicas=1)
     return installation
 

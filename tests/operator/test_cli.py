@@ -100,8 +100,8 @@ def test_plan_ends_with_1_and_the_numbers_where_something_does_not_fit(tmp_path:
 def test_crd_prints_what_the_api_server_takes() -> None:
     documents = list(yaml.safe_load_all(m3("crd").stdout))
 
-    assert [document["kind"] for document in documents] == ["CustomResourceDefinition"] * 2
-    assert {document["spec"]["names"]["kind"] for document in documents} == {"M3Deployment", "M3Router"}
+    assert [document["kind"] for document in documents] == ["CustomResourceDefinition"] * 3
+    assert {document["spec"]["names"]["kind"] for document in documents} == {"M3Deployment", "M3Router", "M3Tenant"}
 
 
 def test_crd_writes_one_file_or_a_directory_of_them(tmp_path: Path) -> None:
@@ -111,4 +111,4 @@ def test_crd_writes_one_file_or_a_directory_of_them(tmp_path: Path) -> None:
     assert m3("crd", "--output", str(apart)).returncode == 0
 
     assert {file.name: file.read_text() for file in apart.iterdir()} == render_all()
-    assert len(list(yaml.safe_load_all(together.read_text()))) == 2
+    assert len(list(yaml.safe_load_all(together.read_text()))) == 3

@@ -11,9 +11,13 @@ from m3_operator.errors import NameTakenError, OperatorError, RefusedError, Unav
 from m3_operator.observed import Key
 from m3_operator.reconcile.cycle import Reconciler
 from m3_operator.store import Store
+from m3_router.config import RouterConfig
 from operator_world import NOW
 
+# Ten minutes more than the hour in which a group must be up.
+DEADLINE_SECONDS = 4200
 M3, ROUTER = Key("M3Deployment", "ns", "m3"), Key("M3Router", "ns", "m3")
+ADA = Key("M3Tenant", "ns", "ada")
 
 
 @dataclass
@@ -62,6 +66,10 @@ class Remembering:
         self._answer("delete", {"kind": kind, "metadata": {"name": name}})
         return None
 
+    async def open_gate(self, namespace: str, name: str, *, uid: str, at: str) -> dict[str, Any] | None:
+        self._answer("open", {"kind": "Pod", "metadata": {"name": name}})
+        return None
+
     async def write_status(self, owner: Any, status: dict[str, Any]) -> dict[str, Any] | None:
         answer = self._answer("status", {**owner, "status": status})
         self.statuses.append(status)
@@ -89,6 +97,15 @@ def router(**spec: Any) -> dict[str, Any]:
     }
 
 
+def tenant(**spec: Any) -> dict[str, Any]:
+    return {
+        "apiVersion": "serving.m3.dev/v1alpha1",
+        "kind": "M3Tenant",
+        "metadata": {"name": "ada", "namespace": "ns", "uid": "uid-ada", "generation": 4, "resourceVersion": "1"},
+        "spec": spec,
+    }
+
+
 class World:
     """A store, a writer and a reconciler over them."""
 
@@ -110,11 +127,14 @@ class World:
 
 async def test_services_come_before_pods_and_the_status_comes_last() -> None:
     world = World(deployment())
-    assert await world.cycle(M3) is None
+    assert await world.cycle(M3) == DEADLINE_SECONDS
+    revision = world.writer.statuses[-1]["updateRevision"]
     assert world.writer.written == [
         "make Service m3-workers",
+        "make PodDisruptionBudget m3-workers",
         "make Service m3-g0",
         "make M3Router m3",
+        f"create ControllerRevision m3-{revision}",
         "create Pod m3-g0-r0",
         "status M3Deployment m3",
     ]
@@ -122,14 +142,14 @@ async def test_services_come_before_pods_and_the_status_comes_last() -> None:
     assert ROUTER in world.woken
 
 
-async def test_a_second_cycle_of_an_unchanged_world_writes_nothing_however_late() -> None:
+async def test_a_second_cycle_of_an_unchanged_world_writes_nothing() -> None:
     world = World(deployment())
     await world.cycle(M3)
     await world.cycle(ROUTER)
     await world.cycle(M3)
     before = list(world.writer.written)
-    world.clock.now += timedelta(days=3)
-    assert await world.cycle(M3) is None
+    world.clock.now += timedelta(seconds=DEADLINE_SECONDS - 1)
+    assert await world.cycle(M3) == 1
     world.reconciler = Reconciler(  # a restart
         world.writer,
         world.store,
@@ -137,7 +157,7 @@ async def test_a_second_cycle_of_an_unchanged_world_writes_nothing_however_late(
         clock=world.clock,
         wake=world.woken.update,
     )
-    assert await world.cycle(M3) is None
+    assert await world.cycle(M3) == 1
     assert world.writer.written == before
 
 
@@ -221,7 +241,7 @@ async def test_a_refusal_becomes_a_condition_with_the_words_and_is_tried_again_w
         assert pause == pytest.approx(about, rel=0.21)
     assert len(world.writer.statuses) == 1, "the same refusal was written more than once"
     world.writer.failures.clear()
-    assert await world.cycle(M3) is None
+    assert await world.cycle(M3) == DEADLINE_SECONDS
 
 
 async def test_an_api_server_that_does_not_answer_ends_the_cycle_without_a_word_in_the_status() -> None:
@@ -230,7 +250,7 @@ async def test_an_api_server_that_does_not_answer_ends_the_cycle_without_a_word_
     assert await world.cycle(M3) == pytest.approx(1, rel=0.21)
     assert world.writer.statuses == []
     world.writer.failures.clear()
-    assert await world.cycle(M3) is None
+    assert await world.cycle(M3) == DEADLINE_SECONDS
     assert world.reason() == "GroupsNotReady"
 
 
@@ -251,7 +271,9 @@ async def test_a_failed_group_is_counted_and_its_failure_remembered_in_the_statu
     assert group["lastFailure"] == {
         "reason": "m3-g0-r0 ended (container worker ended: Error, exit code 1)",
         "time": "2026-11-21T12:00:00Z",
+        "revision": world.writer.statuses[-1]["revision"],
     }
+    assert group["restartsSince"] == "2026-11-21T12:00:00Z"
     assert ("DeletedPods", "Warning") in {(event["reason"], event["type"]) for event in world.writer.events}
 
 
@@ -290,6 +312,74 @@ async def test_a_router_serves_the_deployments_that_are_there_and_names_the_one_
     assert "ghost" in world.writer.statuses[-1]["conditions"][0]["message"]
 
 
+def canary() -> list[dict[str, Any]]:
+    """Two deployments of one model, one of them later."""
+    later = deployment()
+    later["metadata"] |= {"name": "next", "uid": "uid-next", "creationTimestamp": "2026-11-21T00:00:00Z"}
+    return [deployment(router={"name": "m3"}), {**later, "spec": {**later["spec"], "router": {"name": "m3"}}}]
+
+
+@pytest.mark.parametrize(("weights", "reason"), [({"m3": 95, "next": 5}, ""), ({}, "ModelNameTaken")])
+async def test_two_deployments_may_have_one_model_where_a_route_divides_it(
+    weights: dict[str, int], reason: str
+) -> None:
+    shares = [{"pool": pool, "weight": weight} for pool, weight in weights.items()]
+    routes = [{"model": "M", "pools": shares}] if shares else []
+    front = router(deployments=[{"name": "m3"}, {"name": "next"}], routes=routes)
+    world = World(*canary(), front)
+    await world.cycle(ROUTER)
+    snapshot = world.store.router_snapshot(ROUTER)
+    assert snapshot is not None
+    config = RouterConfig.from_yaml(snapshot.children["ConfigMap", "m3-router"]["data"]["router.yaml"])
+    assert [pool.name for pool in config.pools] == ["m3", "next"][: len(weights) or 1]
+    await world.cycle(Key("M3Deployment", "ns", "next"))
+    assert (world.reason() == "ModelNameTaken") == bool(reason)
+
+
+async def test_a_canary_whose_other_half_is_missing_is_served_by_what_is_there() -> None:
+    shares = [{"pool": "m3", "weight": 95}, {"pool": "ghost", "weight": 5}]
+    routes = [{"model": "M", "pools": shares}]
+    world = World(deployment(), router(deployments=[{"name": "m3"}, {"name": "ghost"}], routes=routes))
+    await world.cycle(ROUTER)
+    assert "make Deployment m3-router" in world.writer.written
+    assert world.reason() == "DeploymentNotFound"
+
+
+async def test_a_refusal_that_a_missing_deployment_explains_is_told_with_it() -> None:
+    aliases = [{"name": "latest", "model": "of-the-ghost"}]
+    world = World(deployment(), router(deployments=[{"name": "m3"}, {"name": "ghost"}], aliases=aliases))
+    await world.cycle(ROUTER)
+    assert world.reason() == "DeploymentNotFound"
+    message = world.writer.statuses[-1]["conditions"][0]["message"]
+    assert "no M3Deployment ghost" in message
+    assert "aliases.latest: no pool serves 'of-the-ghost'" in message
+
+
+async def test_a_tenant_is_told_where_it_is_accepted_and_its_router_carries_it() -> None:
+    world = World(deployment(), router(), tenant())
+    await world.cycle(ROUTER)
+    await world.cycle(ADA)
+    status = world.writer.statuses[-1]
+    assert (world.reason(), status["routers"], status["plan"]) == ("Accepted", ["m3"], "unlimited")
+    assert status["observedGeneration"] == 4
+    assert world.writer.events[-1]["regarding"]["kind"] == "M3Tenant"
+    snapshot = world.store.router_snapshot(ROUTER)
+    assert snapshot is not None
+    assert '"name": "ada"' in snapshot.children["ConfigMap", "m3-router"]["data"]["tenants.json"]
+    before = list(world.writer.written)
+    for key in (ADA, ROUTER, ADA):
+        assert await world.cycle(key) is None
+    assert world.writer.written == before
+
+
+async def test_a_tenant_without_a_router_is_told_so_and_does_not_stop_anybody() -> None:
+    world = World(tenant(routers=["ghost"]))
+    assert await world.cycle(ADA) is None
+    assert world.reason() == "RouterNotFound"
+    assert "ghost" in world.writer.statuses[-1]["conditions"][0]["message"]
+    assert "routers" not in world.writer.statuses[-1]
+
+
 async def test_the_own_router_goes_when_another_one_is_named() -> None:
     own = router()
     own["metadata"]["ownerReferences"] = [{"uid": "uid-m3", "controller": True}]
@@ -314,7 +404,7 @@ async def test_an_event_that_cannot_be_written_stops_nothing() -> None:
         raise UnavailableError(503, "no")
 
     world.writer.record = record  # type: ignore[method-assign]
-    assert await world.cycle(M3) is None
+    assert await world.cycle(M3) == DEADLINE_SECONDS
     assert world.reason() == "GroupsNotReady"
 
 

@@ -118,6 +118,7 @@ def test_the_worker_parses_the_rendered_arguments_to_the_settings_of_the_spec() 
         cache_dtype="fp8",
         index_cache_dtype="bfloat16",
         redundant_experts=8,
+        expert_plan=Path("/etc/m3-worker/experts/plan.json"),
         max_context_tokens=2048,
         drain_seconds=60,
     )
@@ -264,3 +265,18 @@ def test_the_revision_changes_with_the_operators_default_image() -> None:
 def test_the_revision_is_stable_across_versions() -> None:
     """Written down: a change here restarts every worker of every user who upgrades the operator."""
     assert worker.revision(deployment("hostPath"), "worker.test/m3:1") == "5caffdc51d"
+
+
+def test_ranks_that_share_experts_mount_the_plan_that_others_learned_if_there_is_one() -> None:
+    (first, second) = pods(deployment("hostPath", parallelism={"nodes": 2, "gpusPerNode": 8}))
+    for found in (first, second):
+        (volume,) = (one for one in found["spec"]["volumes"] if one["name"] == "experts")
+        assert volume["configMap"] == {"name": "m3-experts", "optional": True}
+    (alone,) = pods(deployment("hostPath", parallelism={"gpusPerNode": 1}))
+    assert "experts" not in [volume["name"] for volume in alone["spec"]["volumes"]]
+
+
+def test_how_experts_are_balanced_rolls_nothing() -> None:
+    before = deployment("hostPath")
+    after = deployment("hostPath", expertBalancing={"mode": "Dynamic", "windowSeconds": 60})
+    assert worker.revision(before, "w") == worker.revision(after, "w")

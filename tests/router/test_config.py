@@ -64,7 +64,7 @@ def test_a_service_has_a_default_port_name() -> None:
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("auth: none", "auth: {}", "auth: needs keys, keysFile or both"),
+        ("auth: none", "auth: {}", "auth: needs keys, keysFile, tenantsFile or tenants with keys"),
         ("auth: none", "auth: open", "auth: Input should be 'none'"),
         ("auth: none", "", "auth: Field required"),
         (

@@ -32,6 +32,7 @@ def pod(group: int, rank: int = 0, **changes: Any) -> ObservedPod:
         "revision": "r1",
         "phase": "Running",
         "node_name": "node-0",
+        "ip": "10.0.0.1",
         "is_ready": True,
         "deletion_at": None,
         "finished_at": None,
@@ -63,6 +64,8 @@ class SimulatedPods:
     records: dict[int, FailureRecord] = field(default_factory=dict)
     now: datetime = NOW
     created: int = 0
+    broken: frozenset[str] = frozenset()
+    """Revisions whose pods never come up."""
 
     @classmethod
     def of(cls, pods: Iterable[ObservedPod]) -> "SimulatedPods":
@@ -87,7 +90,7 @@ class SimulatedPods:
         for action in actions:
             if isinstance(action, CreatePods):
                 for rank in action.ranks:
-                    self._create(action.group, rank, wanted)
+                    self._create(action, rank, wanted)
                 continue
             for one in action.pods:
                 gone = one.is_finished or action.grace_seconds == 0 or one.phase == "Pending"
@@ -116,22 +119,23 @@ class SimulatedPods:
             self.let_time_pass(60 if steps.wake_at and not steps.actions else 1)
         raise AssertionError(f"no end after {turns} turns: {self.plan(wanted)}")
 
-    def _create(self, group: int, rank: int, wanted: Wanted) -> None:
-        name = pod_name(NAME, group, rank)
+    def _create(self, action: CreatePods, rank: int, wanted: Wanted) -> None:
+        name = pod_name(NAME, action.group, rank)
         if name in self.pods:
             return  # AlreadyExists, which is fine
         self.created += 1
         self.pods[name] = pod(
-            group,
+            action.group,
             rank,
             uid=f"uid-{self.created}-new",
-            nodes=wanted.nodes,
-            revision=wanted.revision,
+            nodes=wanted.nodes if action.revision == wanted.revision else wanted.current_nodes,
+            revision=action.revision,
             phase="Pending",
             is_ready=False,
             node_name=None,
         )
 
     def _risen(self, one: ObservedPod) -> ObservedPod:
-        is_waiting = one.phase == "Pending"
-        return replace(one, phase="Running", is_ready=True, node_name="node-0") if is_waiting else one
+        if one.phase != "Pending" or one.revision in self.broken:
+            return one
+        return replace(one, phase="Running", is_ready=True, ready_at=self.now, node_name="node-0")

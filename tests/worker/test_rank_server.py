@@ -1,5 +1,6 @@
 """A real worker of two ranks over HTTP: the tokens of one process, a new plan of experts, and the end of a rank."""
 
+import json
 import os
 import re
 import signal
@@ -16,12 +17,14 @@ import torch
 
 from m3_fakes.http import wait_until
 from m3_fakes.tiny_run import BLOCK, generate
+from m3_operator.experts.reading import read_experts
 from m3_worker.config import TinySettings
 from m3_worker.model.checkpoint import load_model
 from m3_worker.model.config import ModelConfig
 from m3_worker.tiny import write_checkpoint
 
 PROMPT = [(place * 37 + 11) % 251 for place in range(50)]
+LEARNED = [[2, 0, 1, 3, 4, 2], [4, 4, 0, 1, 2, 3]]
 PLAN = [[4, 3, 2, 1, 0, 0], [0, 1, 2, 3, 4, 1]]
 
 
@@ -34,14 +37,19 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def worker(checkpoint: Path) -> Iterator[tuple["subprocess.Popen[str]", httpx.Client]]:
-    """Two ranks of one node, each a process."""
+def worker(checkpoint: Path, tmp_path: Path) -> Iterator[tuple["subprocess.Popen[str]", httpx.Client]]:
+    """Two ranks of one node, each a process. They begin with a plan from a file."""
+    file = tmp_path / "plan.json"
+    file.write_text(json.dumps({"epoch": 2, "layers": LEARNED}))
     with closing(socket.create_server(("127.0.0.1", 0))) as listener:
         meeting = str(listener.getsockname()[1])
     command = [str(Path(sys.executable).with_name("m3-worker")), f"--model={checkpoint}", "--port=0", "--device=cpu"]
     environment = {**os.environ, "M3_GPUS_PER_NODE": "2", "MASTER_PORT": meeting}
     with subprocess.Popen(
-        [*command, "--cache-tokens=1024", "--dtype=float32"], stderr=subprocess.PIPE, text=True, env=environment
+        [*command, "--cache-tokens=1024", "--dtype=float32", f"--expert-plan={file}"],
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
     ) as process:
         try:
             assert process.stderr is not None
@@ -75,9 +83,11 @@ def test_two_ranks_serve_as_one_until_one_of_them_is_killed(
 
     assert answer() == expected
     held = client.get("/internal/experts").json()
-    assert (held["epoch"], held["ranks"], held["slots"]) == (0, 2, 6)
+    assert (held["epoch"], held["ranks"], held["slots"], held["layers"]) == (2, 2, 6, LEARNED)
     warm_up_tokens = 8
     assert [sum(layer) for layer in held["tokens"]] == [(warm_up_tokens + len(PROMPT) + 11) * 2] * 2
+
+    assert read_experts(held, nodes=1).plan.as_json() == {"epoch": 2, "layers": LEARNED}  # the operator's reading
 
     taken = client.put("/internal/expert-plan", json={"epoch": 3, "layers": PLAN})
     assert (taken.status_code, taken.json()) == (200, {"epoch": 3})

@@ -14,12 +14,12 @@ import torch
 from m3_kernels.cpu import compiled
 from m3_worker.cache_size import CacheSize, choose_cache_size
 from m3_worker.config import RankSettings, WorkerSettings
+from m3_worker.first_plan import agreed_plan, learned_plan, plan_in_order
 from m3_worker.heap import keep_freed_memory
 from m3_worker.host_tier import HostTier
 from m3_worker.model.cache import PagedCache
 from m3_worker.model.checkpoint import load_model
 from m3_worker.model.config import CheckpointError, ModelConfig
-from m3_worker.model.expert_plan import ExpertPlan, PlanError
 from m3_worker.model.m3 import M3Model
 from m3_worker.model.packaged import checkpoint_directory
 from m3_worker.model.share import RankShare
@@ -83,13 +83,16 @@ def load_engine_model(
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     cache_dtype, index_dtype = _cache_dtypes(settings, place)
-    plan = _plan(settings, ranks, config)
+    plan = learned_plan(plan_in_order(settings, ranks, config), settings.expert_plan)
     held = config if ranks.world_size == 1 else RankShare(config, plan, ranks.rank).config
     bytes_per_token = PagedCache.bytes_per_token(held, cache_dtype, index_dtype)
     if place.free_bytes is None:  # what does not depend on the weights is refused before they are read
         choose_cache_size(settings, config, bytes_per_token, None)
     group = RunningGroup(settings, ranks, place.device, arguments) if ranks.world_size > 1 else None
-    rank = None if group is None else load_rank(group.group, directory, config, place.dtype, plan, progress=progress)
+    rank: RankModel | None = None
+    if group is not None:
+        plan = agreed_plan(plan, group.group, settings.rank_join_seconds)
+        rank = load_rank(group.group, directory, config, place.dtype, plan, progress=progress)
     model = load_model(directory, config, place.dtype, place.device, progress) if rank is None else rank.model
     size = choose_cache_size(settings, config, bytes_per_token, _least_free(place, group))
     cache = PagedCache.allocate(held, size.pages, cache_dtype, place.device, index_dtype)
@@ -98,19 +101,6 @@ def load_engine_model(
     if mover is not None and rank is not None and ranks.rank == 0:
         mover = LeadingMover(mover, rank.voice)
     return EngineModel(config, place, model, cache, size, mover, host_slots, group, rank)
-
-
-def _plan(settings: WorkerSettings, ranks: RankSettings, config: ModelConfig) -> ExpertPlan:
-    """Where experts are at first. Raises CheckpointError if the settings allow no plan."""
-    if ranks.world_size == 1 and settings.redundant_experts:
-        raise CheckpointError(
-            f"--redundant-experts {settings.redundant_experts}: one rank has no use for copies of experts"
-        )
-    try:
-        layers = sum(config.moe_layers)
-        return ExpertPlan.default(layers, config.experts, ranks.world_size, settings.redundant_experts)
-    except PlanError as error:
-        raise CheckpointError(f"--redundant-experts {settings.redundant_experts}: {error}") from None
 
 
 def _least_free(place: Place, group: RunningGroup | None) -> int | None:

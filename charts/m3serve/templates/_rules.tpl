@@ -10,16 +10,43 @@ Secrets are created and never read: an API key that the operator made stays wher
 - apiGroups: [serving.m3.dev]
   resources: [m3routers]
   verbs: [get, list, watch, create, patch, delete]
+# Tenants are read, and told where they are accepted; their Secrets are mounted by the routers and read by nobody here.
 - apiGroups: [serving.m3.dev]
-  resources: [m3deployments/status, m3routers/status]
+  resources: [m3tenants]
+  verbs: [get, list, watch]
+- apiGroups: [serving.m3.dev]
+  resources: [m3deployments/status, m3routers/status, m3tenants/status]
   verbs: [patch]
-# Workers: pods are created once, never changed, and deleted by the group.
+# Workers: pods are created once and deleted by the group. The one change is to take our own scheduling gate away, when
+# it is a group's turn.
 - apiGroups: [""]
   resources: [pods]
-  verbs: [get, list, watch, create, delete]
+  verbs: [get, list, watch, create, patch, delete]
+# What a group's pods name, where the cluster has it: PodGroups of whoever schedules groups as wholes, DRA claims.
+- apiGroups: [scheduling.k8s.io, scheduling.volcano.sh, scheduling.x-k8s.io]
+  resources: [podgroups]
+  verbs: [get, list, watch, create, patch, delete]
+- apiGroups: [resource.k8s.io]
+  resources: [resourceclaimtemplates]
+  verbs: [get, list, watch, create, patch, delete]
+# Who may talk to workers, and who reads their metrics (Prometheus operator), where a spec asks for it.
+- apiGroups: [networking.k8s.io]
+  resources: [networkpolicies]
+  verbs: [get, list, watch, create, patch, delete]
+- apiGroups: [monitoring.coreos.com]
+  resources: [podmonitors]
+  verbs: [get, list, watch, create, patch, delete]
 - apiGroups: [""]
   resources: [services]
   verbs: [get, list, watch, create, patch, delete]
+# One budget for the evictions of each deployment's groups.
+- apiGroups: [policy]
+  resources: [poddisruptionbudgets]
+  verbs: [get, list, watch, create, patch, delete]
+# Revisions of workers' specs: created once, never changed, and deleted when nothing can go back to them any more.
+- apiGroups: [apps]
+  resources: [controllerrevisions]
+  verbs: [get, list, watch, create, delete]
 # Routers.
 - apiGroups: [""]
   resources: [configmaps, serviceaccounts]

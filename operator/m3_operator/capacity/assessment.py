@@ -18,10 +18,10 @@ from m3_operator.capacity.releases import PACKAGED, RELEASES, tiny_shape
 from m3_operator.capacity.remedies import remedies
 from m3_operator.capacity.shape import ModelShape
 from m3_operator.capacity.verdict import VerdictReason, verdict
-from m3_operator.render.worker import worker_settings
+from m3_operator.render.engines.native import worker_settings
 from m3_worker.config import WorkerSettings
 
-Reason = VerdictReason | Literal["ModelUnknown", "FlagsUnknown", "Simulated"]
+Reason = VerdictReason | Literal["ModelUnknown", "FlagsUnknown", "EngineUnknown", "Simulated"]
 Answer = Literal["yes", "no", "unknown"]
 
 _ANSWERS: Final[Mapping[Reason, Answer]] = {"Fits": "yes", "Simulated": "yes", "DoesNotFit": "no", "NotSupported": "no"}
@@ -81,6 +81,10 @@ def assess(deployment: M3Deployment, checkpoint: Checkpoint | None = None) -> As
     shape, model = _model(deployment, checkpoint)
     settings = worker_settings(deployment, model=Path("model"), host="localhost", port=1)
     request = _request(deployment, settings)
+    engine = deployment.spec.engine.type
+    if engine != "native":
+        message = f"memory is worked out for the native engine; of {engine} it is not known, and not checked"
+        return Assessment(reason="EngineUnknown", finding=message, model=model, request=request)
     if shape is None:
         return Assessment(reason="ModelUnknown", finding=model, model="unknown", request=request)
     try:

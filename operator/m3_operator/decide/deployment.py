@@ -6,30 +6,29 @@ operator can know. A problem stops no more than it must: a missing router stops 
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from datetime import datetime
-from typing import Any
+from datetime import datetime, timedelta
 
-from m3_operator import names
 from m3_operator.api import M3Deployment, SpecError, parse_deployment
 from m3_operator.capacity.assessment import Assessment, assess
+from m3_operator.decide.children import change_children
+from m3_operator.decide.diagnosis import diagnose
+from m3_operator.decide.equipment import lacking
 from m3_operator.decide.installation import Installation
+from m3_operator.decide.memory import avoided_nodes, failure_records
+from m3_operator.decide.model_names import name_problem
 from m3_operator.decide.problem import Problem
+from m3_operator.decide.revisions import Revisions, decide_revisions
+from m3_operator.decide.routing import routing_problem
 from m3_operator.groups import Group, by_index
-from m3_operator.observed import DeploymentSnapshot, Manifest, owner_uid, parse_time, uid
+from m3_operator.observed import DeploymentSnapshot
 from m3_operator.plan.actions import DeletePods, ObjectAction
-from m3_operator.plan.objects import differences
+from m3_operator.plan.avoidance import still_avoided
+from m3_operator.plan.faults import HEALTHY, Health, examine
+from m3_operator.plan.gates import Turn, next_turn
 from m3_operator.plan.recovery import FailureRecord
-from m3_operator.plan.steps import Steps, Wanted, next_steps
-from m3_operator.render.pod import owner_reference
-from m3_operator.render.worker import group_service, revision, workers_service
-
-
-@dataclass(frozen=True)
-class Template:
-    """What the pods of one revision are rendered from."""
-
-    deployment: M3Deployment
-    image: str
+from m3_operator.plan.rollout import places, stand
+from m3_operator.plan.steps import Steps, next_steps
+from m3_operator.render.revisions import Template
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,15 +36,39 @@ class DeploymentDecision:
     """What to do about one M3Deployment."""
 
     deployment: M3Deployment | None  # None: its spec cannot be read
-    templates: Mapping[str, Template]  # by revision; the steps create groups of these
-    revision: str | None  # of new groups; None: there can be none
-    wanted: int  # how many groups should run
     groups: Mapping[int, Group]
     records: Mapping[int, FailureRecord]
+    wanted: int = 0  # how many groups should run
     assessment: Assessment | None = None  # None: its spec cannot be read
+    revisions: Revisions | None = None  # None: there is nothing that groups could be made of
     objects: tuple[ObjectAction, ...] = ()
     steps: Steps = field(default_factory=Steps)
+    turn: Turn = field(default_factory=Turn)  # of the groups that wait behind gates
     problem: Problem | None = None
+    health: Health = HEALTHY
+    findings: Mapping[int, Problem] = field(default_factory=dict)  # by group: why it does not serve
+
+    @property
+    def templates(self) -> Mapping[str, Template]:
+        """By revision: what the steps create groups of."""
+        return self.revisions.templates if self.revisions is not None else {}
+
+    @property
+    def revision(self) -> str | None:
+        """Of new groups; None: there can be none."""
+        return self.revisions.target if self.revisions is not None else None
+
+    @property
+    def places(self) -> list[int]:
+        """Indexes of the groups that are there or missing."""
+        name = self.deployment.metadata.name if self.deployment else ""
+        return places(name, self.wanted, self.groups)
+
+    @property
+    def wake_at(self) -> datetime | None:
+        """When to look again even if nothing happens."""
+        deadline = self.revisions.wake_at if self.revisions is not None and not self.is_refused else None
+        return min((at for at in (self.steps.wake_at, self.turn.over_at, deadline) if at is not None), default=None)
 
     @property
     def is_refused(self) -> bool:
@@ -60,126 +83,60 @@ def decide_deployment(snapshot: DeploymentSnapshot, installation: Installation, 
         deployment = parse_deployment(snapshot.manifest, strict=False)
     except SpecError as error:
         problem = Problem("InvalidSpec", str(error))
-        return DeploymentDecision(
-            deployment=None, templates={}, revision=None, wanted=0, groups=groups, records=records, problem=problem
-        )
-    assessment = assess(deployment)
-    image = deployment.spec.engine.image or installation.worker_image
-    if image is None:
-        problem = Problem(
-            "ImageMissing", "set spec.engine.image, or start the operator with --worker-image: there is no default"
-        )
-        return DeploymentDecision(
-            deployment=deployment,
-            templates={},
-            revision=None,
-            wanted=deployment.spec.desired_groups,
-            groups=groups,
-            records=records,
-            assessment=assessment,
-            problem=problem,
-        )
-    current = revision(deployment, image)
-    wanted = Wanted(
-        deployment=deployment.metadata.name,
-        groups=deployment.spec.desired_groups,
-        nodes=deployment.spec.parallelism.nodes,
-        revision=current,
-    )
+        return DeploymentDecision(deployment=None, groups=groups, records=records, problem=problem)
+    spec, wanted = deployment.spec, deployment.spec.desired_groups
     decision = DeploymentDecision(
-        deployment=deployment,
-        templates={current: Template(deployment, image)},
-        revision=current,
-        wanted=wanted.groups,
-        groups=groups,
-        records=records,
-        assessment=assessment,
-        objects=tuple(_deployment_objects(deployment, groups, snapshot)),
-        steps=next_steps(wanted, groups, records, snapshot.names_in_the_way, now),
-        problem=routing_problem(deployment, snapshot),
+        deployment=deployment, groups=groups, records=records, wanted=wanted, assessment=assess(deployment)
     )
-    return _refused(decision, assessment) if decision.is_refused else decision
+    is_native = spec.engine.type == "native"  # other engines' specs name their image
+    image = spec.engine.image or (installation.worker_image if is_native else None)
+    if image is None:
+        words = "set spec.engine.image, or start the operator with --worker-image: there is no default"
+        return replace(decision, problem=Problem("ImageMissing", words))
+    if (lack := lacking(deployment, installation)) is not None:
+        return replace(decision, problem=lack)
+    revisions = decide_revisions(
+        snapshot, deployment, image, installation, groups=groups, groups_wanted=wanted, now=now
+    )
+    health = examine(groups, snapshot, spec.recovery, still_avoided(avoided_nodes(snapshot.manifest), now), now)
+    decision = replace(decision, revisions=revisions, health=health)
+    if decision.is_refused:
+        return _refused(decision, revisions, snapshot, now)
+    steps = next_steps(revisions.wanted, groups, records, snapshot.names_in_the_way, now, health=health)
+    held = stand(revisions.wanted, groups, now).held
+    return replace(
+        decision,
+        problem=routing_problem(deployment, snapshot)
+        or name_problem(snapshot.manifest, snapshot.siblings, snapshot.router),
+        findings=diagnose(groups, held, records, recovery=spec.recovery, health=health, now=now),
+        objects=change_children(
+            deployment, revisions, snapshot, groups=groups, places=decision.places, actions=steps.actions
+        ),
+        steps=steps,
+        turn=next_turn(groups, timedelta(seconds=spec.placement.gang.timeout_seconds), now),
+    )
 
 
-def _refused(decision: DeploymentDecision, assessment: Assessment) -> DeploymentDecision:
+def _refused(
+    decision: DeploymentDecision, revisions: Revisions, snapshot: DeploymentSnapshot, now: datetime
+) -> DeploymentDecision:
     """What is left to do for a spec that cannot run: groups that serve go on serving, those too many still go.
 
     Nothing is made, and no group is replaced: there is nothing to replace it by.
     """
-    surplus = [
-        action
-        for action in decision.steps.actions
-        if isinstance(action, DeletePods) and action.group >= decision.wanted
-    ]
+    deployment, assessment, groups = decision.deployment, decision.assessment, decision.groups
+    if deployment is None or assessment is None:
+        return decision
+    frozen = replace(revisions.wanted, rollout=replace(revisions.wanted.rollout, is_paused=True))
+    steps = next_steps(frozen, groups, decision.records, snapshot.names_in_the_way, now)
+    leaving = [action for action in steps.actions if isinstance(action, DeletePods) and action.group in steps.leaving]
     return replace(
         decision,
-        objects=decision.objects if decision.groups else (),
-        steps=Steps(tuple(surplus)),
+        objects=(
+            change_children(deployment, revisions, snapshot, groups=groups, places=decision.places, actions=())
+            if groups
+            else ()
+        ),
+        steps=Steps(tuple(leaving)),
         problem=Problem(assessment.reason, assessment.message),
     )
-
-
-def failure_records(manifest: Manifest) -> dict[int, FailureRecord]:
-    """What an M3Deployment's status remembers of its groups' failures."""
-    records = {}
-    for group in manifest.get("status", {}).get("groups") or ():
-        failure = group.get("lastFailure")
-        if failure:
-            records[int(group["index"])] = FailureRecord(
-                restarts=int(group.get("restarts", 0)),
-                failed_at=parse_time(failure.get("time")),
-                reason=str(failure.get("reason", "")),
-            )
-    return records
-
-
-def routing_problem(deployment: M3Deployment, snapshot: DeploymentSnapshot) -> Problem | None:
-    """Why no router would send this deployment anything."""
-    name, reference, router = deployment.metadata.name, deployment.spec.router, snapshot.router
-    if reference is not None and router is None:
-        return Problem("RouterNotFound", f"spec.router.name: there is no M3Router {reference.name} in this namespace")
-    if router is None or name in _served_names(router):
-        return None
-    where = router["metadata"]["name"]
-    if reference is None and owner_uid(router) != uid(snapshot.manifest):
-        message = (
-            f"M3Router {where} has this deployment's name and does not serve it; list it there, or set spec.router"
-        )
-        return Problem("NameTaken", message)
-    message = f"M3Router {where} does not list {name} in spec.deployments"
-    return None if reference is None else Problem("RouterDoesNotServe", message)
-
-
-def _deployment_objects(
-    deployment: M3Deployment, groups: Mapping[int, Group], snapshot: DeploymentSnapshot
-) -> list[ObjectAction]:
-    indexes = sorted({*range(deployment.spec.desired_groups), *groups})
-    desired = [workers_service(deployment), *(group_service(deployment, index) for index in indexes)]
-    live = dict(snapshot.children)
-    namesake = snapshot.namesake
-    is_ours = namesake is not None and owner_uid(namesake) == uid(snapshot.manifest)
-    if namesake is not None and is_ours:
-        live[names.ROUTER_KIND, deployment.metadata.name] = namesake
-    if deployment.spec.router is None and (namesake is None or is_ours):
-        desired.append(_own_router(deployment))
-    return differences(desired, live, snapshot.manifest)
-
-
-def _own_router(deployment: M3Deployment) -> dict[str, Any]:
-    """The router of a deployment that names none. Only its list is ours: people may set all the rest."""
-    meta = deployment.metadata
-    return {
-        "apiVersion": names.API_VERSION,
-        "kind": names.ROUTER_KIND,
-        "metadata": {
-            "name": meta.name,
-            "namespace": meta.namespace,
-            "labels": names.common_labels(meta.name, names.ROUTER_COMPONENT),
-            "ownerReferences": [owner_reference(names.DEPLOYMENT_KIND, meta.name, meta.uid)],
-        },
-        "spec": {"deployments": [{"name": meta.name}]},
-    }
-
-
-def _served_names(router: Manifest) -> set[str]:
-    return {str(entry.get("name")) for entry in router.get("spec", {}).get("deployments") or ()}

@@ -3,12 +3,15 @@
 A problem stops no more than it must: a router serves the deployments that are there.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from m3_operator import names
 from m3_operator.api import M3Deployment, M3Router, SpecError, parse_deployment, parse_router
 from m3_operator.decide.installation import Installation
+from m3_operator.decide.model_names import holders
 from m3_operator.decide.problem import Problem
+from m3_operator.decide.tenant import accepted
 from m3_operator.observed import RouterSnapshot
 from m3_operator.plan.actions import ObjectAction
 from m3_operator.plan.objects import differences
@@ -24,6 +27,7 @@ class RouterDecision:
     objects: tuple[ObjectAction, ...] = ()
     needs_keys: bool = False
     problem: Problem | None = None
+    remark: Problem | None = None  # what is not as it was asked for, while the routers serve all the rest
 
 
 def decide_router(snapshot: RouterSnapshot, installation: Installation) -> RouterDecision:
@@ -41,17 +45,35 @@ def decide_router(snapshot: RouterSnapshot, installation: Installation) -> Route
     deployments, missing = _readable_deployments(snapshot)
     if not deployments:
         return RouterDecision(router=router, problem=missing)
+    there = [manifest for manifest in snapshot.deployments.values() if manifest is not None]
+    served = holders(there, snapshot.manifest)
+    left_out = [found for found in deployments if found.metadata.name not in served[found.spec.model.served_name]]
     try:
-        config = cluster_config(router, deployments)
+        config = cluster_config(router, [found for found in deployments if found not in left_out])
     except ConfigError as error:
-        return RouterDecision(router=router, problem=Problem("ConfigRefused", " ".join(str(error).split())))
-    desired = router_objects(router, config, image=image)
+        refused = Problem("ConfigRefused", " ".join(str(error).split()))
+        if missing is not None:  # what is not there is the likely cause, and what to mend first
+            refused = Problem(
+                missing.reason, f"{missing.message}; without it the configuration is refused: {refused.message}"
+            )
+        return RouterDecision(router=router, problem=refused)
+    desired = router_objects(router, config, image=image, tenants=accepted(router, snapshot))
     return RouterDecision(
         router=router,
         objects=tuple(differences(desired, snapshot.children, snapshot.manifest)),
         needs_keys=_needs_keys(router, snapshot),
         problem=missing,
+        remark=_name_taken(left_out, served),
     )
+
+
+def _name_taken(left_out: Sequence[M3Deployment], served: Mapping[str, tuple[str, ...]]) -> Problem | None:
+    if not left_out:
+        return None
+    first = left_out[0]
+    model, name = first.spec.model.served_name, first.metadata.name
+    message = f"M3Deployment {name} gets no requests: M3Deployment {served[model][0]} serves the model {model} already"
+    return Problem("ModelNameTaken", message)
 
 
 def _readable_deployments(snapshot: RouterSnapshot) -> tuple[list[M3Deployment], Problem | None]:

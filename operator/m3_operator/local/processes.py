@@ -16,10 +16,12 @@ from pathlib import Path
 
 from m3_operator import names
 from m3_operator.api import M3Deployment, M3Router
+from m3_operator.capacity.startup import startup_seconds
 from m3_operator.errors import OperatorError
 from m3_operator.local.documents import Documents
+from m3_operator.render.engines.native import PACKAGED_MODEL, tiny_settings, worker_arguments, worker_settings
 from m3_operator.render.router import keys_secret, router_config
-from m3_operator.render.worker import PACKAGED_MODEL, tiny_settings, worker_arguments, worker_settings
+from m3_operator.render.router_settings import Files
 from m3_router.config import ConfigError, RouterConfig, join_url
 from m3_worker.config import RankSettings, WorkerSettings
 
@@ -197,7 +199,7 @@ def _worker(
         env={**variables, **env, **_engine_env(deployment)},
         ready_url=f"{join_url(HOST, settings.port)}/health",
         depends_on=after,
-        start_seconds=deployment.spec.probes.startup_seconds,
+        start_seconds=startup_seconds(deployment),
         stop_seconds=settings.drain_seconds,
     )
 
@@ -236,7 +238,7 @@ def _router(
             listen=f"{HOST}:{listen}",
             admin=f"{HOST}:{admin}",
             workers=urls,
-            keys_file=keys_file,
+            files=Files(keys=keys_file, journal=directory / "journal"),
         )
     except ConfigError as error:
         raise PlanError(f"M3Router {name}: {'; '.join(str(error).splitlines())}") from None
@@ -258,6 +260,8 @@ def _router(
 
 def _refuse_what_needs_a_cluster(deployment: M3Deployment) -> None:
     where, spec = f"M3Deployment {deployment.metadata.name}: spec", deployment.spec
+    if spec.engine.type != "native":
+        raise PlanError(f"{where}.engine.type: {spec.engine.type} needs a cluster; `m3 up` runs the native engine")
     source = spec.model.source
     if source.pvc is not None or source.image is not None:
         kind = "pvc" if source.pvc is not None else "image"

@@ -15,6 +15,7 @@ class CreatePods:
     ranks: tuple[int, ...]
     revision: str
     reason: str
+    avoid_nodes: tuple[str, ...] = ()  # where none of them may run
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,7 @@ class DeletePods:
     reason: str
     grace_seconds: int | None = None  # None: what the pods themselves declare
     counts_as_restart: bool = False
+    blamed_nodes: tuple[str, ...] = ()  # to stay away from for a while
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,14 @@ class ApplyObject:
 
 
 @dataclass(frozen=True)
+class CreateObject:
+    """Create an object that is never changed."""
+
+    manifest: Mapping[str, Any]
+    reason: str
+
+
+@dataclass(frozen=True)
 class DeleteObject:
     """Delete one object, if it is still the one that was seen."""
 
@@ -46,4 +56,4 @@ class DeleteObject:
 
 
 PodAction = CreatePods | DeletePods
-ObjectAction = ApplyObject | DeleteObject
+ObjectAction = ApplyObject | CreateObject | DeleteObject

@@ -14,8 +14,10 @@ from typing import Any, Final
 
 from m3_operator import names
 from m3_operator.observed import Manifest, owner_uid, uid
-from m3_operator.plan.actions import ApplyObject, DeleteObject, ObjectAction
+from m3_operator.plan.actions import ApplyObject, CreateObject, DeleteObject, ObjectAction
+from m3_operator.resources import table_kind
 
+_IMMUTABLE: Final = (names.REVISION_KIND,)
 _QUANTITY: Final = re.compile(r"([0-9]+(?:\.[0-9]+)?)([numkMGTPE]|[KMGTPE]i)?")
 _DECIMAL_SUFFIXES = {s: Decimal(1000) ** power for power, s in enumerate(("n", "u", "m", "", *"kMGTPE"), -3)}
 _BINARY_SUFFIXES = {f"{s}i": Decimal(1024) ** power for power, s in enumerate("KMGTPE", 1)}
@@ -29,10 +31,13 @@ def differences(
     actions: list[ObjectAction] = []
     wanted: set[tuple[str, str]] = set()
     for manifest in desired:
-        identity = (manifest["kind"], manifest["metadata"]["name"])
+        identity = (table_kind(manifest), manifest["metadata"]["name"])
         wanted.add(identity)
         stamped, found = stamp(manifest), live.get(identity)
-        if found is None:
+        if manifest["kind"] in _IMMUTABLE:
+            if found is None:
+                actions.append(CreateObject(manifest, "it is missing"))
+        elif found is None:
             actions.append(ApplyObject(stamped, "it is missing"))
         elif applied_hash(found) != applied_hash(stamped):
             actions.append(ApplyObject(stamped, "its desired form has changed"))

@@ -1,6 +1,6 @@
-"""The next safe steps for the pods of one M3Deployment: recovery, then rollout, then scale.
+"""The next safe steps for the pods of one M3Deployment: recovery, and then the number and revision of groups.
 
-At the fixed point the list is empty. No two steps touch one group: whoever comes first in that order has it.
+At the fixed point the list is empty. No two steps touch one group: what recovery takes the rest leaves alone.
 """
 
 from collections.abc import Collection, Mapping
@@ -8,21 +8,14 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from m3_operator.groups import Group
-from m3_operator.names import pod_name
-from m3_operator.plan.actions import CreatePods, PodAction
+from m3_operator.plan.actions import PodAction
+from m3_operator.plan.avoidance import keep_away
+from m3_operator.plan.faults import HEALTHY, Health
 from m3_operator.plan.recovery import FailureRecord, recover
-from m3_operator.plan.rollout import roll
-from m3_operator.plan.scale import scale
+from m3_operator.plan.rollout import next_availability, roll, stand
+from m3_operator.plan.wanted import RolloutPolicy, Wanted
 
-
-@dataclass(frozen=True, kw_only=True)
-class Wanted:
-    """What the spec asks for."""
-
-    deployment: str
-    groups: int
-    nodes: int
-    revision: str
+__all__ = ["RolloutPolicy", "Steps", "Wanted", "next_steps"]
 
 
 @dataclass(frozen=True)
@@ -31,6 +24,8 @@ class Steps:
 
     actions: tuple[PodAction, ...] = ()
     wake_at: datetime | None = None
+    leaving: frozenset[int] = frozenset()
+    """Groups that go whatever the revision: too many, or on their way out already."""
 
 
 def next_steps(
@@ -39,27 +34,14 @@ def next_steps(
     records: Mapping[int, FailureRecord],
     names_in_the_way: Collection[str],
     now: datetime,
+    *,
+    health: Health = HEALTHY,
 ) -> Steps:
     """What to do now. The same observation gives the same steps, whatever event led here."""
-    recovery, wake_at = recover(groups, wanted.groups, wanted.revision, records, now)
-    candidates = [
-        *recovery,
-        *roll(groups, wanted.groups, wanted.revision),
-        *scale(groups, wanted.groups, wanted.nodes, wanted.revision),
-    ]
-    taken: set[int] = set()
-    actions: list[PodAction] = list(recovery)
-    taken.update(action.group for action in recovery)
-    for action in candidates[len(recovery) :]:
-        if action.group in taken or _is_blocked(wanted.deployment, action, names_in_the_way):
-            continue
-        taken.add(action.group)
-        actions.append(action)
-    return Steps(tuple(actions), wake_at)
-
-
-def _is_blocked(deployment: str, action: PodAction, names_in_the_way: Collection[str]) -> bool:
-    """Whether a pod of an earlier owner still has one of the names; its deletion wakes us."""
-    if not isinstance(action, CreatePods):
-        return False
-    return any(pod_name(deployment, action.group, rank) in names_in_the_way for rank in action.ranks)
+    standing = stand(wanted, groups, now)
+    recovery, wake_at = recover(groups, standing.held, records, now, recovery=wanted.recovery, health=health)
+    taken = {action.group for action in recovery}
+    rollout = roll(wanted, groups, standing, now, taken=taken, names_in_the_way=names_in_the_way)
+    wakes = [at for at in (wake_at, next_availability(wanted, groups.values(), now)) if at is not None]
+    actions = keep_away([*recovery, *rollout], health.avoided)
+    return Steps(tuple(actions), min(wakes, default=None), standing.excess | standing.going)

@@ -8,14 +8,16 @@ import asyncio
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from m3_operator.decide.deployment import Template
 from m3_operator.decide.problem import Problem
 from m3_operator.errors import NameTakenError, RefusedError
 from m3_operator.events import Happening
 from m3_operator.observed import Key, Manifest
-from m3_operator.plan.actions import ApplyObject, CreatePods, DeletePods, ObjectAction, PodAction
+from m3_operator.plan.actions import ApplyObject, CreateObject, CreatePods, DeletePods, ObjectAction, PodAction
+from m3_operator.plan.gates import OpenGates
 from m3_operator.reconcile.writer import Writer
+from m3_operator.render.revisions import Template
 from m3_operator.render.worker import group_pods
+from m3_operator.resources import table_kind
 from m3_operator.store import Store
 
 logger = logging.getLogger(__name__)
@@ -35,18 +37,20 @@ class Actor:
         """One after the other, because pods read some of them; the first refusal ends it."""
         for action in actions:
             manifest = action.manifest
-            kind, metadata = manifest["kind"], manifest["metadata"]
+            kind, metadata = table_kind(manifest), manifest["metadata"]
             try:
                 if isinstance(action, ApplyObject):
                     is_known = self._store.knows(manifest)
                     self.remember(owner, kind, await self._writer.apply(manifest, is_known=is_known))
+                elif isinstance(action, CreateObject):
+                    self.remember(owner, kind, await self._writer.create(manifest))
                 else:
                     namespace, name = metadata["namespace"], metadata["name"]
                     left = await self._writer.delete(kind, namespace, name, uid=metadata["uid"])
                     self.remember(owner, kind, left)
             except (RefusedError, NameTakenError) as error:
                 return problem_of(kind, error)
-            verb = "Applied" if isinstance(action, ApplyObject) else "Deleted"
+            verb = {ApplyObject: "Applied", CreateObject: "Created"}.get(type(action), "Deleted")
             note = f"{verb} {kind} {metadata['name']}: {action.reason}"
             logger.info("%s: %s", owner, note)
             if isinstance(action, ApplyObject) and action.is_repair:
@@ -74,6 +78,18 @@ class Actor:
                 happenings.append(_happening(action))
         return refusal
 
+    async def open_gates(self, owner: Key, opening: OpenGates, at: str, happenings: list[Happening]) -> Problem | None:
+        """Let one group to the scheduler, all its pods at once; what is left of a half opened one is next in turn."""
+        patches = (self._writer.open_gate(owner.namespace, pod.name, uid=pod.uid, at=at) for pod in opening.pods)
+        for answer in await asyncio.gather(*patches, return_exceptions=True):
+            if isinstance(answer, RefusedError):
+                return problem_of("Pod", answer)
+            if isinstance(answer, BaseException):
+                raise answer
+            self.remember(owner, "Pod", answer)
+        happenings.append(Happening("OpenedGroup", f"Let group {opening.group} to the scheduler: {opening.reason}"))
+        return None
+
     def remember(self, owner: Key, kind: str, manifest: Manifest | None) -> None:
         """Take in the answer to a write of this owner's cycle, and wake whom else it concerns."""
         if manifest is not None:
@@ -82,7 +98,14 @@ class Actor:
     async def _change_group(self, owner: Key, templates: Mapping[str, Template], action: PodAction) -> None:
         if isinstance(action, CreatePods):
             template = templates[action.revision]
-            pods = group_pods(template.deployment, action.group, action.revision, image=template.image)
+            pods = group_pods(
+                template.deployment,
+                action.group,
+                action.revision,
+                image=template.image,
+                avoid=action.avoid_nodes,
+                gang=template.gang,
+            )
             created = await asyncio.gather(*(self._writer.create(pods[rank]) for rank in action.ranks))
             for pod in created:
                 if pod is not None:
@@ -102,6 +125,8 @@ def problem_of(kind: str, error: RefusedError | NameTakenError) -> Problem:
     """The reason of a refusal. Rights that lack are the operator's trouble, anything else the template's."""
     if isinstance(error, NameTakenError):
         return Problem("NameTaken", str(error))
+    if "exceeded quota" in str(error):
+        return Problem("QuotaExceeded", f"{kind}: {error}; raise the quota, or ask for fewer groups")
     lacks_rights = error.status in (401, 403) and "cannot" in str(error) and "in the namespace" in str(error)
     reason = "PermissionMissing" if lacks_rights else "TemplateRefused"
     return Problem(reason, f"{kind}: {error}")

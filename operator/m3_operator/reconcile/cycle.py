@@ -18,6 +18,7 @@ from m3_operator.reconcile.deployments import DeploymentCycle
 from m3_operator.reconcile.pace import Pace
 from m3_operator.reconcile.routers import RouterCycle
 from m3_operator.reconcile.telling import Teller
+from m3_operator.reconcile.tenants import TenantCycle
 from m3_operator.reconcile.writer import Writer
 from m3_operator.store import Store
 
@@ -43,6 +44,7 @@ class Reconciler:
         actor, teller = Actor(writer, store, wake), Teller(writer, clock)
         self._deployments = DeploymentCycle(store, installation, actor, teller, clock)
         self._routers = RouterCycle(writer, store, installation, actor, teller, clock)
+        self._tenants = TenantCycle(store, actor, teller, clock)
 
     async def cycle(self, key: Key) -> float | None:
         """One cycle; the answer is in how many seconds to look again, if nothing happens before."""
@@ -65,4 +67,7 @@ class Reconciler:
             return None, None  # the garbage collector takes what it owned
         if key.kind == names.DEPLOYMENT_KIND:
             return await self._deployments.run(key)
+        if key.kind == names.TENANT_KIND:
+            await self._tenants.run(key)
+            return None, None
         return await self._routers.run(key), None

@@ -1,18 +1,22 @@
 """The cycle of one M3Deployment."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 
 from m3_operator.decide.deployment import DeploymentDecision, decide_deployment
 from m3_operator.decide.installation import Installation
 from m3_operator.decide.problem import Problem
 from m3_operator.events import Happening
-from m3_operator.observed import Key
+from m3_operator.observed import DeploymentSnapshot, Key, uid
 from m3_operator.plan.actions import DeletePods
+from m3_operator.plan.avoidance import AvoidedNode, blame
 from m3_operator.plan.recovery import FailureRecord, next_record
 from m3_operator.reconcile.acting import Actor
 from m3_operator.reconcile.telling import Teller
+from m3_operator.signals.steps import StepRecord, remember_steps
+from m3_operator.spec.recovery import RecoverySpec
+from m3_operator.status.conditions import timestamp
 from m3_operator.status.deployment import deployment_status
 from m3_operator.store import Store
 
@@ -26,34 +30,58 @@ class DeploymentCycle:
     actor: Actor
     teller: Teller
     clock: Callable[[], datetime]
+    _steps: dict[str, Mapping[str, StepRecord]] = field(default_factory=dict)  # by uid: since when steps stand still
 
     async def run(self, key: Key) -> tuple[Problem | None, datetime | None]:
         """What was refused, and when the plan wants to be asked again."""
         snapshot = self.store.deployment_snapshot(key)
         if snapshot is None:
             return None, None
+        snapshot = self._with_steps(snapshot)
         decision = decide_deployment(snapshot, self.installation, self.clock())
         happenings: list[Happening] = []
         refusal = await self.actor.change_objects(key, decision.objects, happenings)
         pods_refused = await self.actor.change_pods(key, decision.templates, decision.steps.actions, happenings)
         refusal = pods_refused or refusal
-        records = _updated_records(decision, self.clock())
+        records, avoided = _updated_records(decision, self.clock()), _updated_avoided(decision, self.clock())
+        if decision.turn.opening is not None:
+            opened_at = timestamp(self.clock())
+            refusal = await self.actor.open_gates(key, decision.turn.opening, opened_at, happenings) or refusal
         after = self.store.deployment_snapshot(key)
         if after is None:
             return refusal, None
+        after = replace(after, steps=snapshot.steps)
         decision_after = decide_deployment(after, self.installation, self.clock())
         problem = refusal or decision_after.problem
-        status = deployment_status(after, decision_after, records, problem, self.clock())
+        status = deployment_status(after, decision_after, records, problem, self.clock(), avoided=avoided)
         self.actor.remember(key, key.kind, await self.teller.tell(key, after.manifest, status, happenings))
-        return refusal, decision_after.steps.wake_at
+        return refusal, decision_after.wake_at
+
+    def _with_steps(self, snapshot: DeploymentSnapshot) -> DeploymentSnapshot:
+        """The snapshot with the memory of steps, which takes in its scrape."""
+        owner = uid(snapshot.manifest)
+        records = remember_steps(self._steps.get(owner, {}), snapshot.signals)
+        if records:
+            self._steps[owner] = records
+        else:
+            self._steps.pop(owner, None)
+        return replace(snapshot, steps=records)
 
 
 def _updated_records(decision: DeploymentDecision, now: datetime) -> dict[int, FailureRecord]:
     """The memory of failures after this cycle's replacements."""
     records = dict(decision.records)
+    recovery = decision.deployment.spec.recovery if decision.deployment is not None else RecoverySpec()
     for action in decision.steps.actions:
         if isinstance(action, DeletePods) and action.counts_as_restart:
-            records[action.group] = next_record(
-                records.get(action.group, FailureRecord()), action.reason, now.replace(microsecond=0)
-            )
+            before, revision = records.get(action.group, FailureRecord()), action.pods[0].revision
+            records[action.group] = next_record(before, action.reason, now.replace(microsecond=0), recovery, revision)
     return records
+
+
+def _updated_avoided(decision: DeploymentDecision, now: datetime) -> tuple[AvoidedNode, ...]:
+    """The nodes to stay away from after this cycle's replacements."""
+    if decision.deployment is None:
+        return decision.health.avoided
+    seconds = decision.deployment.spec.recovery.avoid_failed_node_seconds
+    return blame(decision.health.avoided, decision.steps.actions, seconds, now)

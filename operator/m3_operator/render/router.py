@@ -9,23 +9,32 @@ The pods may read the EndpointSlices of their namespace, and nothing else.
 
 import base64
 import hashlib
-from collections.abc import Mapping, Sequence
-from pathlib import Path, PurePosixPath
+from collections.abc import Mapping, Sequence, Set
 from typing import Any, Final
 
 import yaml
 from pydantic import ValidationError
 
 from m3_operator import names
-from m3_operator.api import M3Deployment, M3Router
+from m3_operator.api import M3Deployment, M3Router, M3Tenant
 from m3_operator.render import pod
+from m3_operator.render.engines import vllm
+from m3_operator.render.router_mounts import (
+    CONFIG_DIRECTORY,
+    CONFIG_ENTRY,
+    POD_FILES,
+    TENANTS_ENTRY,
+    environment,
+    volume_mounts,
+    volumes,
+)
+from m3_operator.render.router_settings import Files, external_pool, pool_limits, settings
+from m3_operator.render.tenants import check_plans, tenants_file
+from m3_operator.spec.upstreams import RoutedDeployment
 from m3_router.config import KeySettings, RouterConfig, ServiceWorkers, keys_to_yaml
 
 DATA_PORT: Final = 8080
 ADMIN_PORT: Final = 9090
-CONFIG_DIRECTORY: Final = PurePosixPath("/etc/m3-router/config")
-CONFIG_ENTRY: Final = "router.yaml"
-KEYS_DIRECTORY: Final = PurePosixPath("/etc/m3-router/keys")
 GENERATED_TENANT: Final = "default"
 
 
@@ -36,25 +45,25 @@ def router_config(
     listen: str,
     admin: str,
     workers: Mapping[str, ServiceWorkers | list[str]],
-    keys_file: Path | None,
+    files: Files,
 ) -> RouterConfig:
     """The router's configuration: one pool per deployment, its workers looked up by the deployment's name.
 
-    Without a `keys_file`, or with auth.mode None, no key is asked for; on an address beyond loopback the router's own
+    Without files of keys, or with auth.mode None, no key is asked for; on an address beyond loopback the router's own
     rule then wants `auth.allowInsecure`. Raises m3_router.config.ConfigError.
     """
+    check_plans(router)
     spec = router.spec
-    is_open = spec.auth.mode == "None" or keys_file is None
+    entries = {entry.name: entry for entry in spec.deployments}
     document = {
         "listen": listen,
         "admin": admin,
-        "allowInsecure": spec.auth.allow_insecure,
-        "auth": "none" if is_open else {"keysFile": str(keys_file)},
-        "contextTier": spec.context_tier.manifest(),
-        "prices": spec.prices.manifest(),
-        "lanes": spec.lanes.manifest(),
-        "limits": spec.limits.manifest(),
-        "pools": [_pool(deployment, workers[deployment.metadata.name]) for deployment in deployments],
+        **settings(router, files),
+        "routes": _routes(router, {found.metadata.name for found in deployments}),
+        "pools": [
+            *(_pool(found, entries.get(found.metadata.name), workers[found.metadata.name]) for found in deployments),
+            *(external_pool(pool, files) for pool in spec.external_pools),
+        ],
     }
     try:
         return RouterConfig.model_validate(document)
@@ -79,17 +88,22 @@ def cluster_config(router: M3Router, deployments: Sequence[M3Deployment]) -> Rou
             )
             for deployment in deployments
         },
-        keys_file=Path(KEYS_DIRECTORY / names.KEYS_FILE_ENTRY),
+        files=POD_FILES,
     )
 
 
-def router_objects(router: M3Router, config: RouterConfig, *, image: str) -> list[dict[str, Any]]:
+def router_objects(
+    router: M3Router, config: RouterConfig, *, image: str, tenants: Sequence[M3Tenant] = ()
+) -> list[dict[str, Any]]:
     """Everything one router needs but its keys, in the order of creation: what the pods read comes before them."""
     text = config.to_yaml()
-    objects = [_named(router, "v1", "ConfigMap", {"data": {CONFIG_ENTRY: text}})]
+    data = {CONFIG_ENTRY: text}
+    if router.spec.auth.mode == "Keys":
+        data[TENANTS_ENTRY] = tenants_file(router, tenants)
+    objects = [_named(router, "v1", "ConfigMap", {"data": data})]
     if router.spec.template.service_account_name is None:
         objects.append(_named(router, "v1", "ServiceAccount", {"automountServiceAccountToken": False}))
-    return [*objects, _role(router), _role_binding(router), _service(router), _deployment(router, text, image)]
+    return [*objects, _role(router), _role_binding(router), _service(router), _deployment(router, text, image, tenants)]
 
 
 def keys_secret(router: M3Router, api_key: str) -> dict[str, Any]:
@@ -103,9 +117,27 @@ def keys_secret(router: M3Router, api_key: str) -> dict[str, Any]:
     return secret
 
 
-def _pool(deployment: M3Deployment, workers: ServiceWorkers | list[str]) -> dict[str, Any]:
+def _routes(router: M3Router, there: Set[str]) -> list[dict[str, Any]]:
+    """How models are divided between the pools that are there: who is missing loses its part, not the others theirs."""
+    missing = {entry.name for entry in router.spec.deployments} - there
+    routes = [route.manifest() for route in router.spec.routes]
+    left = [{**route, "pools": [share for share in route["pools"] if share["pool"] not in missing]} for route in routes]
+    return [route for route in left if route["pools"]]
+
+
+def _pool(
+    deployment: M3Deployment, entry: RoutedDeployment | None, workers: ServiceWorkers | list[str]
+) -> dict[str, Any]:
     spec = deployment.spec
-    pool: dict[str, Any] = {"name": deployment.metadata.name, "models": [spec.model.served_name]}
+    pool: dict[str, Any] = {
+        "name": deployment.metadata.name,
+        "models": [spec.model.served_name],
+        "engine": spec.engine.type,
+    }
+    if entry is not None:
+        pool |= pool_limits(entry)
+    if spec.engine.type == "vllm":
+        pool["kvEventsPort"] = vllm.kv_events_port(deployment)
     if spec.engine.max_context_tokens is not None:
         pool["maxContextTokens"] = spec.engine.max_context_tokens
     if isinstance(workers, ServiceWorkers):
@@ -131,15 +163,19 @@ def _service(router: M3Router) -> dict[str, Any]:
         "targetPort": names.HTTP_PORT_NAME,
         "protocol": "TCP",
     }
+    ports = [port]
+    if router.spec.admin.service_port is not None:
+        admin = {"name": names.ADMIN_PORT_NAME, "targetPort": names.ADMIN_PORT_NAME}
+        ports.append({**port, **admin, "port": router.spec.admin.service_port})
     spec = {
         "type": router.spec.service.type,
         "selector": names.router_selector(router.metadata.name),
-        "ports": [port],
+        "ports": ports,
     }
     return _named(router, "v1", "Service", {"spec": spec})
 
 
-def _deployment(router: M3Router, config: str, image: str) -> dict[str, Any]:
+def _deployment(router: M3Router, config: str, image: str, tenants: Sequence[M3Tenant]) -> dict[str, Any]:
     name, template = router.metadata.name, router.spec.template
     annotations = {names.CONFIG_HASH_ANNOTATION: hashlib.sha256(config.encode()).hexdigest()[:16]}
     metadata = pod.pod_metadata(template, names.router_labels(name), annotations)
@@ -149,8 +185,8 @@ def _deployment(router: M3Router, config: str, image: str) -> dict[str, Any]:
         "enableServiceLinks": False,
         "terminationGracePeriodSeconds": pod.termination_seconds(router.spec.limits.drain_seconds),
         "topologySpreadConstraints": [_spread(name)],
-        "containers": [_container(router, image)],
-        "volumes": [pod.TMP_VOLUME, *_volumes(router)],
+        "containers": [_container(router, image, tenants)],
+        "volumes": [pod.TMP_VOLUME, *volumes(router, tenants)],
     }
     spec = {
         "replicas": router.spec.replicas,
@@ -165,24 +201,18 @@ def _deployment(router: M3Router, config: str, image: str) -> dict[str, Any]:
     return _named(router, "apps/v1", "Deployment", {"spec": spec})
 
 
-def _container(router: M3Router, image: str) -> dict[str, Any]:
+def _container(router: M3Router, image: str, tenants: Sequence[M3Tenant]) -> dict[str, Any]:
     def probe(path: str, period_seconds: int, failures: int) -> dict[str, Any]:
         get = {"path": path, "port": names.ADMIN_PORT_NAME}
         return {"httpGet": get, "timeoutSeconds": 5, "periodSeconds": period_seconds, "failureThreshold": failures}
 
-    mounts = [
-        pod.TMP_MOUNT,
-        {"name": "config", "mountPath": str(CONFIG_DIRECTORY), "readOnly": True},
-    ]
-    if router.spec.auth.mode == "Keys":
-        mounts.append({"name": "keys", "mountPath": str(KEYS_DIRECTORY), "readOnly": True})
     return {
         "name": "router",
         "image": image,
         "imagePullPolicy": router.spec.image_pull_policy,
         "command": ["m3-router"],
-        "args": ["--config", str(CONFIG_DIRECTORY / CONFIG_ENTRY)],
-        "env": [pod.HOME],
+        "args": ["--config", str(CONFIG_DIRECTORY / CONFIG_ENTRY), "--log-level", router.spec.log_level],
+        "env": [pod.HOME, *environment(router)],
         "ports": [
             {"name": names.HTTP_PORT_NAME, "containerPort": DATA_PORT, "protocol": "TCP"},
             {"name": names.ADMIN_PORT_NAME, "containerPort": ADMIN_PORT, "protocol": "TCP"},
@@ -191,18 +221,8 @@ def _container(router: M3Router, image: str) -> dict[str, Any]:
         "livenessProbe": probe("/healthz", 10, 3),
         "lifecycle": pod.drained_lifecycle(),
         "securityContext": pod.CONTAINER_SECURITY,
-        "volumeMounts": mounts,
+        "volumeMounts": [pod.TMP_MOUNT, *volume_mounts(router, tenants)],
     }
-
-
-def _volumes(router: M3Router) -> list[dict[str, Any]]:
-    name = names.router_name(router.metadata.name)
-    volumes: list[dict[str, Any]] = [{"name": "config", "configMap": {"name": name}}]
-    if router.spec.auth.mode == "Keys":
-        secret = router.spec.auth.secret_name or names.keys_secret_name(router.metadata.name)
-        items = [{"key": names.KEYS_FILE_ENTRY, "path": names.KEYS_FILE_ENTRY}]
-        volumes.append({"name": "keys", "secret": {"secretName": secret, "items": items}})
-    return volumes
 
 
 def _spread(name: str) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Workers as Kubernetes objects: the pods of one group, its headless Service, the Service over every rank 0.
 
-`worker_settings` and `tiny_settings` are the one place where a spec becomes the flags of a worker; pods and `m3 up`
-both start from them. A group is one world: one pod per node, ranks in environment variables, rank 0 alone serves HTTP.
+A group is one world: one pod per node, of which rank 0 alone serves HTTP. How the process of a rank is started is its
+engine's (`engines`); where pods may go is `placement`'s, how they get GPUs `accelerator`'s, and all or none `gang`'s.
 
 The revision is a hash over what a person asked for (with the image resolved), not over the rendered pods: a newer
 operator that renders them differently must not restart workers that hold half a terabyte of weights.
@@ -10,79 +10,79 @@ operator that renders them differently must not restart workers that hold half a
 import hashlib
 import json
 import math
-from pathlib import Path, PurePosixPath
+from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
 from typing import Any, Final
 
 from m3_operator import names
-from m3_operator.api import M3Deployment
-from m3_operator.render import pod
+from m3_operator.api import M3Deployment, M3DeploymentSpec
+from m3_operator.render import experts, pod
+from m3_operator.render.accelerator import equipped
+from m3_operator.render.avoidance import without_nodes
+from m3_operator.render.engines import native, sglang, vllm
+from m3_operator.render.engines.launch import MODEL_DIRECTORY, RENDEZVOUS_PORT, RENDEZVOUS_PORT_NAME, Launch
+from m3_operator.render.engines.native import tiny_settings
+from m3_operator.render.gang import Gang, ganged
+from m3_operator.render.placement import placed
+from m3_operator.spec.engine import UNKNOWN_STARTUP_SECONDS
 from m3_operator.spec.fragments import EnvVar
-from m3_worker.config import TinySettings, WorkerSettings
+from m3_operator.spec.recovery import RecoverySpec
 
-MODEL_DIRECTORY: Final = PurePosixPath("/model")
-PACKAGED_MODEL: Final = Path("tiny")
-"""What `m3-worker --model` calls the model that is part of it."""
-RENDEZVOUS_PORT: Final = 29500
-RENDEZVOUS_PORT_NAME: Final = "rendezvous"
+NOT_IN_REVISION: Final = frozenset({"replicas", "suspend", "router", "rollout", "expert_balancing"})
+"""Fields of the spec that no pod carries: a change of them replaces nothing."""
+_ENGINES: Final[Mapping[str, Callable[[M3Deployment, int, int], Launch]]] = {
+    "native": native.launch,
+    "vllm": vllm.launch,
+    "sglang": sglang.launch,
+}
 _REVISION_LENGTH: Final = 10
 _STARTUP_PERIOD_SECONDS: Final = 5
-
-
-def worker_settings(deployment: M3Deployment, *, model: Path, host: str, port: int) -> WorkerSettings:
-    """The settings of rank 0, serving the checkpoint in `model` on `host`:`port`."""
-    spec = deployment.spec
-    return WorkerSettings(
-        model=model,
-        served_model_name=spec.model.served_name,
-        host=host,
-        port=port,
-        device="cuda" if spec.parallelism.gpus_per_node else "cpu",
-        dtype=spec.model.dtype,
-        max_context_tokens=spec.engine.max_context_tokens,
-        max_concurrent=spec.engine.max_concurrent,
-        step_tokens=spec.engine.step_tokens,
-        redundant_experts=spec.parallelism.redundant_experts,
-        cache_tokens=spec.engine.cache_tokens,
-        cache_dtype=spec.engine.cache_dtype,
-        index_cache_dtype=spec.engine.index_cache_dtype,
-        drain_seconds=float(spec.drain.timeout_seconds),
-    )
-
-
-def worker_arguments(deployment: M3Deployment, settings: WorkerSettings) -> list[str]:
-    """The arguments of `m3-worker`: the settings' flags, then those that the user added."""
-    return [*settings.arguments(), *deployment.spec.engine.args]
-
-
-def tiny_settings(deployment: M3Deployment, directory: Path) -> TinySettings:
-    """What writes the deployment's tiny checkpoint into `directory`. Raises ValueError if its source is another."""
-    tiny = deployment.spec.model.source.tiny
-    if tiny is None:
-        raise ValueError(f"{deployment.metadata.name}: model.source is not tiny")
-    return TinySettings(directory=directory, **tiny.model_dump(by_alias=False))
+_FIRST_PROBES: Final = {"startupSeconds": UNKNOWN_STARTUP_SECONDS}
+"""What the first version of the CRD wrote into every object: that nobody asked for it must not restart anybody."""
 
 
 def revision(deployment: M3Deployment, image: str) -> str:
-    """Names what running pods must match. Replicas, suspend and router are not in it: scaling never rolls.
+    """Names what running pods must match. Replicas, suspend, router and expertBalancing are not in it: they never roll.
 
     Nor is what is only declared, `model.release` and `accelerator.memoryGiB`: pods are the same with it and without.
+    Of `recovery`, pods carry only `hangSeconds`.
     Values that equal the defaults are left out, so that a field added by a later version changes no revision.
     """
     spec = deployment.spec
     undeclared = {
         "model": spec.model.model_copy(update={"release": None}),
         "accelerator": spec.accelerator.model_copy(update={"memory_gib": None}),
+        "recovery": RecoverySpec(hang_seconds=spec.recovery.hang_seconds),
     }
-    wanted = spec.model_copy(update=undeclared).model_dump(
-        mode="json", by_alias=True, exclude_defaults=True, exclude={"replicas", "suspend", "router"}
-    )
+    wanted = revision_spec(spec.model_copy(update=undeclared))
+    if wanted.get("probes") == _FIRST_PROBES:
+        del wanted["probes"]
     text = json.dumps({**wanted, "image": image}, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:_REVISION_LENGTH]
 
 
-def group_pods(deployment: M3Deployment, group: int, revision: str, *, image: str) -> list[dict[str, Any]]:
-    """The pods of one group, by rank. Creating them again with the same arguments gives the same names."""
-    return [_group_pod(deployment, group, rank, revision, image) for rank in range(deployment.spec.parallelism.nodes)]
+def revision_spec(spec: M3DeploymentSpec) -> dict[str, Any]:
+    """The part of a spec that belongs to a revision, as a manifest writes it; what equals the defaults is left out."""
+    return spec.model_dump(mode="json", by_alias=True, exclude_defaults=True, exclude=set(NOT_IN_REVISION))
+
+
+def group_pods(
+    deployment: M3Deployment,
+    group: int,
+    revision: str,
+    *,
+    image: str,
+    avoid: Collection[str] = (),
+    gang: Gang = "None",
+) -> list[dict[str, Any]]:
+    """The pods of one group, by rank. Creating them again with the same arguments gives the same names.
+
+    None of them may run on a node of `avoid`, whatever affinity the template asks for beside.
+    """
+    ranks = range(deployment.spec.parallelism.nodes)
+    pods = [_group_pod(deployment, group, rank, revision, image) for rank in ranks]
+    found = [ganged(pod, deployment, group, revision, gang) for pod in pods]
+    return [without_nodes(pod, avoid) for pod in found] if avoid else found
 
 
 def group_service(deployment: M3Deployment, group: int) -> dict[str, Any]:
@@ -133,11 +133,12 @@ def _group_pod(deployment: M3Deployment, group: int, rank: int, revision: str, i
         "subdomain": names.group_name(meta.name, group),
         "terminationGracePeriodSeconds": pod.termination_seconds(deployment.spec.drain.timeout_seconds),
         "containers": [_worker_container(deployment, group, rank, image)],
-        "volumes": [pod.TMP_VOLUME, *_model_volume(deployment)],
+        "volumes": [pod.TMP_VOLUME, *_model_volume(deployment), *experts.plan_volume(deployment)],
     }
     if deployment.spec.model.source.tiny is not None:
         spec["initContainers"] = [_tiny_container(deployment, image)]
     template = deployment.spec.template
+    laid_over = pod.lay_over(spec, template, deployment.spec.engine.image_pull_secrets)
     declared = {names.NODES_ANNOTATION: str(deployment.spec.parallelism.nodes)}
     return {
         "apiVersion": "v1",
@@ -148,42 +149,36 @@ def _group_pod(deployment: M3Deployment, group: int, rank: int, revision: str, i
             **pod.pod_metadata(template, labels, declared),
             "ownerReferences": [pod.owner_reference(names.DEPLOYMENT_KIND, meta.name, meta.uid)],
         },
-        "spec": pod.lay_over(spec, template, deployment.spec.engine.image_pull_secrets),
+        "spec": placed(equipped(laid_over, deployment), deployment, group, rank),
     }
 
 
 def _worker_container(deployment: M3Deployment, group: int, rank: int, image: str) -> dict[str, Any]:
     spec = deployment.spec
-    settings = worker_settings(
-        deployment,
-        model=PACKAGED_MODEL if spec.model.source.packaged is not None else Path(MODEL_DIRECTORY),
-        host="0.0.0.0",  # noqa: S104 - inside a pod, whose network is its own
-        port=spec.engine.port,
-    )
+    started = _ENGINES[spec.engine.type](deployment, group, rank)
     container: dict[str, Any] = {
         "name": "worker",
         "image": image,
         "imagePullPolicy": spec.engine.image_pull_policy,
-        "command": ["m3-worker"],
-        "args": worker_arguments(deployment, settings),
-        "env": [pod.HOME, *_rank_env(deployment, group, rank), *(_env(variable) for variable in spec.engine.env)],
+        "command": list(started.command),
+        "args": [*started.arguments, *spec.engine.args],
+        "env": [pod.HOME, *started.environment, *(_env(variable) for variable in spec.engine.env)],
         "securityContext": pod.CONTAINER_SECURITY,
-        "volumeMounts": [pod.TMP_MOUNT, *_model_mount(deployment)],
+        "volumeMounts": [pod.TMP_MOUNT, *_model_mount(deployment), *experts.plan_mount(deployment)],
     }
-    if spec.parallelism.gpus_per_node:
-        gpus = {spec.accelerator.resource_name: str(spec.parallelism.gpus_per_node)}
-        container["resources"] = {"requests": gpus, "limits": gpus}
     if rank == 0:
-        container |= _serving(deployment)
+        container |= _serving(deployment, started)
     return container
 
 
-def _serving(deployment: M3Deployment) -> dict[str, Any]:
+def _serving(deployment: M3Deployment, started: Launch) -> dict[str, Any]:
     """Port, probes and drain of the only rank that speaks HTTP."""
     health = {"httpGet": {"path": "/health", "port": names.HTTP_PORT_NAME}, "timeoutSeconds": 5}
-    startup = math.ceil(deployment.spec.probes.startup_seconds / _STARTUP_PERIOD_SECONDS)
+    patience_seconds = deployment.spec.probes.startup_seconds or UNKNOWN_STARTUP_SECONDS
+    startup = math.ceil(patience_seconds / _STARTUP_PERIOD_SECONDS)
+    ports = ((names.HTTP_PORT_NAME, deployment.spec.engine.port), *started.ports)
     return {
-        "ports": [{"name": names.HTTP_PORT_NAME, "containerPort": deployment.spec.engine.port, "protocol": "TCP"}],
+        "ports": [{"name": name, "containerPort": number, "protocol": "TCP"} for name, number in ports],
         "startupProbe": {**health, "periodSeconds": _STARTUP_PERIOD_SECONDS, "failureThreshold": startup},
         "readinessProbe": {**health, "periodSeconds": 2, "failureThreshold": 2},
         # Patient: a server that answers late is worse off restarted, with all its weights to load again.
@@ -203,18 +198,6 @@ def _tiny_container(deployment: M3Deployment, image: str) -> dict[str, Any]:
         "securityContext": pod.CONTAINER_SECURITY,
         "volumeMounts": [pod.TMP_MOUNT, {"name": "model", "mountPath": str(MODEL_DIRECTORY)}],
     }
-
-
-def _rank_env(deployment: M3Deployment, group: int, rank: int) -> list[dict[str, str]]:
-    name, parallelism = deployment.metadata.name, deployment.spec.parallelism
-    leader = f"{names.pod_name(name, group, 0)}.{names.group_name(name, group)}"
-    return [
-        {"name": "M3_NODE_RANK", "value": str(rank)},
-        {"name": "M3_NODES", "value": str(parallelism.nodes)},
-        {"name": "M3_GPUS_PER_NODE", "value": str(parallelism.gpus_per_node)},
-        {"name": "MASTER_ADDR", "value": leader},
-        {"name": "MASTER_PORT", "value": str(RENDEZVOUS_PORT)},
-    ]
 
 
 def _env(variable: EnvVar) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from pydantic.alias_generators import to_camel
 from m3_operator.names import NAME_MAX_LENGTH, NAME_PATTERN
 
 RESERVED_ENV: Final = ("M3_NODE_RANK", "M3_NODES", "M3_GPUS_PER_NODE", "MASTER_ADDR", "MASTER_PORT")
-RESERVED_VOLUMES: Final = ("config", "keys", "model", "shm", "tmp")
+RESERVED_VOLUMES: Final = ("config", "experts", "journal", "keys", "model", "secrets", "shm", "tenants", "tmp")
 
 PRESERVE: Final = {"x-kubernetes-preserve-unknown-fields": True}
 ATOMIC: Final = {"x-kubernetes-list-type": "atomic"}

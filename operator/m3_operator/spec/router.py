@@ -6,90 +6,25 @@ has the last word: what only it can judge becomes a condition.
 
 from typing import Annotated, Literal, Self
 
-from pydantic import ConfigDict, Field, StringConstraints, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
 from m3_operator.spec.fragments import (
+    ATOMIC,
     DnsSubdomain,
     ImageReference,
     LocalReference,
     Model,
-    OwnerName,
     PodTemplate,
     PullPolicy,
     cel,
     list_map,
     require,
 )
-
-# Three decimals of a dollar per million tokens are exactly one nano-dollar per token, the unit that costs are kept in.
-UsdPerMillionTokens = Annotated[str, StringConstraints(pattern=r"^[0-9]{1,6}(\.[0-9]{1,3})?$", max_length=10)]
-
-
-class RoutedDeployment(Model):
-    """An M3Deployment of the same namespace."""
-
-    name: OwnerName
-    """Name of the M3Deployment."""
-
-
-class ContextTier(Model):
-    """Where the long-context price begins."""
-
-    threshold_tokens: Annotated[int, Field(ge=1, le=2**31 - 1)] = 512_000
-    """Input tokens up to which a request is `standard`; above, the whole request is `long`."""
-    inclusive: bool = True
-    """Whether a request of exactly thresholdTokens is `standard`."""
-
-
-class Rates(Model):
-    """US dollars per million tokens, as decimal strings with at most three decimals."""
-
-    input: UsdPerMillionTokens
-    """Input tokens that were not in the cache."""
-    output: UsdPerMillionTokens
-    """Output tokens."""
-    cache_read: UsdPerMillionTokens
-    """Input tokens that were read from the cache."""
-
-
-class Prices(Model):
-    """What tokens cost, by context tier and service tier."""
-
-    standard: Rates = Rates(input="0.30", output="1.20", cache_read="0.06")
-    """Rates of the standard context tier."""
-    long: Rates = Rates(input="0.60", output="2.40", cache_read="0.12")
-    """Rates of the long context tier."""
-    priority_factor: Annotated[str, StringConstraints(pattern=r"^[0-9]{1,3}(\.[0-9]{1,3})?$", max_length=7)] = "1.5"
-    """What the priority service tier multiplies either by."""
-
-
-class Lanes(Model):
-    """How requests wait."""
-
-    priority_reserved_share: Annotated[float, Field(ge=0, le=0.9)] = 0.25
-    """Share of a pool's tokens in flight that only priority requests may use."""
-    max_wait_seconds: Annotated[float, Field(gt=0, le=3600)] = 30
-    """How long a request may wait before it is refused with 429."""
-
-
-class Limits(Model):
-    """What one client or one request may take."""
-
-    body_bytes: Annotated[int, Field(ge=1024, le=2**31 - 1)] = 67_108_864
-    """Largest request body."""
-    head_seconds: Annotated[float, Field(gt=0, le=3600)] = 10
-    """Time for a client to send a request's head."""
-    body_stall_seconds: Annotated[float, Field(gt=0, le=3600)] = 30
-    """Longest pause inside a request's body."""
-    connect_seconds: Annotated[float, Field(gt=0, le=3600)] = 5
-    """Time to connect to a worker."""
-    first_byte_seconds: Annotated[float, Field(gt=0, le=86400)] = 3600
-    """Time for a worker to send the first byte of an answer."""
-    idle_seconds: Annotated[float, Field(gt=0, le=86400)] = 300
-    """Longest pause inside an answer."""
-    drain_seconds: Annotated[float, Field(gt=0, le=86400)] = 60
-    """Time for answers in flight to finish when a router stops."""
-
+from m3_operator.spec.plans import Plan
+from m3_operator.spec.prices import ContextTier, ModelPrices, Prices
+from m3_operator.spec.router_services import Admin, Ledger, Moderation, Redis, Tracing
+from m3_operator.spec.traffic import Lanes, Limits, PrefixAffinity
+from m3_operator.spec.upstreams import ExternalPool, ModelAlias, ModelRoute, RoutedDeployment
 
 OPEN_DOOR = "auth.mode None lets everyone in and needs auth.allowInsecure: true"
 
@@ -123,15 +58,32 @@ class RouterService(Model):
     """Its port."""
 
 
+SERVICE_PORTS = "admin.servicePort must differ from service.port"
+
+
 class M3RouterSpec(Model):
     """A router in front of one or more M3Deployments."""
+
+    model_config = ConfigDict(
+        json_schema_extra=cel(
+            ("!has(self.admin.servicePort) || self.admin.servicePort != self.service.port", SERVICE_PORTS)
+        )
+    )
 
     deployments: Annotated[
         tuple[RoutedDeployment, ...], Field(min_length=1, max_length=64, json_schema_extra=list_map("name"))
     ]
-    """The M3Deployments it serves, each another model."""
+    """The M3Deployments it serves. A model that several serve needs an entry in `routes`."""
+    external_pools: Annotated[tuple[ExternalPool, ...], Field(max_length=32, json_schema_extra=list_map("name"))] = ()
+    """Other people's APIs that it serves."""
+    routes: Annotated[tuple[ModelRoute, ...], Field(max_length=64, json_schema_extra=list_map("model"))] = ()
+    """How models that several pools serve are divided between them."""
+    aliases: Annotated[tuple[ModelAlias, ...], Field(max_length=128, json_schema_extra=list_map("name"))] = ()
+    """Further names of models."""
     replicas: Annotated[int, Field(ge=0, le=100)] = 1
     """Routers to run; `kubectl scale` sets it."""
+    processes: Annotated[int, Field(ge=1, le=128)] = 1
+    """Processes of each router that share its port; each is a replica of its own, so more are best run with `redis`."""
     image: ImageReference | None = None
     """Image of the router; absent: the one that the operator was configured with."""
     image_pull_policy: PullPolicy = "IfNotPresent"
@@ -144,13 +96,36 @@ class M3RouterSpec(Model):
     """Where the long-context price begins."""
     prices: Prices = Prices()
     """What tokens cost."""
+    model_prices: Annotated[tuple[ModelPrices, ...], Field(max_length=64, json_schema_extra=ATOMIC)] = ()
+    """Prices of single models, from a moment on."""
     lanes: Lanes = Lanes()
     """How requests wait."""
     limits: Limits = Limits()
     """What one client or one request may take."""
+    affinity: PrefixAffinity = PrefixAffinity()
+    """Placement by the prefix that a worker has cached."""
+    redis: Redis | None = None
+    """Where replicas meet; absent: each is alone."""
+    ledger: Ledger = Ledger()
+    """Where bills are kept."""
+    moderation: Moderation | None = None
+    """A service that is asked about texts."""
+    tracing: Tracing | None = None
+    """Where spans of requests go."""
     auth: RouterAuth = RouterAuth()
     """Who may send requests."""
+    plans: Annotated[tuple[Plan, ...], Field(max_length=64, json_schema_extra=list_map("name"))] = ()
+    """Plans that M3Tenants may be on. A change restarts no router."""
+    admin: Admin = Admin()
+    """The port of the console, the metrics and the admin API."""
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """How much the routers tell beside the line of each request."""
     service: RouterService = RouterService()
     """The Service in front of the router."""
     template: PodTemplate = PodTemplate()
     """What is laid over the router pods."""
+
+    @model_validator(mode="after")
+    def _ports_differ(self) -> Self:
+        require(self.admin.service_port != self.service.port, SERVICE_PORTS)
+        return self

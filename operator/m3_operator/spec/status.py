@@ -13,6 +13,7 @@ from m3_operator.spec.fragments import Model, list_map
 Text = Annotated[str, StringConstraints(max_length=1024)]
 Time = Annotated[str, Field(json_schema_extra={"format": "date-time"})]
 GROUPS_SHOWN = 64
+AVOIDED_NODES_SHOWN = 64
 
 
 class Condition(Model):
@@ -42,6 +43,8 @@ class GroupFailure(Model):
     """Which pod ended, and how."""
     time: Time
     """When the operator replaced it."""
+    revision: Annotated[str, StringConstraints(max_length=64)] = ""
+    """What its pods were created from."""
 
 
 class GroupStatus(Model):
@@ -61,9 +64,56 @@ class GroupStatus(Model):
     ] = ()
     """Nodes of its pods, by rank."""
     restarts: Annotated[int, Field(ge=0)] = 0
-    """How often it was replaced because it failed, half an hour without a failure setting it back."""
+    """How often it was replaced because it failed, in the current window of recovery.windowSeconds."""
+    restarts_since: Time | None = None
+    """When that window began."""
     last_failure: GroupFailure | None = None
     """How it failed last."""
+
+
+class ExpertStatus(Model):
+    """How even the load of experts is."""
+
+    plan_hash: Annotated[str, StringConstraints(max_length=64)]
+    """Names what is where; the plan itself is in the ConfigMap NAME-experts."""
+    epoch: Annotated[int, Field(ge=0)]
+    """Grows with every plan."""
+    ratio: Annotated[float, Field(ge=0)]
+    """Load of the most loaded rank over the mean, in the worst layer; 1 is even."""
+    worst_layer: Annotated[int, Field(ge=0)] | None = None
+    """Which layer that is, counted among those with experts."""
+    moved_percent: Annotated[float, Field(ge=0, le=100)] = 0
+    """Share of all slots that the last round moved."""
+    last_rebalance_time: Time | None = None
+    """When experts were last moved."""
+    reason: Annotated[str, StringConstraints(max_length=64)]
+    """Why they were, or were not: Placed, Even, Uneven, Rebalanced, NothingGains, Paused or TooFewTokens."""
+
+
+class AvoidedNodeStatus(Model):
+    """A node that gets no new group for a while."""
+
+    name: Annotated[str, StringConstraints(max_length=253)]
+    """Name of the node."""
+    until: Time
+    """When it may be used again."""
+    reason: Text
+    """Why it is avoided."""
+
+
+class RolloutStatus(Model):
+    """The rollout that is under way, or was given up."""
+
+    revision: Annotated[str, StringConstraints(max_length=64)]
+    """Revision that the spec asks for."""
+    available_replicas: Annotated[int, Field(ge=0)] = 0
+    """Most groups of it that were available at once."""
+    outdated_replicas: Annotated[int, Field(ge=0)] = 0
+    """Fewest groups of other revisions that were left."""
+    progress_time: Time
+    """When one of the two was last bettered; the progress deadline counts from here."""
+    rolled_back: bool = False
+    """Whether it missed its deadline and the groups went back to currentRevision."""
 
 
 class M3DeploymentStatus(Model):
@@ -76,9 +126,17 @@ class M3DeploymentStatus(Model):
     ready_replicas: Annotated[int, Field(ge=0)] | None = None
     """Groups that serve."""
     updated_replicas: Annotated[int, Field(ge=0)] | None = None
-    """Groups of the current revision."""
+    """Groups of updateRevision."""
+    available_replicas: Annotated[int, Field(ge=0)] | None = None
+    """Groups that have served for rollout.minReadySeconds, of any revision."""
     revision: Annotated[str, StringConstraints(max_length=64)] | None = None
-    """Current revision: what new groups are created from."""
+    """The same as updateRevision."""
+    current_revision: Annotated[str, StringConstraints(max_length=64)] | None = None
+    """The last revision that all groups were brought to; absent before the first."""
+    update_revision: Annotated[str, StringConstraints(max_length=64)] | None = None
+    """The revision that groups are brought to."""
+    rollout: RolloutStatus | None = None
+    """The rollout that is under way, or was given up."""
     selector: Annotated[str, StringConstraints(max_length=1024)] | None = None
     """Label selector of the pods that serve, for autoscalers."""
     endpoint: Text | None = None
@@ -86,9 +144,18 @@ class M3DeploymentStatus(Model):
     gpus: Annotated[int, Field(ge=0)] | None = None
     """GPUs that its pods hold."""
     conditions: Conditions = ()
-    """Ready, Available, Scheduled and Progressing; and Fits: whether the model fits the GPUs that are declared."""
+    """Ready, Available, Scheduled and Progressing; Fits: whether the model fits the GPUs that are declared; Balanced:
+    whether the load of experts is even; and RolledBack, while the groups are of an earlier revision because the one
+    that is asked for made no progress."""
     groups: Annotated[tuple[GroupStatus, ...], Field(max_length=GROUPS_SHOWN, json_schema_extra=list_map("index"))] = ()
     """Its groups, the first 64 of them."""
+    experts: ExpertStatus | None = None
+    """How even the load of experts is, over the ranks of its groups."""
+    avoided_nodes: Annotated[
+        tuple[AvoidedNodeStatus, ...], Field(max_length=AVOIDED_NODES_SHOWN, json_schema_extra=list_map("name"))
+    ] = ()
+    """Nodes that were lost or whose GPU failed, and that get no new group until recovery.avoidFailedNodeSeconds have
+    passed."""
 
 
 class M3RouterStatus(Model):
@@ -108,3 +175,19 @@ class M3RouterStatus(Model):
     """Secret with the API key (`api-key`) or keys."""
     conditions: Conditions = ()
     """Ready and Configured."""
+
+
+class M3TenantStatus(Model):
+    """What the operator sees."""
+
+    observed_generation: Annotated[int, Field(ge=0)] | None = None
+    """Generation of the spec that this status was built from."""
+    plan: Annotated[str, StringConstraints(max_length=253)] | None = None
+    """Plan that it is on, `own limits` or `unlimited`."""
+    routers: Annotated[
+        tuple[Annotated[str, StringConstraints(max_length=253)], ...],
+        Field(max_length=1024, json_schema_extra={"x-kubernetes-list-type": "set"}),
+    ] = ()
+    """M3Routers that have it."""
+    conditions: Conditions = ()
+    """Ready: every router that it is meant for has it."""

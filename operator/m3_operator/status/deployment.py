@@ -3,19 +3,24 @@
 Two builds from the same observation are equal, times included, so that an unchanged status is never written.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
 from m3_operator import names
+from m3_operator.api import M3Deployment
 from m3_operator.decide.deployment import DeploymentDecision
+from m3_operator.decide.diagnosis import WAITS_FOR_A_NODE
 from m3_operator.decide.problem import Problem
-from m3_operator.groups import Group, GroupState
+from m3_operator.groups import Group
 from m3_operator.observed import DeploymentSnapshot, condition
+from m3_operator.plan.avoidance import AvoidedNode
 from m3_operator.plan.recovery import FailureRecord
 from m3_operator.spec.status import GROUPS_SHOWN
 from m3_operator.status.conditions import Verdict, build, timestamp
 from m3_operator.status.endpoint import endpoint
+from m3_operator.status.experts import balanced, expert_status
+from m3_operator.status.rollout import progressing, rolled_back, rollout_status
 
 
 def deployment_status(
@@ -24,6 +29,8 @@ def deployment_status(
     records: Mapping[int, FailureRecord],
     problem: Problem | None,
     now: datetime,
+    *,
+    avoided: Sequence[AvoidedNode] = (),
 ) -> dict[str, Any]:
     """The status of an M3Deployment. `snapshot` and `decision` are of after the actions."""
     deployment, groups = decision.deployment, decision.groups
@@ -33,20 +40,32 @@ def deployment_status(
         "replicas": len(groups),
         "readyReplicas": sum(group.is_ready for group in groups.values()),
         "updatedReplicas": sum(group.revision == decision.revision for group in groups.values()),
+        **rollout_status(decision, now),
         "selector": names.selector_text(names.rank0_selector(snapshot.manifest["metadata"]["name"])),
         "conditions": build(snapshot.manifest, verdicts, now),
     }
-    if decision.revision is not None:
-        status["revision"] = decision.revision
+    if snapshot.experts is not None:
+        status["experts"] = expert_status(snapshot.experts)
+    if avoided:
+        status["avoidedNodes"] = [
+            {"name": node.name, "until": timestamp(node.until), "reason": node.reason[:1024]} for node in avoided
+        ]
     if snapshot.router is not None:
         status["endpoint"] = endpoint(snapshot.router)
     if deployment is not None:
-        held = sum(not pod.is_finished for group in groups.values() for pod in group.pods)
-        status["gpus"] = held * deployment.spec.parallelism.gpus_per_node
-    shown = sorted({*groups, *range(decision.wanted)})[:GROUPS_SHOWN]
+        status["gpus"] = sum(_gpus(decision, deployment, group) for group in groups.values())
+    # Those that failed come first: what is remembered of them is remembered here.
+    shown = sorted(sorted(decision.places, key=lambda index: index not in records)[:GROUPS_SHOWN])
     if shown:
         status["groups"] = [_group(groups.get(index, Group(index)), records.get(index)) for index in shown]
     return status
+
+
+def _gpus(decision: DeploymentDecision, deployment: M3Deployment, group: Group) -> int:
+    """GPUs that the pods of a group hold; those of a revision that cannot be read count as the spec has it now."""
+    template = decision.templates.get(group.revision or "")
+    per_pod = (template.deployment if template else deployment).spec.parallelism.gpus_per_node
+    return per_pod * sum(not pod.is_finished for pod in group.pods)
 
 
 def _group(group: Group, record: FailureRecord | None) -> dict[str, Any]:
@@ -63,25 +82,28 @@ def _group(group: Group, record: FailureRecord | None) -> dict[str, Any]:
         shown["nodes"] = nodes
     if record is not None and record.failed_at is not None:
         shown["lastFailure"] = {"reason": record.reason[:1024], "time": timestamp(record.failed_at)}
+        if record.revision:
+            shown["lastFailure"]["revision"] = record.revision
+        if record.since is not None:
+            shown["restartsSince"] = timestamp(record.since)
     return shown
 
 
 def _verdicts(snapshot: DeploymentSnapshot, decision: DeploymentDecision, problem: Problem | None) -> list[Verdict]:
-    wanted = range(decision.wanted)
-    serving = [index for index in wanted if index in decision.groups and decision.groups[index].is_ready]
-    blocker = problem or _idle(decision) or _unready_group(decision) or _unready_router(snapshot)
-    how_many = f"{len(serving)} of {len(wanted)} groups serve"
+    serving = min(decision.wanted, sum(group.is_ready for group in decision.groups.values()))
+    how_many = f"{serving} of {decision.wanted} groups serve"
+    blocker = problem or _idle(decision) or _unready_group(decision, how_many) or _unready_router(snapshot)
     ready = Verdict("Ready", True, "AllGroupsReady", how_many)
     if blocker is not None:
-        is_about_groups = blocker.reason == "GroupsNotReady"
-        told = f"{how_many}; {blocker.message}" if is_about_groups else blocker.message
-        ready = Verdict("Ready", False, blocker.reason, told)
+        ready = Verdict("Ready", False, blocker.reason, blocker.message)
     return [
         ready,
         _available(snapshot, serving, blocker, how_many),
         _scheduled(decision),
-        _progressing(decision),
+        progressing(decision, problem),
+        *rolled_back(decision),
         *_fits(decision),
+        *([balanced(snapshot.experts)] if snapshot.experts else []),
     ]
 
 
@@ -93,13 +115,17 @@ def _idle(decision: DeploymentDecision) -> Problem | None:
     return Problem("ScaledToZero", "spec.replicas is 0: no group runs")
 
 
-def _unready_group(decision: DeploymentDecision) -> Problem | None:
-    for index in range(decision.wanted):
-        group = decision.groups.get(index, Group(index))
-        if not group.is_ready:
-            words = f"group {index} is {group.state}"
-            return Problem("GroupsNotReady", f"{words}: {group.message}" if group.message else words)
-    return None
+def _unready_group(decision: DeploymentDecision, how_many: str) -> Problem | None:
+    """Why not all groups serve: the first cause that is known, or else that a group takes its time."""
+    known = next((decision.findings[index] for index in sorted(decision.findings)), None)
+    if known is not None:
+        return Problem(known.reason, f"{how_many}; {known.message}")
+    groups = [decision.groups.get(index, Group(index)) for index in decision.places]
+    unready = [group for group in groups if not group.is_ready]
+    if len(groups) - len(unready) >= decision.wanted:
+        return None
+    words = f"{how_many}; group {unready[0].index} is {unready[0].state}"
+    return Problem("GroupsNotReady", f"{words}: {unready[0].message}" if unready[0].message else words)
 
 
 def _unready_router(snapshot: DeploymentSnapshot) -> Problem | None:
@@ -117,7 +143,7 @@ def _unready_router(snapshot: DeploymentSnapshot) -> Problem | None:
     return Problem("RouterNotReady", f"M3Router {name}: {told}")
 
 
-def _available(snapshot: DeploymentSnapshot, serving: list[int], blocker: Problem | None, how_many: str) -> Verdict:
+def _available(snapshot: DeploymentSnapshot, serving: int, blocker: Problem | None, how_many: str) -> Verdict:
     router_problem = _unready_router(snapshot)
     if serving and router_problem is None:
         return Verdict("Available", True, "GroupsServe", how_many)
@@ -131,6 +157,9 @@ def _scheduled(decision: DeploymentDecision) -> Verdict:
     ]
     if not waiting:
         return Verdict("Scheduled", True, "AllPodsScheduled", "every pod has a node")
+    known = next((found for found in decision.findings.values() if found.reason in WAITS_FOR_A_NODE), None)
+    if known is not None:
+        return Verdict("Scheduled", False, known.reason, f"{len(waiting)} pods wait for a node; {known.message}")
     why = next((pod.message for pod in waiting if pod.message), "the scheduler has not said why yet")
     return Verdict("Scheduled", False, "PodsWaiting", f"{len(waiting)} pods wait for a node; {waiting[0].name}: {why}")
 
@@ -142,23 +171,3 @@ def _fits(decision: DeploymentDecision) -> list[Verdict]:
         return []
     holds = None if assessment.answer == "unknown" else assessment.answer == "yes"
     return [Verdict("Fits", holds, assessment.reason, assessment.message)]
-
-
-def _progressing(decision: DeploymentDecision) -> Verdict:
-    if decision.is_refused:
-        return Verdict("Progressing", False, "Refused", "no group is made or replaced until the spec fits")
-    groups, wanted = decision.groups, range(decision.wanted)
-    outdated = [index for index in wanted if index in groups and groups[index].revision != decision.revision]
-    failed = [index for index, group in groups.items() if group.state is GroupState.FAILED]
-    unready = [index for index in wanted if index not in groups or not groups[index].is_ready]
-    surplus = [index for index in groups if index not in wanted]
-    if decision.revision is not None:
-        if outdated:
-            message = f"{len(outdated)} of {len(wanted)} groups are not of revision {decision.revision} yet"
-            return Verdict("Progressing", True, "RollingOut", message)
-        if failed:
-            return Verdict("Progressing", True, "Recovering", f"group {failed[0]} failed: {groups[failed[0]].message}")
-        if unready or surplus:
-            message = f"{len(unready)} groups are coming, {len(surplus)} are going"
-            return Verdict("Progressing", True, "Scaling", message)
-    return Verdict("Progressing", False, "Settled", "nothing is left to do")

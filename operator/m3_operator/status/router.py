@@ -20,10 +20,11 @@ def router_status(
     name = manifest["metadata"]["name"]
     running = snapshot.children.get(("Deployment", names.router_name(name)), {})
     counts = running.get("status", {})
-    configured = problem or Problem("Rendered", "the routers have the configuration of this spec")
+    imperfect = problem or decision.remark
+    configured = imperfect or Problem("Rendered", "the routers have the configuration of this spec")
     verdicts = [
         _routers_ready(running, decision, problem),
-        Verdict("Configured", problem is None, configured.reason, configured.message),
+        Verdict("Configured", imperfect is None, configured.reason, configured.message),
     ]
     status: dict[str, Any] = {
         "observedGeneration": manifest["metadata"].get("generation", 0),

@@ -12,8 +12,8 @@ from m3_router.config.access import (
     TenantSettings,
     access_from_yaml,
     keys_to_yaml,
-    load_access,
 )
+from m3_router.config.access_files import LoadedAccess, load_access
 from m3_router.config.base import (
     NANOUSD_PER_USD,
     ConfigError,
@@ -59,6 +59,7 @@ __all__ = [
     "LaneSettings",
     "LedgerSettings",
     "LimitSettings",
+    "LoadedAccess",
     "ModelPriceSettings",
     "ModelRoute",
     "ModerationSettings",

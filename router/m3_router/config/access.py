@@ -1,4 +1,4 @@
-"""Who may use the router, and how much: keys, tenants and their plans."""
+"""Who may use the router, and how much: keys, tenants and their plans. `access_files` reads what lies in files."""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -53,6 +53,10 @@ class TenantSettings(Settings):
     name: TenantName
     plan: ObjectName
     weight: float | None = Field(default=None, ge=0.01, le=100, allow_inf_nan=False)  # None: the plan's
+    # Its keys beside those of `keys`: by digest, or in files that hold one each, or `sha256:` and its digest. What is
+    # not there, is no key or was somebody else's before opens nothing.
+    key_digests: Annotated[tuple[Digest, ...], Field(max_length=64)] = ()
+    key_files: Annotated[tuple[Path, ...], Field(max_length=64)] = ()
 
 
 class KeySettings(Settings):
@@ -86,14 +90,16 @@ class Access(Settings):
 
 
 class AuthSettings(Access):
-    """Where the keys are: here, in a file of their own, or both. The file is read again when it changes."""
+    """Where the keys are: here, in files, or both. The files are read again when they change."""
 
     keys_file: Path | None = None  # a list of keys, or a mapping of `plans`, `tenants` and `keys`
+    tenants_file: Path | None = None  # the same, written by somebody else; its tenants may be on the other's plans
 
     @model_validator(mode="after")
     def _has_keys(self) -> Self:
-        if not self.keys and self.keys_file is None:
-            raise ValueError("needs keys, keysFile or both; without any, nobody could use the router")
+        has_tenants = any(tenant.key_digests or tenant.key_files for tenant in self.tenants)
+        if not self.keys and not has_tenants and self.keys_file is None and self.tenants_file is None:
+            raise ValueError("needs keys, keysFile, tenantsFile or tenants with keys; else nobody could use it")
         return self
 
 
@@ -115,25 +121,6 @@ def keys_to_yaml(keys: Iterable[KeySettings]) -> str:
     """The text of a keys file, which `access_from_yaml` reads back."""
     documents = [key.model_dump(mode="json", by_alias=True, exclude_none=True) for key in keys]
     return yaml.safe_dump(documents, sort_keys=False)
-
-
-def load_access(auth: AuthSettings) -> Access:
-    """What the configuration says, and then what the keys file adds. Raises ConfigError."""
-    own = Access(plans=auth.plans, tenants=auth.tenants, keys=auth.keys)
-    if auth.keys_file is None:
-        return own
-    try:
-        text = auth.keys_file.read_text(encoding="utf-8")
-        added = access_from_yaml(text)
-        return Access(
-            plans={**own.plans, **added.plans}, tenants=own.tenants + added.tenants, keys=own.keys + added.keys
-        )
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"auth.keysFile {auth.keys_file}: cannot be read: {error}") from error
-    except ValidationError as error:
-        raise ConfigError(f"auth.keysFile {auth.keys_file}: {explain(error)}") from error
-    except ConfigError as error:
-        raise ConfigError(f"auth.keysFile {auth.keys_file}: {error}") from error
 
 
 class FileAccess(Settings):

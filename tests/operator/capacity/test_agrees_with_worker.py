@@ -22,7 +22,7 @@ from m3_operator.capacity.checkpoint_config import shape_of_config
 from m3_operator.capacity.group import GIB, RUNTIME_BYTES, GroupRequest, group_capacity
 from m3_operator.capacity.releases import PACKAGED, RELEASES, tiny_shape
 from m3_operator.capacity.shape import ModelShape
-from m3_operator.render.worker import tiny_settings
+from m3_operator.render.engines.native import tiny_settings
 from m3_worker import cache_size
 from m3_worker.cache_size import CacheSizeError, choose_cache_size
 from m3_worker.config import TinySettings, WorkerSettings

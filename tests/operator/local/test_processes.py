@@ -102,7 +102,7 @@ def test_a_workers_command_says_what_the_resource_says() -> None:
     assert (settings.max_concurrent, settings.max_waiting, settings.drain_seconds) == (3, 7, 9)
     assert worker.ready_url == "http://127.0.0.1:9101/health"
     assert worker.stop_seconds == 9
-    assert worker.start_seconds == 3600
+    assert worker.start_seconds == 601  # ten minutes, and a tiny model
     assert worker.env["A"] == "b"
     assert (worker.env["M3_NODES"], worker.env["M3_NODE_RANK"]) == ("1", "0")
 

@@ -51,6 +51,11 @@ class WorkerSettings(CommandLineSettings):
         le=65536,
         description="slots for experts beyond one each, over all ranks (default: as few as ranks can share evenly)",
     )
+    expert_plan: Path | None = Field(
+        None,
+        description="file with the plan of experts to begin with, as PUT /internal/expert-plan takes it; "
+        "where there is none, or it is of another shape, experts are in order",
+    )
     rank_join_seconds: float = Field(
         600.0, gt=0, le=86400, description="time that the ranks of a group get to find each other"
     )
