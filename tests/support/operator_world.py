@@ -68,7 +68,6 @@ class SimulatedPods:
     health: Health = HEALTHY
     broken: frozenset[str] = frozenset()
     """Revisions whose pods never come up."""
-    health: Health = HEALTHY
 
     @classmethod
     def of(cls, pods: Iterable[ObservedPod]) -> "SimulatedPods":
