@@ -44,6 +44,7 @@ RESOURCES: Final[Mapping[str, Resource]] = {
     "Role": Resource(_RBAC, "roles"),
     "RoleBinding": Resource(_RBAC, "rolebindings"),
     "Event": Resource("events.k8s.io/v1", "events"),
+    "Lease": Resource("coordination.k8s.io/v1", "leases"),
 }
 
 # Kinds of other projects or of newer API servers: used where they are known and allowed, and never needed.

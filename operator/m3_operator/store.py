@@ -96,6 +96,13 @@ class Store:
         """Everything known of one kind."""
         return {identity for identity in self._versions if identity[0] == kind}
 
+    def pods_by_deployment(self) -> list[list[ObservedPod]]:
+        """All worker pods, those of one M3Deployment together."""
+        found: dict[tuple[str, str], list[ObservedPod]] = {}
+        for (_, namespace, _), pod in self._pods.items():
+            found.setdefault((namespace, pod.deployment), []).append(pod)
+        return list(found.values())
+
     def deployment_snapshot(self, key: Key) -> DeploymentSnapshot | None:
         """Everything the plan of one M3Deployment may look at; None if it is gone."""
         manifest = self.get(key)

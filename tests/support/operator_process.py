@@ -9,10 +9,12 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 
 import yaml
 
+from m3_testcluster.audit import AuditEvent
 from m3_testcluster.cluster import Cluster
 from m3_testcluster.process import DIE_WITH_PARENT
 
@@ -35,6 +37,10 @@ class Account:
         """Its user name in the audit log."""
         return f"system:serviceaccount:{self.namespace}:{self.name}"
 
+    def writes(self, since: datetime | None = None) -> list[AuditEvent]:
+        """What it asked to be written, but the renewals of its Lease, which go on whatever happens."""
+        return [event for event in self.cluster.writes(self.user, since) if event.resource != "leases"]
+
     @property
     def kubeconfig(self) -> Path:
         """Credentials of exactly this account."""
@@ -56,10 +62,11 @@ def install_account(cluster: Cluster, namespace: str) -> Account:
 class Operator:
     """A running `m3-operator`."""
 
-    def __init__(self, process: subprocess.Popen[bytes], log: Path, health: str) -> None:
+    def __init__(self, process: subprocess.Popen[bytes], log: Path, health: str, metrics: str) -> None:
         self.process = process
         self.log = log
         self.health = health
+        self.metrics = metrics
 
     def await_line(self, pattern: str, *, count: int = 1, timeout_seconds: float = 60) -> None:
         """Returns when this many lines of the log match."""
@@ -76,12 +83,23 @@ class Operator:
 
 
 @contextmanager
-def running_operator(account: Account, directory: Path, *flags: str) -> Iterator[Operator]:
-    """The operator for the account's namespace, until the block ends."""
+def reserved_port() -> Iterator[int]:
+    """A port of loopback that nobody else is given until the block ends."""
     with socket.socket() as reserved:
         reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         reserved.bind(("127.0.0.1", 0))
-        port = reserved.getsockname()[1]
+        yield reserved.getsockname()[1]
+
+
+@contextmanager
+def running_operator(
+    account: Account, directory: Path, *flags: str, first_line: str = "serving "
+) -> Iterator[Operator]:
+    """The operator for the account's namespace, from the line that it serves until the block ends.
+
+    As in the chart it needs the Lease: one that was killed is followed after 12 s, one that was stopped at once.
+    """
+    with reserved_port() as port, reserved_port() as metrics_port:
         log = directory / f"operator-{port}.log"
         command = [
             *DIE_WITH_PARENT,
@@ -91,13 +109,15 @@ def running_operator(account: Account, directory: Path, *flags: str) -> Iterator
             f"--worker-image={WORKER_IMAGE}",
             f"--router-image={ROUTER_IMAGE}",
             f"--health-port={port}",
+            f"--metrics-port={metrics_port}",
             "--log-level=debug",
             *flags,
         ]
         with log.open("wb") as output, subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT) as process:
             try:
-                operator = Operator(process, log, f"http://127.0.0.1:{port}/healthz")
-                operator.await_line("serving ")
+                base = "http://127.0.0.1"
+                operator = Operator(process, log, f"{base}:{port}/healthz", f"{base}:{metrics_port}/metrics")
+                operator.await_line(first_line)
                 yield operator
             finally:
                 process.kill()

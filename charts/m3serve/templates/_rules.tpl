@@ -41,3 +41,11 @@ Secrets are created and never read: an API key that the operator made stays wher
   resources: [events]
   verbs: [create]
 {{- end }}
+
+{{/* Of all Leases the one that says which replica acts, in the release's namespace alone, whatever the operator watches. */}}
+{{- define "m3serve.leaderRules" -}}
+- apiGroups: [coordination.k8s.io]
+  resources: [leases]
+  resourceNames: [m3-operator]
+  verbs: [get, create, update]
+{{- end }}
