@@ -1,6 +1,6 @@
 # Everything a contributor types. `make help` lists the targets; CI runs `make test` and nothing cleverer.
 .DEFAULT_GOAL := help
-.PHONY: help demo setup test test-fast test-cluster check check-kernels format lock crds cluster cluster-bin bench-router fuzz-router bench-engine bench-kernels bench-experts npm-sdk soak tiny-model clean
+.PHONY: help demo setup test test-fast test-cluster check check-kernels format lock crds cluster cluster-bin bench-router fuzz-router bench-engine bench-kernels bench-experts bench-operator npm-sdk soak tiny-model clean
 
 BIN := .venv/bin
 PYTEST := $(BIN)/python -m pytest
@@ -69,6 +69,9 @@ bench-kernels: setup ## the attention kernels on this machine's GPU, in one run;
 
 bench-experts: setup ## how even experts are placed, what following a drift moves, how long planning takes; writes the picture too
 	PYTHONPATH=tests/support $(BIN)/python benchmarks/operator/experts.py $(ARGS)
+
+bench-operator: setup cluster-bin ## the operator with 1,000 M3Deployments on a real API server; writes the table; ARGS=--quick: whether it runs
+	PYTHONPATH=tests/support $(BIN)/python benchmarks/operator/bench.py $(ARGS)
 
 npm-sdk: ## the openai npm SDK, for the one test that uses it; without npm or its registry that test is left out
 	@cd tests/worker/openai_npm && if [ node_modules/.package-lock.json -nt package-lock.json ]; then :; \

@@ -11,11 +11,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import yaml
 
 from m3_testcluster.audit import AuditEvent
-from m3_testcluster.cluster import Cluster
+from m3_testcluster.cluster import Cluster, to_yaml
 from m3_testcluster.process import DIE_WITH_PARENT
 
 BIN = Path(sys.executable).parent
@@ -47,14 +48,23 @@ class Account:
         return self.cluster.kubeconfig_for(self.name, self.namespace)
 
 
-def install_account(cluster: Cluster, namespace: str) -> Account:
-    """Apply the chart's ServiceAccount, Role and RoleBinding, as Helm renders them."""
-    command = [BIN / "helm", "template", RELEASE, ROOT / "charts/m3serve", f"--namespace={namespace}"]
+def chart_permissions(namespace: str, scope: str = "namespace") -> list[dict[str, Any]]:
+    """The chart's ServiceAccount, roles and bindings, as Helm renders them for this `rbac.scope`."""
+    where = [f"--namespace={namespace}", f"--set=rbac.scope={scope}"]
+    command = [BIN / "helm", "template", RELEASE, ROOT / "charts/m3serve", *where]
     rendered = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     objects = [found for found in yaml.safe_load_all(rendered) if found]
-    kinds = ("ServiceAccount", "Role", "RoleBinding")
-    wanted = [found for found in objects if found["kind"] in kinds and "helm.sh/hook" not in _annotations(found)]
-    cluster.apply(wanted, namespace=namespace)
+    kinds = ("ServiceAccount", "Role", "RoleBinding", "ClusterRole", "ClusterRoleBinding")
+    return [found for found in objects if found["kind"] in kinds and "helm.sh/hook" not in _annotations(found)]
+
+
+def install_account(cluster: Cluster, namespace: str, scope: str = "namespace") -> Account:
+    """Apply the chart's ServiceAccount and its permissions."""
+    wanted = chart_permissions(namespace, scope)
+    for found in wanted:
+        of_namespace = [] if found["kind"].startswith("Cluster") else [f"--namespace={namespace}"]
+        flags = ["--server-side", "--force-conflicts", "--filename=-"]
+        cluster.kubectl("apply", *of_namespace, *flags, stdin=to_yaml(found))
     (account,) = (found for found in wanted if found["kind"] == "ServiceAccount")
     return Account(cluster, namespace, account["metadata"]["name"])
 
@@ -93,9 +103,9 @@ def reserved_port() -> Iterator[int]:
 
 @contextmanager
 def running_operator(
-    account: Account, directory: Path, *flags: str, first_line: str = "serving "
+    account: Account, directory: Path, *flags: str, first_line: str = "serving ", all_namespaces: bool = False
 ) -> Iterator[Operator]:
-    """The operator for the account's namespace, from the line that it serves until the block ends.
+    """The operator for the account's namespace (or all), from the line that it serves until the block ends.
 
     As in the chart it needs the Lease: one that was killed is followed after 12 s, one that was stopped at once.
     """
@@ -105,7 +115,8 @@ def running_operator(
             *DIE_WITH_PARENT,
             BIN / "m3-operator",
             f"--kubeconfig={account.kubeconfig}",
-            f"--namespace={account.namespace}",
+            "--all-namespaces" if all_namespaces else f"--namespace={account.namespace}",
+            f"--leader-namespace={account.namespace}",
             f"--worker-image={WORKER_IMAGE}",
             f"--router-image={ROUTER_IMAGE}",
             f"--health-port={port}",

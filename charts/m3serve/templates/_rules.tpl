@@ -6,7 +6,7 @@ Secrets are created and never read: an API key that the operator made stays wher
 # The custom resources. An M3Router is also made, and removed, for a deployment that names none.
 - apiGroups: [serving.m3.dev]
   resources: [m3deployments]
-  verbs: [get, list, watch]
+  verbs: [list, watch]
 - apiGroups: [serving.m3.dev]
   resources: [m3routers]
   verbs: [get, list, watch, create, patch, delete]
