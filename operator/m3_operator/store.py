@@ -149,9 +149,12 @@ class Store:
                 return set()
             self._pods[identity] = pod
         else:
+            before = self._objects.get(identity)
             if kind == names.ROUTER_KIND:
-                self._index_router(namespace, name, self._objects.get(identity), manifest)
+                self._index_router(namespace, name, before, manifest)
             self._objects[identity] = _without_managed_fields(manifest)
+            if kind == names.DEPLOYMENT_KIND and before is not None and _has_same_spec(before, manifest):
+                return {Key(*identity)}  # routers read nothing of its status
         if kind in OWN_KINDS:
             return self._related(identity)
         owner = _labelled_owner(manifest)
@@ -214,6 +217,12 @@ def _identity(kind: str, manifest: Manifest) -> _Identity:
     if kind not in WATCHED_KINDS:
         raise ValueError(f"{kind}: not a kind that is watched")
     return kind, manifest["metadata"]["namespace"], manifest["metadata"]["name"]
+
+
+def _has_same_spec(one: Manifest, other: Manifest) -> bool:
+    """Whether two versions of an object have one generation, which every change of the spec and a deletion raise."""
+    generations = [manifest["metadata"].get("generation") for manifest in (one, other)]
+    return generations[0] is not None and generations[0] == generations[1]
 
 
 def _without_managed_fields(manifest: Manifest) -> dict[str, Any]:

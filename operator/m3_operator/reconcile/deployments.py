@@ -41,7 +41,9 @@ class DeploymentCycle:
         after = self.store.deployment_snapshot(key)
         if after is None:
             return refusal, None
-        decision_after = decide_deployment(after, self.installation, self.clock())
+        # Where nothing was done and nothing came meanwhile, the first answer still holds.
+        is_same = not decision.objects and not decision.steps.actions and after == snapshot
+        decision_after = decision if is_same else decide_deployment(after, self.installation, self.clock())
         problem = refusal or decision_after.problem
         status = deployment_status(after, decision_after, records, problem, self.clock())
         self.actor.remember(key, key.kind, await self.teller.tell(key, after.manifest, status, happenings))
