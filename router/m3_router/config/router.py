@@ -47,8 +47,8 @@ Auth = Annotated[
 _UNION_TAGS = WORKER_TAGS | {"no keys", "keys mode"}
 
 
-# libyaml's, ten times as quick, where PyYAML was built with it (its wheels are). Texts may differ in how long strings that
-# need escapes are folded, never in what they say.
+# libyaml's, ten times as quick, where PyYAML was built with it (its wheels are). Texts may differ in how long strings
+# that need escapes are folded, never in what they say.
 _DUMPER = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 
 
