@@ -11,7 +11,7 @@ is far quicker than the operator needs to be.
 import asyncio
 import contextlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from typing import Any, Final
 
@@ -66,16 +66,22 @@ class Cluster:
             await asyncio.wait_for(closing, timeout_seconds)
 
     async def list(self, kind: str, namespace: str | None, selector: str = "") -> list[dict[str, Any]]:
-        """All objects of a kind, page by page. Raises NotFoundError if the API server does not know the kind."""
-        resource, found, token = RESOURCES[kind], [], ""
+        """All objects of a kind. Raises NotFoundError if the API server does not know the kind."""
+        return [item async for page in self.pages(kind, namespace, selector) for item in page]
+
+    async def pages(
+        self, kind: str, namespace: str | None, selector: str = ""
+    ) -> AsyncIterator[Sequence[dict[str, Any]]]:
+        """The same page by page: all pods of a large cluster at once are hundreds of megabytes."""
+        resource, token = RESOURCES[kind], ""
         while True:
             query = {"limit": str(_PAGE), "labelSelector": selector, "continue": token}
             page = await self._request("GET", resource.path(namespace), query=query)
             # Items of a list do not say what they are.
-            found += [{**item, "apiVersion": resource.api_version, "kind": kind} for item in page.get("items") or ()]
+            yield [{**item, "apiVersion": resource.api_version, "kind": kind} for item in page.get("items") or ()]
             token = page.get("metadata", {}).get("continue", "")
             if not token:
-                return found
+                return
 
     async def read(self, kind: str, namespace: str, name: str) -> dict[str, Any]:
         """One object as it is now. Raises NotFoundError."""

@@ -67,6 +67,9 @@ async def first_look(cluster: Cluster, store: Store, namespace: str | None) -> t
 
 async def look(cluster: Cluster, store: Store, kind: str, namespace: str | None) -> set[Key]:
     """Bring one kind in the store to what the API server has; the owners it concerns."""
-    before = store.identities(kind)
-    listed = await cluster.list(kind, namespace, CHILD_SELECTORS.get(kind, ""))
-    return store.replace(kind, listed, before)
+    unlisted, concerned = store.identities(kind), set[Key]()
+    async for page in cluster.pages(kind, namespace, CHILD_SELECTORS.get(kind, "")):
+        for manifest in page:
+            unlisted.discard((kind, manifest["metadata"]["namespace"], manifest["metadata"]["name"]))
+            concerned |= store.put(kind, manifest)
+    return concerned | store.replace(kind, (), unlisted)
