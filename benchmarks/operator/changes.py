@@ -4,12 +4,14 @@ The clock starts when the change is sent and stops when a watch shows a status o
 server's own time, and this process's.
 """
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
+import urllib3
 from crowd import Api
 
 _PATIENCE_SECONDS = 60
@@ -69,8 +71,9 @@ def percentile(ordered: list[float], share: float) -> float:
 
 
 def _watch(api: Api, path: str, version: str, seconds: int, answers: Answers) -> None:
-    for event in api.watch(path, version, seconds):
-        manifest = event["object"]
-        observed = manifest.get("status", {}).get("observedGeneration")
-        if observed is not None:
-            answers.note(manifest["metadata"]["name"], int(observed), time.monotonic())
+    with contextlib.suppress(urllib3.exceptions.HTTPError):  # the API server ends; what it did not tell is missed above
+        for event in api.watch(path, version, seconds):
+            manifest = event["object"]
+            observed = manifest.get("status", {}).get("observedGeneration")
+            if observed is not None:
+                answers.note(manifest["metadata"]["name"], int(observed), time.monotonic())
