@@ -9,8 +9,9 @@ is far quicker than the operator needs to be.
 """
 
 import asyncio
+import contextlib
 import json
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from typing import Any, Final
 
@@ -39,25 +40,59 @@ _STRATEGIC_MERGE: Final = "application/strategic-merge-patch+json"
 _MERGE: Final = "application/merge-patch+json"
 
 
+def _observe_nothing(method: str, path: str, status: int) -> None:
+    """Nobody counts requests."""
+
+
 class Cluster:
     """One API server, as one user. Every method may raise UnavailableError and RefusedError."""
 
-    def __init__(self, client: ApiClient, executor: Executor) -> None:
+    def __init__(
+        self,
+        client: ApiClient,
+        executor: Executor,
+        *,
+        timeout_seconds: float = _TIMEOUT_SECONDS,
+        observe: Callable[[str, str, int], None] = _observe_nothing,
+    ) -> None:
+        """`observe` is told method, path and status (0: no answer) of each request, on the thread that made it."""
         self._client = client
         self._executor = executor
+        self._timeout_seconds = timeout_seconds
+        self._observe = observe
+
+    async def close(self, timeout_seconds: float) -> None:
+        """Make no further request, and wait so long for those that are on their way."""
+        closing = asyncio.to_thread(self._executor.shutdown, wait=True, cancel_futures=True)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(closing, timeout_seconds)
 
     async def list(self, kind: str, namespace: str | None, selector: str = "") -> list[dict[str, Any]]:
-        """All objects of a kind, page by page. Raises NotFoundError if the API server does not know the kind."""
-        resource, found, token = RESOURCES[kind], [], ""
+        """All objects of a kind. Raises NotFoundError if the API server does not know the kind."""
+        return [item async for page in self.pages(kind, namespace, selector) for item in page]
+
+    async def pages(
+        self, kind: str, namespace: str | None, selector: str = ""
+    ) -> AsyncIterator[Sequence[dict[str, Any]]]:
+        """The same page by page: all pods of a large cluster at once are hundreds of megabytes."""
+        resource, token = RESOURCES[kind], ""
         while True:
             query = {"limit": str(_PAGE), "labelSelector": selector, "continue": token}
             page = await self._request("GET", resource.path(namespace), query=query)
             # Items of a list do not say what they are.
             called = {"apiVersion": resource.api_version, "kind": resource.kind or kind}
-            found += [{**item, **called} for item in page.get("items") or ()]
+            yield [{**item, **called} for item in page.get("items") or ()]
             token = page.get("metadata", {}).get("continue", "")
             if not token:
-                return found
+                return
+
+    async def read(self, kind: str, namespace: str, name: str) -> dict[str, Any]:
+        """One object as it is now. Raises NotFoundError."""
+        return await self._request("GET", RESOURCES[kind].path(namespace, name))
+
+    async def overwrite(self, manifest: Manifest) -> dict[str, Any]:
+        """Write all of an object, or make it; returns it. Raises ConflictError if it is not of the version named."""
+        return await self._request("PUT", _path(manifest), body=manifest)
 
     async def get(self, kind: str, namespace: str, name: str) -> dict[str, Any]:
         """One object. Raises NotFoundError."""
@@ -206,13 +241,16 @@ class Cluster:
                 request[2],
                 # The client encodes what it knows to be JSON, and passes anything else on as it is.
                 json.dumps(body) if content_type == _APPLY else body,
-                _request_timeout=_TIMEOUT_SECONDS,
+                _request_timeout=self._timeout_seconds,
             )
             text = bytes(answer.response.data).decode()
         except ApiException as error:
+            self._observe(method, path, error.status or 0)
             raise classify(error.status or 0, f"{method} {path}", str(error.body or error.reason)) from None
         except (urllib3.exceptions.HTTPError, OSError) as error:
+            self._observe(method, path, 0)
             raise UnavailableError(0, f"{method} {path}: {error}") from None
+        self._observe(method, path, answer.status)
         if answer.status >= 400:
             raise classify(answer.status, f"{method} {path}", text)
         parsed: dict[str, Any] = json.loads(text)

@@ -12,12 +12,12 @@ from typing import Any, Final
 import kopf
 from kubernetes.client import ApiClient
 
+from m3_operator.health import Watches
 from m3_operator.resources import CHILD_SELECTORS, RESOURCES
 from m3_operator.stateless import NoDiffBase, NoProgress
 from m3_operator.store import Store
 from m3_operator.workqueue import WorkQueue
 
-STUCK_AFTER_SECONDS: Final = 300
 _REQUEST_TIMEOUT_SECONDS: Final = 30
 # The server ends a watch after this time; a new one starts where it ended.
 _WATCH_SECONDS: Final = 290
@@ -29,15 +29,17 @@ class Feed:
 
     store: Store
     queue: WorkQueue
+    watches: Watches
 
     def on_event(self, kind: str, event: Mapping[str, Any]) -> None:
         """Take in one watch event. Every type but DELETED tells how the object is now."""
         change = self.store.remove if event["type"] == "DELETED" else self.store.put
         self.queue.wake_all(change(kind, event["object"]))
+        self.watches.told(kind)
 
 
 def build_registry(feed: Feed, client: ApiClient, kinds: Iterable[str]) -> kopf.OperatorRegistry:
-    """All that kopf calls: one handler for each of these kinds, the login and the probe."""
+    """All that kopf calls: one handler for each of these kinds, and the login."""
     registry = kopf.OperatorRegistry()
     for kind in kinds:
         _watch(registry, feed, kind)
@@ -46,15 +48,11 @@ def build_registry(feed: Feed, client: ApiClient, kinds: Iterable[str]) -> kopf.
     def login(**_: Any) -> kopf.ConnectionInfo:  # noqa: ANN401 - kopf's own
         return connection_info(client)
 
-    @kopf.on.probe(id="longest_wait_seconds", registry=registry)
-    def longest_wait_seconds(**_: Any) -> float:  # noqa: ANN401 - kopf's own
-        return check_pace(feed.queue)
-
     return registry
 
 
 def build_settings(kinds: Iterable[str]) -> kopf.OperatorSettings:
-    """kopf as we use it: it watches, logs in and answers probes, and writes nothing."""
+    """kopf as we use it: it watches and logs in, and writes nothing."""
     settings = kopf.OperatorSettings()
     settings.posting.enabled = False
     settings.peering.standalone = True
@@ -85,14 +83,6 @@ def connection_info(client: ApiClient) -> kopf.ConnectionInfo:
         certificate_path=configuration.cert_file,
         private_key_path=configuration.key_file,
     )
-
-
-def check_pace(queue: WorkQueue) -> float:
-    """How long the oldest object has waited. Raises when that is too long, which fails the liveness probe."""
-    waited = queue.longest_wait_seconds()
-    if waited > STUCK_AFTER_SECONDS:
-        raise kopf.PermanentError(f"an object has been waiting for {waited:.0f} s: {queue!r}")
-    return waited
 
 
 def _watch(registry: kopf.OperatorRegistry, feed: Feed, kind: str) -> None:

@@ -1,228 +1,197 @@
-"""Start-up of `m3-operator`: flags, credentials, the first look at the cluster, and the tasks that run until a signal.
+"""The process of `m3-operator`: from the command line to an exit status, and the tasks that run until a signal.
 
-Owns the process: what it cannot start with (no API server, no CRDs, no rights) is one line on stderr and exit code 1.
-The first full list comes before the first cycle, so that a restart into an unchanged world writes nothing.
+A replica stands by until the Lease is its own, then looks at the whole cluster, then reconciles. A signal ends it in
+order: no further cycle, then the Lease is released, so that the next replica acts within seconds. A lost Lease ends it
+at once, whatever it is doing.
 """
 
-import argparse
 import asyncio
-import contextlib
 import logging
 import os
+import signal
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
-from pathlib import Path
-from typing import Any, Final, NoReturn, cast
+from typing import Any, Final, NoReturn, TypeVar, cast
 
-import httpx
 import kopf
-from kubernetes import client as kubernetes_client
-from kubernetes import config as kubernetes_config
+from kubernetes.client import ApiClient
 
+from m3_operator import log
 from m3_operator.chance import Chance
 from m3_operator.cluster import Cluster
 from m3_operator.decide.installation import Installation
-from m3_operator.errors import ApiError, NotFoundError, OperatorError, RefusedError, UnavailableError
-from m3_operator.experts.keeper import ExpertKeeper
-from m3_operator.experts.worker_client import WorkerClient
+from m3_operator.errors import OperatorError, RefusedError
 from m3_operator.handlers import Feed, build_registry, build_settings
+from m3_operator.health import Health, Watches
+from m3_operator.leader import Election, LeaseLostError
+from m3_operator.metrics import Metrics, State
+from m3_operator.options import LeaseOptions, Options, parse_options
+from m3_operator.probes import serving_health, serving_metrics
 from m3_operator.reconcile.cycle import Reconciler
-from m3_operator.resources import CHILD_SELECTORS, OPTIONAL_KINDS, OWN_KINDS, RESOURCES, WATCHED_KINDS
+from m3_operator.resources import OPTIONAL_KINDS
 from m3_operator.signals.scraper import Scraper, http_fetch
+from m3_operator.startup import connect, first_look
 from m3_operator.store import Store
+from m3_operator.tasks import keep_experts, look_again, work
 from m3_operator.workqueue import WorkQueue
 
 logger = logging.getLogger(__name__)
+_Result = TypeVar("_Result")
 
+EXIT_LEASE_LOST: Final = 3
 _THREADS: Final = 16
-_NAMESPACE_FILE: Final = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 _CYCLES_AT_ONCE: Final = 16
-_WORKER_SECONDS: Final = 10.0
-_RELIST_SECONDS: Final = 300.0
-_AFTER_DEFECT_SECONDS: Final = 60.0
-
-
-@dataclass(frozen=True)
-class Options:
-    """The command line. `namespace` None is all of them."""
-
-    kubeconfig: Path | None
-    namespace: str | None
-    worker_image: str | None
-    router_image: str | None
-    health_host: str
-    health_port: int
-    log_level: str
+# Of one request about the Lease: two of them fit into the renew deadline.
+_LEASE_TIMEOUT_SECONDS: Final = 3.0
+# For what is being written when the signal comes; the next replica acts after it.
+_LAST_REQUESTS_SECONDS: Final = 5.0
 
 
 def main() -> NoReturn:
-    """Run the operator until SIGTERM or SIGINT; exit 0 then, 1 for what went wrong, 2 for what was typed wrong."""
+    """Run the operator until SIGTERM or SIGINT; exit 0 then, 1 for what went wrong, 2 for what was typed wrong, 3 for
+    a lost Lease.
+    """
     options = parse_options(sys.argv[1:], os.environ)
-    logging.basicConfig(level=options.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    log.configure(options.log_level, options.log_format)
     # kopf tells of every event of every object; what matters of them our own log says.
     logging.getLogger("kopf").setLevel(logging.WARNING)
-    logging.getLogger("aiohttp.access").setLevel(logging.WARNING)  # a line for each probe of the kubelet
     try:
         asyncio.run(run(options))
     except* OperatorError as group:
-        sys.stderr.write("".join(f"m3-operator: {' '.join(str(error).split())}\n" for error in group.exceptions[:1]))
+        sys.stderr.write("".join(f"m3-operator: {_one_line(error)}\n" for error in group.exceptions[:1]))
         sys.exit(1)
     sys.exit(0)
 
 
-def parse_options(arguments: Sequence[str], environment: Mapping[str, str]) -> Options:
-    """The command line; images may also come from the environment. A bad one ends the process with code 2."""
-    parser = argparse.ArgumentParser(prog="m3-operator", description="Reconcile M3Deployments, M3Routers, M3Tenants.")
-    parser.add_argument("--kubeconfig", type=Path, help="default: $KUBECONFIG, or the service account of the pod")
-    scope = parser.add_mutually_exclusive_group(required=True)
-    scope.add_argument("--namespace", metavar="NS", help="serve one namespace")
-    scope.add_argument("--all-namespaces", action="store_true", help="serve the whole cluster")
-    parser.add_argument("--worker-image", default=environment.get("M3_WORKER_IMAGE"), help="or $M3_WORKER_IMAGE")
-    parser.add_argument("--router-image", default=environment.get("M3_ROUTER_IMAGE"), help="or $M3_ROUTER_IMAGE")
-    parser.add_argument("--health-host", default="127.0.0.1", help="address of /healthz (default %(default)s)")
-    parser.add_argument("--health-port", type=int, default=8085, help="port of /healthz (default %(default)s)")
-    parser.add_argument("--log-level", choices=["debug", "info", "warning", "error"], default="info")
-    given = parser.parse_args(list(arguments))
-    if not 0 < given.health_port < 65536:
-        parser.error(f"--health-port {given.health_port}: must be between 1 and 65535")
-    return Options(
-        kubeconfig=given.kubeconfig,
-        namespace=given.namespace,
-        worker_image=given.worker_image or None,
-        router_image=given.router_image or None,
-        health_host=given.health_host,
-        health_port=given.health_port,
-        log_level=given.log_level,
-    )
+@dataclass(frozen=True)
+class World:
+    """What the tasks of this process share."""
+
+    options: Options
+    client: ApiClient
+    cluster: Cluster
+    store: Store
+    queue: WorkQueue
+    watches: Watches
+    metrics: Metrics
 
 
 async def run(options: Options) -> None:
     """The operator's life. Raises OperatorError if it cannot start."""
-    client = connect(options.kubeconfig)
-    store, queue = Store(), WorkQueue()
-    with ThreadPoolExecutor(_THREADS, thread_name_prefix="api") as executor:
-        cluster = Cluster(client, executor)
-        kinds = await first_look(cluster, store, options.namespace)
-        queue.wake_all(store.owners())
-        logger.info("serving %s: %r", options.namespace or "all namespaces", store)
-        clock, chance = partial(datetime.now, UTC), Chance()
-        installation = Installation(
-            worker_image=options.worker_image,
-            router_image=options.router_image,
-            namespace=own_namespace(),
-            optional_kinds=frozenset(kinds).intersection(OPTIONAL_KINDS),
+    client = connect(options.kubeconfig, _THREADS)
+    stopping = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stopping.set)
+    store, queue, watches = Store(), WorkQueue(), Watches()
+    with ThreadPoolExecutor(_THREADS, "api") as executor, ThreadPoolExecutor(2, "lease") as lease_executor:
+        lease_cluster = Cluster(client, lease_executor, timeout_seconds=_LEASE_TIMEOUT_SECONDS)
+        election = _election(lease_cluster, options.lease) if options.lease is not None else None
+        is_leader = (lambda: election.is_leader) if election is not None else (lambda: True)
+        metrics = Metrics(State(store, queue, watches, is_leader))
+        cluster = Cluster(client, executor, observe=metrics.count_request)
+        world = World(options, client, cluster, store, queue, watches, metrics)
+        async with (
+            serving_health(Health(queue, watches, is_leader), options.health_host, options.health_port),
+            serving_metrics(metrics, options.metrics_host, options.metrics_port),
+        ):
+            if election is None:
+                await _serve(world, stopping)
+            else:
+                await _serve_as_leader(world, election, stopping)
+
+
+def _election(cluster: Cluster, lease: LeaseOptions) -> Election:
+    return Election(cluster, lease.namespace, lease.name, lease.identity)
+
+
+async def _serve_as_leader(world: World, election: Election, stopping: asyncio.Event) -> None:
+    """Stand by, serve, release."""
+    try:
+        await _unless(stopping, election.acquire())
+    except RefusedError as error:
+        raise OperatorError(f"lacks a permission: {error}") from None
+    if not election.is_leader:
+        return
+    keeping = asyncio.create_task(_keep_or_die(election))
+    try:
+        await _serve(world, stopping)
+    finally:
+        await world.cluster.close(_LAST_REQUESTS_SECONDS)
+        keeping.cancel()
+        await election.release()
+
+
+async def _keep_or_die(election: Election) -> None:
+    """Renew; when the Lease is lost, nothing of this process may act any more, threads in a request included."""
+    try:
+        await election.keep()
+    except LeaseLostError as error:
+        sys.stderr.write(f"m3-operator: {_one_line(error)}\n")
+        sys.stderr.flush()
+        os._exit(EXIT_LEASE_LOST)
+
+
+async def _serve(world: World, stopping: asyncio.Event) -> None:
+    """Look at everything, then watch and reconcile until told to stop."""
+    options, store, queue = world.options, world.store, world.queue
+    kinds = await _unless(stopping, first_look(world.cluster, store, options.namespace))
+    if kinds is None:
+        return
+    for kind in kinds:
+        world.watches.told(kind)
+    queue.wake_all(store.owners())
+    logger.info("serving %s: %r", options.namespace or "all namespaces", store)
+    installation = Installation(
+        worker_image=options.worker_image,
+        router_image=options.router_image,
+        namespace=options.own_namespace,
+        optional_kinds=frozenset(kinds).intersection(OPTIONAL_KINDS),
+    )
+    clock, chance = partial(datetime.now, UTC), Chance()
+    reconciler = Reconciler(
+        world.cluster,
+        store,
+        installation,
+        clock=clock,
+        wake=queue.wake_all,
+        chance=chance,
+        observe=world.metrics.count_cycle,
+    )
+    cycles = log.Cycles()
+    looking = partial(look_again, world.cluster, store, queue, kinds, namespace=options.namespace)
+    async with http_fetch() as fetch, asyncio.TaskGroup() as tasks:
+        ours = [tasks.create_task(work(queue, reconciler, cycles)) for _ in range(_CYCLES_AT_ONCE)]
+        ours.append(tasks.create_task(looking(chance=chance, watches=world.watches)))
+        ours.append(tasks.create_task(keep_experts(store, queue, clock)))
+        ours.append(tasks.create_task(Scraper(store, fetch, clock=clock, wake=queue.wake_all).run()))
+        await kopf.operator(
+            registry=build_registry(Feed(store, queue, world.watches), world.client, kinds),
+            settings=build_settings(kinds),
+            namespaces=[options.namespace] if options.namespace else [],
+            clusterwide=options.namespace is None,
+            # kopf would ask the system for its user's name, and a container's user often has none.
+            identity=cast(Any, "m3-operator"),
+            stop_flag=stopping,
         )
-        reconciler = Reconciler(cluster, store, installation, clock=clock, wake=queue.wake_all, chance=chance)
-        async with http_fetch() as fetch, asyncio.TaskGroup() as tasks:
-            scraper = Scraper(store, fetch, clock=clock, wake=queue.wake_all)
-            ours = [tasks.create_task(work(queue, reconciler)) for _ in range(_CYCLES_AT_ONCE)]
-            ours.append(tasks.create_task(_keep_experts(store, clock, queue)))
-            ours.append(tasks.create_task(scraper.run()))
-            ours.append(
-                tasks.create_task(look_again(cluster, store, queue, kinds, namespace=options.namespace, chance=chance))
-            )
-            await kopf.operator(
-                registry=build_registry(Feed(store, queue), client, kinds),
-                settings=build_settings(kinds),
-                namespaces=[options.namespace] if options.namespace else [],
-                clusterwide=options.namespace is None,
-                # kopf would ask the system for its user's name, and a container's user often has none.
-                identity=cast(Any, "m3-operator"),
-                liveness_endpoint=f"http://{options.health_host}:{options.health_port}/healthz",
-            )
-            for task in ours:
-                task.cancel()
+        for task in ours:
+            task.cancel()
 
 
-def own_namespace() -> str | None:
-    """The namespace of the pod that this runs in, as its service account's mount says; None outside a cluster."""
-    try:
-        return _NAMESPACE_FILE.read_text().strip() or None
-    except OSError:
-        return None
+async def _unless(stopping: asyncio.Event, work: Coroutine[Any, Any, _Result]) -> _Result | None:
+    """The result of the work; None if the signal to stop came first, which ends the work."""
+    task, signalled = asyncio.create_task(work), asyncio.create_task(stopping.wait())
+    await asyncio.wait((task, signalled), return_when=asyncio.FIRST_COMPLETED)
+    signalled.cancel()
+    if task.done():
+        return task.result()
+    task.cancel()
+    await asyncio.wait((task,))
+    return None
 
 
-def connect(kubeconfig: Path | None) -> kubernetes_client.ApiClient:
-    """A client by this kubeconfig, else by $KUBECONFIG, else by the pod's service account. Raises OperatorError."""
-    configuration = kubernetes_client.Configuration()
-    configuration.connection_pool_maxsize = _THREADS
-    path = kubeconfig or (Path(found) if (found := os.environ.get("KUBECONFIG")) else None)
-    try:
-        if path is not None:
-            load = partial(kubernetes_config.load_kube_config, config_file=str(path))
-        else:
-            load = partial(kubernetes_config.load_incluster_config)
-        load(client_configuration=configuration)
-    except kubernetes_config.ConfigException as error:
-        where = f"the kubeconfig {path} cannot be used" if path else "no --kubeconfig, and this is no pod"
-        raise OperatorError(f"{where}: {error}") from None
-    configuration.retries = False  # a cycle that fails is tried again as a whole
-    return kubernetes_client.ApiClient(configuration)
-
-
-async def first_look(cluster: Cluster, store: Store, namespace: str | None) -> tuple[str, ...]:
-    """Fill the store; which kinds there are to watch. Raises OperatorError that says what is missing."""
-    found: list[str] = []
-    for kind in WATCHED_KINDS:
-        try:
-            await look(cluster, store, kind, namespace)
-            found.append(kind)
-        except NotFoundError as error:
-            if kind in OPTIONAL_KINDS:
-                continue
-            if kind in OWN_KINDS:
-                raise OperatorError(
-                    f"the API server does not know {kind}: install the CRDs first "
-                    "(m3 crd | kubectl apply --server-side -f -)"
-                ) from None
-            raise OperatorError(f"cannot list {RESOURCES[kind].plural}: {error}") from None
-        except RefusedError as error:
-            if kind in OPTIONAL_KINDS:
-                logger.warning("%s are not used: %s", RESOURCES[kind].plural, error)
-                continue
-            raise OperatorError(f"lacks a permission: {error}") from None
-        except UnavailableError as error:
-            raise OperatorError(f"cannot reach the API server: {error}") from None
-    return tuple(found)
-
-
-async def look(cluster: Cluster, store: Store, kind: str, namespace: str | None) -> set[object]:
-    """Bring one kind in the store to what the API server has; the owners it concerns."""
-    before = store.identities(kind)
-    listed = await cluster.list(kind, namespace, CHILD_SELECTORS.get(kind, ""))
-    return set(store.replace(kind, listed, before))
-
-
-async def work(queue: WorkQueue, reconciler: Reconciler) -> None:
-    """Take objects from the queue and give each its cycle, for ever; a defect of one is logged and tried again."""
-    while True:
-        key = await queue.take()
-        wake_in: float | None = None
-        try:
-            wake_in = await reconciler.cycle(key)
-        except Exception:
-            logger.exception("%s: defect; trying again in %.0f s", key, _AFTER_DEFECT_SECONDS)
-            wake_in = _AFTER_DEFECT_SECONDS
-        finally:
-            queue.done(key, wake_in)
-
-
-async def _keep_experts(store: Store, clock: Callable[[], datetime], queue: WorkQueue) -> None:
-    async with httpx.AsyncClient(timeout=_WORKER_SECONDS, trust_env=False) as client:
-        await ExpertKeeper(store, WorkerClient(client), clock=clock, wake=queue.wake_all).run()
-
-
-async def look_again(
-    cluster: Cluster, store: Store, queue: WorkQueue, kinds: Sequence[str], *, namespace: str | None, chance: Chance
-) -> None:
-    """A full list and a cycle of everything now and then, for what a broken watch did not tell."""
-    while True:
-        await asyncio.sleep(_RELIST_SECONDS * chance.between(0.9, 1.1))
-        for kind in kinds:
-            with contextlib.suppress(ApiError):  # the next one may succeed; the watch goes on
-                await look(cluster, store, kind, namespace)
-        queue.wake_all(store.owners())
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())

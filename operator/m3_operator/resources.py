@@ -62,6 +62,7 @@ RESOURCES: Final[Mapping[str, Resource]] = {
     "PodGroup.scheduling.volcano.sh": Resource("scheduling.volcano.sh/v1beta1", "podgroups", kind="PodGroup"),
     "PodGroup.scheduling.x-k8s.io": Resource("scheduling.x-k8s.io/v1alpha1", "podgroups", kind="PodGroup"),
     "PodMonitor": Resource("monitoring.coreos.com/v1", "podmonitors"),
+    "Lease": Resource("coordination.k8s.io/v1", "leases"),
 }
 
 # Kinds of other projects or of newer API servers: used where they are known and allowed, and never needed.

@@ -130,6 +130,13 @@ class Store:
             self._experts[key] = state
         return {key}
 
+    def pods_by_deployment(self) -> list[list[ObservedPod]]:
+        """All worker pods, those of one M3Deployment together."""
+        found: dict[tuple[str, str], list[ObservedPod]] = {}
+        for (_, namespace, _), pod in self._pods.items():
+            found.setdefault((namespace, pod.deployment), []).append(pod)
+        return list(found.values())
+
     def deployment_snapshot(self, key: Key) -> DeploymentSnapshot | None:
         """Everything the plan of one M3Deployment may look at; None if it is gone."""
         manifest = self.get(key)
@@ -187,28 +194,36 @@ class Store:
 
     def _remember(self, identity: _Identity, manifest: Manifest) -> set[Key]:
         kind, namespace, name = identity
-        is_renamed, told = False, set[Key]()
         if kind == "Node":
             return _deployments(self._nodes.put(manifest))
         if kind == "Pod":
-            router_pod = read_router_pod(manifest)
-            if router_pod is not None:
-                self._router_pods.setdefault((namespace, router_pod.router), {})[name] = router_pod
-                return set()  # no plan looks at it
-            pod = read_pod(manifest)
-            if pod is None or self._pods.get(identity) == pod:
-                return set()
-            self._nodes.move(namespace, self._pods.get(identity), pod)
-            self._pods[identity] = pod
-        else:
-            before = self._objects.get(identity)
-            if kind == names.ROUTER_KIND:
-                self._index_router(namespace, name, before, manifest)
-            is_renamed = before is None or served_model(before) != served_model(manifest)
-            told = self._tenancy.put(kind, namespace, name, before, manifest)
-            self._objects[identity] = _without_managed_fields(manifest)
+            return self._remember_pod(identity, manifest)
+        before = self._objects.get(identity)
+        if kind == names.ROUTER_KIND:
+            self._index_router(namespace, name, before, manifest)
+        told = self._tenancy.put(kind, namespace, name, before, manifest)
+        self._objects[identity] = _without_managed_fields(manifest)
+        if kind == names.DEPLOYMENT_KIND and before is not None and _has_same_spec(before, manifest):
+            return {Key(*identity)}  # routers read nothing of its status
         if kind in OWN_KINDS:
+            is_renamed = before is None or served_model(before) != served_model(manifest)
             return self._related(identity) | told | (self._rivals(identity) if is_renamed else set())
+        return self._own(identity, manifest)
+
+    def _remember_pod(self, identity: _Identity, manifest: Manifest) -> set[Key]:
+        _, namespace, name = identity
+        router_pod = read_router_pod(manifest)
+        if router_pod is not None:
+            self._router_pods.setdefault((namespace, router_pod.router), {})[name] = router_pod
+            return set()  # no plan looks at it
+        pod = read_pod(manifest)
+        if pod is None or self._pods.get(identity) == pod:
+            return set()
+        self._nodes.move(namespace, self._pods.get(identity), pod)
+        self._pods[identity] = pod
+        return self._own(identity, manifest)
+
+    def _own(self, identity: _Identity, manifest: Manifest) -> set[Key]:
         owner = _labelled_owner(manifest)
         if owner is None:
             return set()
@@ -301,6 +316,12 @@ def _identity(kind: str, manifest: Manifest) -> _Identity:
         raise ValueError(f"{kind}: not a kind that is watched")
     # Objects of the whole cluster have no namespace.
     return kind, manifest["metadata"].get("namespace", ""), manifest["metadata"]["name"]
+
+
+def _has_same_spec(one: Manifest, other: Manifest) -> bool:
+    """Whether two versions of an object have one generation, which every change of the spec and a deletion raise."""
+    generations = [manifest["metadata"].get("generation") for manifest in (one, other)]
+    return generations[0] is not None and generations[0] == generations[1]
 
 
 def _without_managed_fields(manifest: Manifest) -> dict[str, Any]:

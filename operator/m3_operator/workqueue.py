@@ -54,6 +54,11 @@ class WorkQueue:
         elif wake_in_seconds is not None:
             self._timers[key] = asyncio.get_running_loop().call_later(max(wake_in_seconds, 0), self.wake, key)
 
+    @property
+    def depth(self) -> int:
+        """How many wait for their turn."""
+        return len(self._waiting)
+
     def longest_wait_seconds(self) -> float:
         """How long the oldest object has been waiting for its turn or for the end of it."""
         since = [*self._waiting.values(), *self._active.values()]

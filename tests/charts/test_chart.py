@@ -13,7 +13,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from m3_operator.main import parse_options
+from m3_operator.options import DEFAULT_LEASE, parse_options
 
 ROOT = Path(__file__).parents[2]
 CHART = ROOT / "charts" / "m3serve"
@@ -27,10 +27,15 @@ MATRIX: dict[str, list[str]] = {
     "aggregation": ["rbac.aggregate=true"],
     "no rbac": ["rbac.create=false"],
     "account of somebody else": ["serviceAccount.create=false", "serviceAccount.name=mine"],
+    "two replicas": ["operator.replicas=2", "operator.logFormat=json"],
     "network policy": [
         "networkPolicy.enabled=true",
         "networkPolicy.apiServerPorts={443,16443}",
         "networkPolicy.gpuMetricsPorts={9400}",
+    ],
+    "metrics": [
+        "networkPolicy.enabled=true",
+        "networkPolicy.metricsFrom[0].namespaceSelector.matchLabels.kubernetes\\.io/metadata\\.name=monitoring",
     ],
     "test": ["test.deployment=tiny", "test.timeoutSeconds=60"],
     "test through a shared router": [
@@ -137,15 +142,18 @@ def test_the_operator_gets_no_more_than_it_uses() -> None:
     }
     assert not [entry for entry in allowed if "*" in entry]
     assert {verb for _, resource, verb in allowed if resource == "secrets"} == {"create"}
-    assert not {verb for _, _, verb in allowed} & {"escalate", "bind", "impersonate", "deletecollection", "update"}
+    assert not {verb for _, _, verb in allowed} & {"escalate", "bind", "impersonate", "deletecollection"}
+    assert {resource for _, resource, verb in allowed if verb == "update"} == {"leases"}
     assert not [rule for rule in rules if "nonResourceURLs" in rule]
 
 
 def test_the_operator_may_do_in_a_cluster_what_it_may_do_in_a_namespace_and_look_at_nodes() -> None:
-    cluster = [item for item in render(["rbac.scope=cluster"]) if item["kind"] == "ClusterRole"]
+    cluster = render(["rbac.scope=cluster"])
+    rules = [*one(cluster, "ClusterRole")["rules"], *one(cluster, "Role")["rules"]]
     nodes = {"apiGroups": [""], "resources": ["nodes"], "verbs": ["get", "list", "watch"]}
 
-    assert [item["rules"] for item in cluster] == [[*one(render([]), "Role")["rules"], nodes]]
+    assert [rule for rule in rules if rule != nodes] == one(render([]), "Role")["rules"]
+    assert nodes in rules
 
 
 def test_aggregation_lets_a_namespaces_admin_grant_everything_that_the_operator_needs() -> None:
@@ -176,11 +184,56 @@ def test_pods_meet_the_restricted_pod_security_standard(kind: str) -> None:
         assert box["resources"]["limits"]["memory"]
 
 
-def test_one_operator_runs_at_a_time() -> None:
+def test_one_operator_is_replaced_by_a_new_one_that_stands_by_first() -> None:
     spec = one(render([]), "Deployment")["spec"]
 
     assert spec["replicas"] == 1
-    assert spec["strategy"] == {"type": "Recreate"}
+    assert spec["strategy"] == {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}}
+    assert "affinity" not in spec["template"]["spec"]
+    assert "PodDisruptionBudget" not in {item["kind"] for item in render([])}
+
+
+def test_a_standby_is_kept_apart_and_up() -> None:
+    objects = render(MATRIX["two replicas"])
+    spec = one(objects, "Deployment")["spec"]
+
+    assert spec["replicas"] == 2
+    (term,) = spec["template"]["spec"]["affinity"]["podAntiAffinity"]["preferredDuringSchedulingIgnoredDuringExecution"]
+    assert term["podAffinityTerm"]["topologyKey"] == "kubernetes.io/hostname"
+    assert term["podAffinityTerm"]["labelSelector"] == spec["selector"]
+    budget = one(objects, "PodDisruptionBudget")["spec"]
+    assert (budget["maxUnavailable"], budget["selector"]) == (1, spec["selector"])
+
+
+@pytest.mark.parametrize("scope", ["namespace", "cluster"])
+def test_of_all_leases_the_operator_may_write_its_own_in_its_own_namespace(scope: str) -> None:
+    objects = render([f"rbac.scope={scope}"])
+    rules = [
+        (item["kind"], rule)
+        for item in objects
+        if "rules" in item
+        for rule in item["rules"]
+        if "leases" in rule["resources"]
+    ]
+
+    ((kind, rule),) = rules
+    assert kind == "Role"
+    assert rule["resourceNames"] == [DEFAULT_LEASE]
+    assert rule["verbs"] == ["get", "create", "update"]
+    env = {entry["name"]: entry["valueFrom"] for entry in container(objects)["env"]}
+    assert env == {"POD_NAME": {"fieldRef": {"fieldPath": "metadata.name"}}}
+
+
+def test_a_pod_monitor_reads_the_port_that_the_operator_serves() -> None:
+    objects = render(
+        ["monitoring.podMonitor=true", "monitoring.labels.release=prometheus", "operator.metricsPort=9100"]
+    )
+    monitor = one(objects, "PodMonitor")
+
+    assert monitor["metadata"]["labels"]["release"] == "prometheus"
+    assert monitor["spec"]["podMetricsEndpoints"] == [{"port": "metrics", "interval": "30s"}]
+    assert {"name": "metrics", "containerPort": 9100} in container(objects)["ports"]
+    assert monitor["spec"]["selector"] == one(objects, "Deployment")["spec"]["selector"]
 
 
 def test_the_operators_selector_matches_no_pod_that_the_operator_makes() -> None:
@@ -213,13 +266,18 @@ def test_the_network_policy_lets_the_operator_reach_dns_the_api_server_and_metri
 
 @pytest.mark.parametrize("scope", ["namespace", "cluster"])
 def test_the_operator_is_started_with_flags_that_it_knows(scope: str) -> None:
-    box = container(render([f"rbac.scope={scope}", "operator.healthPort=9000", "operator.logLevel=debug"]))
+    values = ["operator.healthPort=9000", "operator.metricsPort=9001", "operator.logLevel=debug"]
+    box = container(render([f"rbac.scope={scope}", *values, "operator.logFormat=json"]))
 
-    options = parse_options(box["args"], {})
+    options = parse_options([*box["args"], "--leader-namespace=serving"], {"POD_NAME": "m3-operator-0"})
 
     assert box["command"] == ["m3-operator"]
     assert options.namespace == ("serving" if scope == "namespace" else None)
     assert (options.health_host, options.health_port) == ("0.0.0.0", 9000)
+    assert (options.metrics_host, options.metrics_port) == ("0.0.0.0", 9001)
+    assert (options.log_level, options.log_format) == ("debug", "json")
+    assert options.lease is not None
+    assert options.lease.identity == "m3-operator-0"
     assert box["livenessProbe"]["httpGet"]["path"] == "/healthz"
 
 
@@ -257,6 +315,10 @@ def test_without_a_deployment_to_test_there_is_no_test_pod() -> None:
         ("rbac.scope=clsuter", 'rbac.scope must be one of the following: "namespace", "cluster"'),
         ("operator.image.tagg=1", "Additional property tagg is not allowed"),
         ("bogus=1", "Additional property bogus is not allowed"),
+        ("operator.replicas=3", "Must be less than or equal to 2"),
+        ("operator.logFormat=xml", "operator.logFormat must be one of the following"),
+        ("operator.metricsPort=80", "Must be greater than or equal to 1024"),
+        ("monitoring.interval=often", "monitoring.interval: Does not match pattern"),
         ("operator.healthPort=80", "Must be greater than or equal to 1024"),
         ("operator.healthPort=high", "Invalid type. Expected: integer, given: string"),
         ("operator.logLevel=loud", "operator.logLevel must be one of the following"),

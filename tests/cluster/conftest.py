@@ -30,7 +30,7 @@ def account(m3_cluster: Cluster, namespace: str) -> Account:
 def start_operator(account: Account, tmp_path: Path) -> Iterator[Callable[..., Operator]]:
     """Starts operators, which end with the test."""
     with ExitStack() as stack:
-        yield lambda *flags: stack.enter_context(running_operator(account, tmp_path, *flags))
+        yield lambda *flags, **how: stack.enter_context(running_operator(account, tmp_path, *flags, **how))
 
 
 @pytest.fixture

@@ -9,6 +9,8 @@ import yaml
 from m3_testcluster.cluster import Cluster, write_kubeconfig
 from operator_process import BIN, Account
 
+ALONE = "--no-leader-election"
+
 
 def run(*flags: str, kubeconfig: Path) -> tuple[int, list[str]]:
     """Exit code and standard error, by line."""
@@ -28,7 +30,7 @@ def test_without_the_crds_it_says_how_to_install_them(control_plane: Cluster, tm
             control_plane.kubectl("delete", *ours, "--timeout=60s")
         path = tmp_path / "kubeconfig"
         path.write_text(yaml.safe_dump(config))
-        code, lines = run("--all-namespaces", kubeconfig=path)
+        code, lines = run("--all-namespaces", ALONE, kubeconfig=path)
     finally:
         for definition in saved:
             metadata = {key: definition["metadata"][key] for key in ("name", "labels")}
@@ -45,16 +47,17 @@ def test_without_the_crds_it_says_how_to_install_them(control_plane: Cluster, tm
 def test_without_rights_it_names_the_first_that_lacks(m3_cluster: Cluster, namespace: str) -> None:
     m3_cluster.kubectl("create", "serviceaccount", "nobody", f"--namespace={namespace}")
     account = Account(m3_cluster, namespace, "nobody")
-    code, lines = run(f"--namespace={namespace}", kubeconfig=account.kubeconfig)
-    assert code == 1
-    (line,) = lines
-    assert line.startswith("m3-operator: lacks a permission: ")
-    assert 'cannot list resource "m3deployments"' in line
+    for flags, missing in (([], 'cannot get resource "leases"'), ([ALONE], 'cannot list resource "m3deployments"')):
+        code, lines = run(f"--namespace={namespace}", *flags, kubeconfig=account.kubeconfig)
+        assert code == 1
+        (line,) = lines
+        assert line.startswith("m3-operator: lacks a permission: ")
+        assert missing in line
 
 
 def test_an_api_server_that_does_not_answer_is_named(m3_cluster: Cluster, tmp_path: Path) -> None:
     kubeconfig = write_kubeconfig(tmp_path / "kubeconfig", "https://127.0.0.1:9", m3_cluster.ca, "token")
-    code, lines = run("--all-namespaces", kubeconfig=kubeconfig)
+    code, lines = run("--all-namespaces", ALONE, kubeconfig=kubeconfig)
     assert code == 1
     (line,) = lines
     assert line.startswith("m3-operator: cannot reach the API server: ")
@@ -63,7 +66,7 @@ def test_an_api_server_that_does_not_answer_is_named(m3_cluster: Cluster, tmp_pa
 
 def test_a_wrong_token_is_said_to_be_refused(m3_cluster: Cluster, tmp_path: Path) -> None:
     kubeconfig = write_kubeconfig(tmp_path / "kubeconfig", m3_cluster.server, m3_cluster.ca, "wrong")
-    code, lines = run("--all-namespaces", kubeconfig=kubeconfig)
+    code, lines = run("--all-namespaces", ALONE, kubeconfig=kubeconfig)
     assert code == 1
     assert lines == ["m3-operator: lacks a permission: Unauthorized"]
 
@@ -73,7 +76,7 @@ def test_a_kubeconfig_that_cannot_be_used_is_named(tmp_path: Path, text: str | N
     path = tmp_path / "kubeconfig"
     if text is not None:
         path.write_text(text)
-    code, lines = run("--all-namespaces", kubeconfig=path)
+    code, lines = run("--all-namespaces", ALONE, kubeconfig=path)
     assert code == 1
     (line,) = lines
     assert line.startswith(f"m3-operator: the kubeconfig {path} cannot be used: ")

@@ -6,15 +6,16 @@ import pytest
 
 from m3_operator.cluster import classify
 from m3_operator.errors import ApiError, ConflictError, NotFoundError, RefusedError, UnavailableError
-from m3_operator.handlers import STUCK_AFTER_SECONDS, build_settings, check_pace
-from m3_operator.main import Options, parse_options
+from m3_operator.handlers import build_settings
+from m3_operator.options import LeaseOptions, Options, parse_options
 from m3_operator.resources import WATCHED_KINDS
-from m3_operator.workqueue import WorkQueue
+
+NOWHERE = Path("/nonexistent/namespace")  # this is no pod
 
 
 def test_flags_and_environment_become_options() -> None:
-    environment = {"M3_WORKER_IMAGE": "w:env", "M3_ROUTER_IMAGE": "r:env"}
-    found = parse_options(["--namespace=ns", "--worker-image=w:flag", "--kubeconfig=/k"], environment)
+    environment = {"M3_WORKER_IMAGE": "w:env", "M3_ROUTER_IMAGE": "r:env", "POD_NAME": "m3-operator-0"}
+    found = parse_options(["--namespace=ns", "--worker-image=w:flag", "--kubeconfig=/k"], environment, NOWHERE)
     assert found == Options(
         kubeconfig=Path("/k"),
         namespace="ns",
@@ -22,12 +23,37 @@ def test_flags_and_environment_become_options() -> None:
         router_image="r:env",
         health_host="127.0.0.1",
         health_port=8085,
+        metrics_host="127.0.0.1",
+        metrics_port=8086,
         log_level="info",
+        log_format="text",
+        lease=LeaseOptions(namespace="ns", name="m3-operator", identity="m3-operator-0"),
     )
 
 
 def test_no_image_is_invented() -> None:
-    assert parse_options(["--all-namespaces"], {}).worker_image is None
+    assert parse_options(["--all-namespaces", "--no-leader-election"], {}).worker_image is None
+
+
+def test_the_lease_is_in_the_pods_own_namespace_whatever_is_watched(tmp_path: Path) -> None:
+    own = tmp_path / "namespace"
+    own.write_text("m3serve\n")
+    for scope in ("--namespace=serving", "--all-namespaces"):
+        lease = parse_options([scope], {}, own).lease
+        assert lease is not None
+        assert lease.namespace == "m3serve"
+    lease = parse_options(["--all-namespaces", "--leader-namespace=elsewhere", "--leader-lease=blue"], {}, own).lease
+    assert lease is not None
+    assert (lease.namespace, lease.name) == ("elsewhere", "blue")
+
+
+def test_two_operators_on_one_host_are_never_taken_for_one_another() -> None:
+    found = [parse_options(["--namespace=ns"], {}, NOWHERE).lease for _ in range(2)]
+    assert found[0] != found[1]
+
+
+def test_development_needs_no_lease() -> None:
+    assert parse_options(["--all-namespaces", "--no-leader-election"], {}, NOWHERE).lease is None
 
 
 @pytest.mark.parametrize(
@@ -36,6 +62,9 @@ def test_no_image_is_invented() -> None:
         ([], "--namespace"),
         (["--namespace=a", "--all-namespaces"], "not allowed with"),
         (["--all-namespaces", "--health-port=0"], "--health-port 0"),
+        (["--all-namespaces", "--metrics-port=65536"], "--metrics-port 65536"),
+        (["--all-namespaces", "--log-format=xml"], "xml"),
+        (["--all-namespaces"], "say --leader-namespace NS, or --no-leader-election"),
         (["--all-namespaces", "--log-level=loud"], "loud"),
     ],
 )
@@ -43,7 +72,7 @@ def test_a_bad_command_line_ends_with_code_2(
     arguments: list[str], word: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as caught:
-        parse_options(arguments, {})
+        parse_options(arguments, {}, NOWHERE)
     assert caught.value.code == 2
     assert word in capsys.readouterr().err
 
@@ -76,11 +105,3 @@ def test_kopf_writes_nothing_and_sees_only_what_is_ours() -> None:
     assert settings.posting.enabled is False
     assert settings.peering.standalone
     assert settings.scanning.disabled
-
-
-async def test_the_probe_fails_when_an_object_waits_too_long(monkeypatch: pytest.MonkeyPatch) -> None:
-    queue = WorkQueue()
-    assert check_pace(queue) == 0
-    monkeypatch.setattr(queue, "longest_wait_seconds", lambda: STUCK_AFTER_SECONDS + 1)
-    with pytest.raises(Exception, match="has been waiting for 301 s"):
-        check_pace(queue)

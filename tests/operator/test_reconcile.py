@@ -634,3 +634,22 @@ async def test_what_takes_the_place_of_a_pod_that_went_at_once_waits_for_no_even
     assert after is not None
     assert after.pods == ()
     assert M3 in world.woken
+
+
+async def test_a_spec_that_changed_while_its_status_was_written_is_looked_at_again() -> None:
+    world = World(deployment())
+
+    async def write_status(owner: Any, status: dict[str, Any]) -> dict[str, Any] | None:
+        # Somebody was quicker: the answer has their spec, and the event of it will look old.
+        metadata = {**owner["metadata"], "generation": 4, "resourceVersion": "500"}
+        return {**owner, "metadata": metadata, "spec": {**owner["spec"], "replicas": 2}, "status": status}
+
+    world.writer.write_status = write_status  # type: ignore[method-assign]
+    await world.cycle(M3)
+    assert M3 in world.woken
+
+
+async def test_the_answer_to_its_own_status_wakes_nobody_for_a_second_look() -> None:
+    world = World(deployment())
+    await world.cycle(M3)
+    assert M3 not in world.woken

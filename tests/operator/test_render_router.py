@@ -9,6 +9,7 @@ from typing import Any
 
 import kubernetes_validate
 import pytest
+import yaml
 
 from m3_operator.api import M3Deployment, M3Router, parse_deployment, parse_router
 from m3_operator.render import router as render
@@ -372,3 +373,10 @@ def _aliases(spec: type[Model], field: str) -> list[str]:
     assert isinstance(model, type)
     assert issubclass(model, Model)
     return [str(found.alias) for found in model.model_fields.values()]
+
+
+def test_the_quick_writer_of_the_configuration_writes_what_the_slow_one_does() -> None:
+    """Another text would be another hash, and an upgrade would roll every router."""
+    config = render.cluster_config(router("m3"), [deployment("m3", "MiniMax-M3-" + "long" * 12)])
+    document = config.model_dump(mode="json", by_alias=True, exclude_none=True)
+    assert config.to_yaml() == yaml.safe_dump(document, sort_keys=False)

@@ -223,3 +223,22 @@ def test_managed_fields_are_not_kept() -> None:
 def _same(router_key: Key) -> Key:
     """A router also concerns the deployment of its own name, which may have wanted to make it."""
     return Key("M3Deployment", router_key.namespace, router_key.name)
+
+
+def test_the_status_of_a_deployment_wakes_no_router_and_a_new_spec_does() -> None:
+    store = Store()
+
+    def manifest(kind: str, version: int, generation: int, spec: dict[str, Any]) -> dict[str, Any]:
+        metadata = {"name": "m3", "namespace": "ns", "uid": f"uid-{kind}", "resourceVersion": str(version)}
+        return {
+            "kind": kind,
+            "metadata": {**metadata, "generation": generation},
+            "spec": spec,
+            "status": {"v": version},
+        }
+
+    router, deployment = Key("M3Router", "ns", "m3"), Key("M3Deployment", "ns", "m3")
+    store.put("M3Router", manifest("M3Router", 1, 1, {"deployments": [{"name": "m3"}]}))
+    assert store.put("M3Deployment", manifest("M3Deployment", 2, 1, {})) == {deployment, router}
+    assert store.put("M3Deployment", manifest("M3Deployment", 3, 1, {})) == {deployment}
+    assert store.put("M3Deployment", manifest("M3Deployment", 4, 2, {})) == {deployment, router}

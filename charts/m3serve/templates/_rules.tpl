@@ -6,7 +6,7 @@ Secrets are created and never read: an API key that the operator made stays wher
 # The custom resources. An M3Router is also made, and removed, for a deployment that names none.
 - apiGroups: [serving.m3.dev]
   resources: [m3deployments]
-  verbs: [get, list, watch]
+  verbs: [list, watch]
 - apiGroups: [serving.m3.dev]
   resources: [m3routers]
   verbs: [get, list, watch, create, patch, delete]
@@ -74,4 +74,12 @@ Secrets are created and never read: an API key that the operator made stays wher
 - apiGroups: [events.k8s.io]
   resources: [events]
   verbs: [create]
+{{- end }}
+
+{{/* Of all Leases the one that says which replica acts, in the release's namespace alone, whatever the operator watches. */}}
+{{- define "m3serve.leaderRules" -}}
+- apiGroups: [coordination.k8s.io]
+  resources: [leases]
+  resourceNames: [m3-operator]
+  verbs: [get, create, update]
 {{- end }}

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from m3_operator.decide.problem import Problem
 from m3_operator.errors import NameTakenError, RefusedError
 from m3_operator.events import Happening
-from m3_operator.observed import Key, Manifest
+from m3_operator.observed import Key, Manifest, uid
 from m3_operator.plan.actions import ApplyObject, CreateObject, CreatePods, DeletePods, ObjectAction, PodAction
 from m3_operator.plan.gates import OpenGates
 from m3_operator.reconcile.writer import Writer
@@ -91,9 +91,19 @@ class Actor:
         return None
 
     def remember(self, owner: Key, kind: str, manifest: Manifest | None) -> None:
-        """Take in the answer to a write of this owner's cycle, and wake whom else it concerns."""
-        if manifest is not None:
-            self._wake(self._store.put(kind, manifest) - {owner})
+        """Take in the answer to a write of this owner's cycle, and wake whom else it concerns.
+
+        The owner itself is woken when the answer to its status shows a spec that this cycle has not seen: the event of
+        that change is older than the answer by then, and will be passed over.
+        """
+        if manifest is None:
+            return
+        before = self._store.get(owner) if kind == owner.kind else None
+        concerned = self._store.put(kind, manifest)
+        is_news = before is not None and uid(before) == uid(manifest) and _generation(before) != _generation(manifest)
+        if not is_news:
+            concerned -= {owner}
+        self._wake(concerned)
 
     async def _change_group(self, owner: Key, templates: Mapping[str, Template], action: PodAction) -> None:
         if isinstance(action, CreatePods):
@@ -130,6 +140,10 @@ def problem_of(kind: str, error: RefusedError | NameTakenError) -> Problem:
         return Problem("QuotaExceeded", f"{kind}: {error}; raise the quota, or ask for fewer groups")
     lacks_rights = error.status in (401, 403) and "cannot" in str(error) and "in the namespace" in str(error)
     return Problem("PermissionMissing" if lacks_rights else "TemplateRefused", f"{kind}: {error}")
+
+
+def _generation(manifest: Manifest) -> int:
+    return int(manifest["metadata"].get("generation", 0))
 
 
 def _happening(action: PodAction) -> Happening:

@@ -6,6 +6,7 @@ its words. All state here is about pace: forgetting it changes when something ha
 """
 
 import logging
+import time
 from collections.abc import Callable, Iterable
 from datetime import datetime
 
@@ -13,7 +14,7 @@ from m3_operator import names
 from m3_operator.chance import Chance
 from m3_operator.decide.installation import Installation
 from m3_operator.decide.problem import Problem
-from m3_operator.errors import ApiError
+from m3_operator.errors import ApiError, UnavailableError
 from m3_operator.observed import Key
 from m3_operator.reconcile.acting import Actor
 from m3_operator.reconcile.deployments import DeploymentCycle
@@ -28,6 +29,10 @@ from m3_operator.store import Store
 logger = logging.getLogger(__name__)
 
 
+def _observe_nothing(kind: str, result: str, seconds: float) -> None:
+    """Nobody counts cycles."""
+
+
 class Reconciler:
     """Brings objects to what their specs ask for, one cycle at a time."""
 
@@ -40,8 +45,12 @@ class Reconciler:
         clock: Callable[[], datetime],
         wake: Callable[[Iterable[Key]], None],
         chance: Chance | None = None,
+        observe: Callable[[str, str, float], None] = _observe_nothing,
     ) -> None:
-        """`wake` is told whom a write concerns beside the object whose cycle made it."""
+        """`wake` is told whom a write concerns beside the object whose cycle made it; `observe` kind, result ("done",
+        "refused", "unavailable" or "defect") and seconds of each cycle.
+        """
+        self._observe = observe
         self._store = store
         self._clock = clock
         self._chance = chance or Chance()
@@ -53,12 +62,17 @@ class Reconciler:
 
     async def cycle(self, key: Key) -> float | None:
         """One cycle; the answer is in how many seconds to look again, if nothing happens before."""
+        started, result = time.monotonic(), "defect"
         try:
             problem, wake_at = await self._run(key)
+            result = "done" if problem is None else "refused"
         except ApiError as error:
+            result = "unavailable" if isinstance(error, UnavailableError) else "refused"
             pause = self._paces.setdefault(key, Pace()).pause_seconds(self._chance)
             logger.warning("%s: %s; trying again in %.0f s", key, error, pause)
             return pause
+        finally:
+            self._observe(key.kind, result, time.monotonic() - started)
         logger.debug("%s: cycle done", key)
         if problem is not None:
             return self._paces.setdefault(key, Pace()).pause_seconds(self._chance)

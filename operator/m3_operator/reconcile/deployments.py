@@ -54,7 +54,9 @@ class DeploymentCycle:
         if after is None:
             return refusal, None
         after = replace(after, steps=snapshot.steps)
-        decision_after = decide_deployment(after, self.installation, self.clock())
+        # Where nothing was done and nothing came meanwhile, the first answer still holds.
+        is_same = not (decision.objects or decision.steps.actions or decision.turn.opening) and after == snapshot
+        decision_after = decision if is_same else decide_deployment(after, self.installation, self.clock())
         deployment = decision_after.deployment
         references = () if deployment is None else worker_references(deployment, decision_after.groups)
         absent = reference_problem(await self.probe.missing(key.namespace, references))

@@ -16,17 +16,20 @@ from typing import Any, cast
 
 from kubernetes.client import ApiClient
 
+from m3_operator import log
 from m3_operator.chance import Chance
 from m3_operator.cluster import Cluster
 from m3_operator.decide.installation import Installation
 from m3_operator.errors import OperatorError
 from m3_operator.handlers import Feed
-from m3_operator.main import first_look, look_again, work
+from m3_operator.health import Watches
 from m3_operator.observed import Key, owner_uid, uid
 from m3_operator.reconcile.cycle import Reconciler
 from m3_operator.reconcile.writer import Writer
 from m3_operator.resources import CHILD_SELECTORS, OPTIONAL_KINDS
+from m3_operator.startup import first_look
 from m3_operator.store import Store
+from m3_operator.tasks import look_again, work
 from m3_operator.workqueue import WorkQueue
 from m3_simulation.api_server import ApiServer, Manifest
 from m3_simulation.history import BrokenRuleError, History
@@ -132,7 +135,8 @@ class OperatorProcess:
             absent_kinds=absent_kinds,
         )
         self.store, self.queue = wiring.store(), WorkQueue()
-        self._feed = wiring.feed(self.store, self.queue)
+        self._watches = Watches()
+        self._feed = wiring.feed(self.store, self.queue, self._watches)
         network = Network(clock, random, weather, lambda: self.is_alive)
         self._cluster = Cluster(cast(ApiClient, self.client), network)
 
@@ -159,9 +163,11 @@ class OperatorProcess:
         for kind in kinds:
             self._watch(kind)
         self._server.watchers.append(self._on_change)
-        self._tasks = [asyncio.create_task(work(self.queue, reconciler)) for _ in range(CYCLES_AT_ONCE)]
+        self._tasks = [asyncio.create_task(work(self.queue, reconciler, log.Cycles())) for _ in range(CYCLES_AT_ONCE)]
         if self._wiring.looks_again:
-            again = look_again(self._cluster, self.store, self.queue, kinds, namespace=None, chance=chance)
+            again = look_again(
+                self._cluster, self.store, self.queue, kinds, namespace=None, chance=chance, watches=self._watches
+            )
             self._tasks.append(asyncio.create_task(again))
         for task in self._tasks:
             task.add_done_callback(self._on_task_end)

@@ -174,6 +174,11 @@ class Cluster:
         self._flush_audit_log()
         return select_writes(read_events(self.logs / "audit.log"), user, since)
 
+    def requests(self, user: str) -> list[AuditEvent]:
+        """Every request of `user` that was answered before this call; a watch is one when it has ended."""
+        self._flush_audit_log()
+        return [event for event in read_events(self.logs / "audit.log") if event.user == user]
+
     def _flush_audit_log(self, timeout_seconds: float = 10) -> None:
         """Sends a request with an audit id of its own, and returns when the log has it.
 
