@@ -11,8 +11,10 @@ from hypothesis import strategies as st
 from m3_operator.groups import GroupState
 from m3_operator.observed import ObservedPod
 from m3_operator.plan.actions import CreatePods, DeletePods
+from m3_operator.plan.faults import HEALTHY, Fault
 from m3_operator.plan.rollout import roll, stand
-from m3_operator.plan.steps import RolloutPolicy, Wanted
+from m3_operator.plan.steps import RolloutPolicy, Wanted, next_steps
+from m3_operator.spec.recovery import RecoverySpec
 from operator_world import NAME, NOW, SimulatedPods, failed, members, pod, terminating
 
 unhurried = settings(deadline=None)
@@ -190,6 +192,25 @@ def test_what_somebody_else_takes_down_is_left_alone_and_counts_as_down() -> Non
     two_down = replace(wanted, rollout=replace(wanted.rollout, unavailable=2))
     (action,) = roll(two_down, groups, standing, NOW, taken={2}, names_in_the_way=())
     assert action.group == 1
+
+
+def test_what_is_left_of_a_drained_group_goes_whatever_the_recovery_and_of_a_wanted_one_only_by_it() -> None:
+    two_nodes = [one for index in range(2) for one in members(index, 2, revision="r2")]
+    without_a_leader = [one for one in two_nodes if one.name != f"{NAME}-g1-r0"]
+    for groups, recovery, touched in [(1, "None", {1}), (2, "None", set()), (2, "RecreateGroup", {1})]:
+        wanted = replace(want(groups), nodes=2, recovery=RecoverySpec(policy=recovery))
+        steps = SimulatedPods.of(without_a_leader).plan(wanted)
+        assert {action.group for action in steps.actions} == touched
+        assert steps.leaving == ({1} if groups == 1 else set())
+
+
+def test_a_group_with_a_fault_does_not_count_as_available() -> None:
+    world, wanted = SimulatedPods.of([pod(0, revision="r2"), pod(1)]), want(2)
+    assert [action.group for action in world.plan(wanted).actions] == [1]
+    fault = Fault("Hung", "its steps stand still")
+    waiting = replace(wanted, recovery=RecoverySpec(policy="None"))
+    steps = next_steps(waiting, world.groups, {}, (), NOW, health=replace(HEALTHY, faults={0: fault}))
+    assert steps.actions == ()
 
 
 STATES: list[Callable[[ObservedPod], ObservedPod]] = [

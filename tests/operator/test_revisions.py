@@ -287,6 +287,17 @@ def test_the_deadline_does_not_run_while_paused() -> None:
     assert world.running() == {before}
 
 
+def test_a_spec_that_cannot_fit_rolls_nothing_and_so_nothing_is_rolled_back() -> None:
+    world, before = settled(rollout={"progressDeadlineSeconds": 60, "autoRollback": True})
+    world.spec |= {"engine": {"maxContextTokens": 4096, "cacheTokens": 1024}}
+    world.settle(3)
+    world.simulated.now += timedelta(days=1)
+    world.settle(3)
+    assert world.condition("Progressing")[:2] == ("False", "Refused")
+    assert world.running() == {before}
+    assert "rollout" not in world.status
+
+
 def test_a_lost_status_only_makes_the_deadline_later() -> None:
     world, before = settled(rollout={"progressDeadlineSeconds": 60, "autoRollback": True})
     world.breaks(**engine())

@@ -191,12 +191,13 @@ async def test_undo_brings_back_what_was_and_removes_what_came_and_leaves_the_re
     server, (first, _) = revised((BEFORE, ""), (AFTER, ""))
     # As it lies in the cluster: defaults filled in, and what no revision is about.
     defaulted = {"maxConcurrent": 64, "port": 8000, **AFTER["engine"]}
-    server.deployment["spec"] |= {"engine": defaulted, "replicas": 5, "rollout": {"partition": 1}}
+    unrelated = {"replicas": 5, "rollout": {"partition": 1}, "recovery": {"maxRestarts": 9}}
+    server.deployment["spec"] |= {"engine": defaulted, **unrelated}
     console = Console(server)
     await console.rollout.undo(None)
     spec = parse_deployment(server.deployment, strict=True).spec
     assert revision(parse_deployment(server.deployment, strict=True), "i:1") == first
-    assert (spec.replicas, spec.rollout.partition) == (5, 1)
+    assert (spec.replicas, spec.rollout.partition, spec.recovery.max_restarts) == (5, 1, 9)
     assert server.deployment["spec"]["model"] == MODEL
     assert "parallelism" not in server.deployment["spec"]
     assert server.managers == ["m3-cli"]

@@ -27,7 +27,7 @@ from m3_operator.plan.avoidance import still_avoided
 from m3_operator.plan.faults import HEALTHY, Health, examine
 from m3_operator.plan.gates import Turn, next_turn
 from m3_operator.plan.recovery import FailureRecord
-from m3_operator.plan.rollout import places, stand
+from m3_operator.plan.rollout import places
 from m3_operator.plan.steps import Steps, next_steps
 from m3_operator.render.revisions import Template
 
@@ -106,14 +106,21 @@ def decide_deployment(snapshot: DeploymentSnapshot, installation: Installation, 
     if (lack := lacking(deployment, installation)) is not None:
         return replace(decision, problem=lack)
     revisions = decide_revisions(
-        snapshot, deployment, image, installation, groups=groups, groups_wanted=wanted, now=now
+        snapshot,
+        deployment,
+        image,
+        installation,
+        groups=groups,
+        groups_wanted=wanted,
+        now=now,
+        is_frozen=decision.is_refused,
     )
     health = examine(groups, snapshot, spec.recovery, still_avoided(avoided_nodes(snapshot.manifest), now), now)
     decision = replace(decision, revisions=revisions, health=health)
     if decision.is_refused:
         return _refused(decision, revisions, snapshot, installation, now)
     steps = next_steps(revisions.wanted, groups, records, snapshot.names_in_the_way, now, health=health)
-    held = stand(revisions.wanted, groups, now).held | (set(decision.places) - groups.keys())
+    held = (groups.keys() - steps.leaving) | (set(decision.places) - groups.keys())
     return replace(
         decision,
         problem=routing_problem(deployment, snapshot)
@@ -147,8 +154,7 @@ def _refused(
     deployment, assessment, groups = decision.deployment, decision.assessment, decision.groups
     if deployment is None or assessment is None:
         return decision
-    frozen = replace(revisions.wanted, rollout=replace(revisions.wanted.rollout, is_paused=True))
-    steps = next_steps(frozen, groups, decision.records, snapshot.names_in_the_way, now)
+    steps = next_steps(revisions.wanted, groups, decision.records, snapshot.names_in_the_way, now)
     leaving = [action for action in steps.actions if isinstance(action, DeletePods) and action.group in steps.leaving]
     return replace(
         decision,

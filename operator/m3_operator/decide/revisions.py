@@ -67,8 +67,9 @@ def decide_revisions(
     groups_wanted: int,
     groups: Mapping[int, Group],
     now: datetime,
+    is_frozen: bool = False,
 ) -> Revisions:
-    """The revisions of a deployment whose spec can be read."""
+    """The revisions of a deployment whose spec can be read. `is_frozen`: nothing can be made of it, nothing rolls."""
     rollout = deployment.spec.rollout
     asked = revision(deployment, image)
     kept = {revision_of(found): found for (kind, _), found in snapshot.children.items() if kind == names.REVISION_KIND}
@@ -77,6 +78,7 @@ def decide_revisions(
     if current is not None and current != asked and (found := kept.get(current)) is not None:
         template = read_template(found, deployment)
         templates |= {current: template} if template is not None else {}
+    policy = policy_of(rollout, groups_wanted)
     wanted = Wanted(
         deployment=deployment.metadata.name,
         groups=groups_wanted,
@@ -84,7 +86,7 @@ def decide_revisions(
         revision=asked,
         current=current if current in templates else None,
         current_nodes=templates[current].deployment.spec.parallelism.nodes if current in templates else 0,
-        rollout=policy_of(rollout, groups_wanted),
+        rollout=replace(policy, is_paused=policy.is_paused or is_frozen),
         recovery=deployment.spec.recovery,
     )
     seen = tally(wanted, groups, now)

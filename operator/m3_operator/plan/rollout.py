@@ -32,6 +32,8 @@ class Standing:
     """The groups, by what is to become of them. Indexes."""
 
     going: frozenset[int]
+    missed: frozenset[int]
+    """Of those that go: in whose place another of the wanted revision will be made."""
     held: frozenset[int]
     excess: frozenset[int]
     replaced: frozenset[int]
@@ -46,7 +48,15 @@ def stand(wanted: Wanted, groups: Mapping[int, Group], now: datetime) -> Standin
     held = groups.keys() - going - replaced
     by_worth = sorted((groups[index] for index in held), key=lambda group: _worth(wanted, group, now))
     excess = {group.index for group in by_worth[wanted.groups :]}
-    return Standing(frozenset(going), frozenset(held - excess), frozenset(excess), frozenset(replaced))
+    ours = sorted(index for index in going if groups[index].revision == wanted.revision)
+    missed = ours[: max(0, wanted.groups - len(held))]
+    return Standing(
+        going=frozenset(going),
+        missed=frozenset(missed),
+        held=frozenset(held - excess),
+        excess=frozenset(excess),
+        replaced=frozenset(replaced),
+    )
 
 
 def roll(

@@ -25,7 +25,7 @@ class Steps:
     actions: tuple[PodAction, ...] = ()
     wake_at: datetime | None = None
     leaving: frozenset[int] = frozenset()
-    """Groups that go whatever the revision: too many, or on their way out already."""
+    """Groups that go and are not made again: too many, or drained for another."""
 
 
 def next_steps(
@@ -39,9 +39,11 @@ def next_steps(
 ) -> Steps:
     """What to do now. The same observation gives the same steps, whatever event led here."""
     standing = stand(wanted, groups, now)
-    recovery, wake_at = recover(groups, standing.held, records, now, recovery=wanted.recovery, health=health)
-    taken = {action.group for action in recovery}
+    held = standing.held | standing.missed
+    recovery, wake_at = recover(groups, held, records, now, recovery=wanted.recovery, health=health)
+    # A group that a fault was found in does not count as available, whatever its probes say.
+    taken = {action.group for action in recovery} | health.faults.keys()
     rollout = roll(wanted, groups, standing, now, taken=taken, names_in_the_way=names_in_the_way)
     wakes = [at for at in (wake_at, next_availability(wanted, groups.values(), now)) if at is not None]
-    actions = keep_away([*recovery, *rollout], health.avoided)
-    return Steps(tuple(actions), min(wakes, default=None), standing.excess | standing.going)
+    leaving = standing.excess | (standing.going - standing.missed)
+    return Steps(tuple(keep_away([*recovery, *rollout], health.avoided)), min(wakes, default=None), leaving)

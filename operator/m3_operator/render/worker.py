@@ -54,7 +54,6 @@ def revision(deployment: M3Deployment, image: str) -> str:
     undeclared = {
         "model": spec.model.model_copy(update={"release": None}),
         "accelerator": spec.accelerator.model_copy(update={"memory_gib": None}),
-        "recovery": RecoverySpec(hang_seconds=spec.recovery.hang_seconds),
     }
     wanted = revision_spec(spec.model_copy(update=undeclared))
     if wanted.get("probes") == _FIRST_PROBES:
@@ -64,8 +63,12 @@ def revision(deployment: M3Deployment, image: str) -> str:
 
 
 def revision_spec(spec: M3DeploymentSpec) -> dict[str, Any]:
-    """The part of a spec that belongs to a revision, as a manifest writes it; what equals the defaults is left out."""
-    return spec.model_dump(mode="json", by_alias=True, exclude_defaults=True, exclude=set(NOT_IN_REVISION))
+    """The part of a spec that belongs to a revision, as a manifest writes it; what equals the defaults is left out.
+
+    Of recovery, that is what the worker itself does about a hang.
+    """
+    carried = spec.model_copy(update={"recovery": RecoverySpec(hang_seconds=spec.recovery.hang_seconds)})
+    return carried.model_dump(mode="json", by_alias=True, exclude_defaults=True, exclude=set(NOT_IN_REVISION))
 
 
 def group_pods(
