@@ -28,6 +28,7 @@ def test_flags_and_environment_become_options() -> None:
         log_level="info",
         log_format="text",
         lease=LeaseOptions(namespace="ns", name="m3-operator", identity="m3-operator-0"),
+        own_namespace=None,
     )
 
 

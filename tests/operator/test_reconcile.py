@@ -1,7 +1,6 @@
 """The cycle against a writer that remembers: order, refusals, pace, and what is told."""
 
-from dataclasses import dataclass, field, replace
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -15,134 +14,14 @@ from m3_operator.errors import (
     RefusedError,
     UnavailableError,
 )
-from m3_operator.observed import DeploymentSnapshot, Key
+from m3_operator.observed import Key
 from m3_operator.reconcile.cycle import Reconciler
-from m3_operator.signals.values import DeploymentSignals, WorkerSignals
-from m3_operator.store import Store
 from m3_router.config import RouterConfig
+from operator_cycles import ADA, M3, ROUTER, World, change, change_pod, deployment, router, tenant, text_of
 from operator_world import NOW
 
 # Ten minutes more than five for the drain and the ten, and a second, in which a group of a tiny model must be up.
 DEADLINE_SECONDS = 1501
-M3, ROUTER = Key("M3Deployment", "ns", "m3"), Key("M3Router", "ns", "m3")
-ADA = Key("M3Tenant", "ns", "ada")
-
-
-@dataclass
-class Clock:
-    now: datetime = NOW
-
-    def __call__(self) -> datetime:
-        return self.now
-
-
-@dataclass
-class Remembering:
-    """A writer that answers like an API server without a mind of its own, and fails where it is told to."""
-
-    written: list[str] = field(default_factory=list)
-    statuses: list[dict[str, Any]] = field(default_factory=list)
-    events: list[dict[str, Any]] = field(default_factory=list)
-    secrets: list[dict[str, Any]] = field(default_factory=list)
-    failures: dict[str, OperatorError] = field(default_factory=dict)
-    existing: set[str] = field(default_factory=set)
-    asked: list[str] = field(default_factory=list)
-    version: int = 100
-    answers: list[dict[str, Any]] = field(default_factory=list)
-
-    def _answer(self, verb: str, manifest: Any) -> dict[str, Any]:
-        self.version += 1
-        name = f"{verb} {manifest['kind']} {manifest['metadata']['name']}"
-        self.written.append(name)
-        for pattern, failure in self.failures.items():
-            if pattern in name:
-                raise failure
-        life = self.version if verb == "create" else ""  # what is made anew is another object
-        metadata = {"uid": f"uid-{name}{life}", **manifest["metadata"], "resourceVersion": str(self.version)}
-        self.answers.append({**manifest, "metadata": metadata})
-        return self.answers[-1]
-
-    async def apply(self, manifest: Any, *, is_known: bool) -> dict[str, Any]:
-        return self._answer("apply" if is_known else "make", manifest)
-
-    async def create(self, manifest: Any) -> dict[str, Any] | None:
-        return self._answer("create", manifest)
-
-    async def create_secret(self, manifest: Any) -> bool:
-        self.secrets.append(manifest)
-        self._answer("create", manifest)
-        return len(self.secrets) == 1
-
-    async def exists(self, kind: str, namespace: str, name: str) -> bool:
-        self.asked.append(f"{kind} {namespace}/{name}")
-        for pattern, failure in self.failures.items():
-            if pattern in f"ask {kind} {name}":
-                raise failure
-        return name in self.existing
-
-    async def delete(
-        self, kind: str, namespace: str, name: str, *, uid: str, grace_seconds: int | None = None
-    ) -> dict[str, Any] | None:
-        self._answer("delete", {"kind": kind, "metadata": {"name": name}})
-        return None
-
-    async def open_gate(self, namespace: str, name: str, *, uid: str, at: str) -> dict[str, Any] | None:
-        self._answer("open", {"kind": "Pod", "metadata": {"name": name}})
-        return None
-
-    async def write_status(self, owner: Any, status: dict[str, Any]) -> dict[str, Any] | None:
-        answer = self._answer("status", {**owner, "status": status})
-        self.statuses.append(status)
-        return answer
-
-    async def record(self, event: Any) -> None:
-        self.events.append(event)
-
-
-def deployment(**spec: Any) -> dict[str, Any]:
-    return {
-        "apiVersion": "serving.m3.dev/v1alpha1",
-        "kind": "M3Deployment",
-        "metadata": {"name": "m3", "namespace": "ns", "uid": "uid-m3", "generation": 3, "resourceVersion": "1"},
-        "spec": {"model": {"name": "M", "source": {"tiny": {}}}, "parallelism": {"gpusPerNode": 0}, **spec},
-    }
-
-
-def router(**spec: Any) -> dict[str, Any]:
-    return {
-        "apiVersion": "serving.m3.dev/v1alpha1",
-        "kind": "M3Router",
-        "metadata": {"name": "m3", "namespace": "ns", "uid": "uid-r", "generation": 1, "resourceVersion": "1"},
-        "spec": {"deployments": [{"name": "m3"}], **spec},
-    }
-
-
-def tenant(**spec: Any) -> dict[str, Any]:
-    return {
-        "apiVersion": "serving.m3.dev/v1alpha1",
-        "kind": "M3Tenant",
-        "metadata": {"name": "ada", "namespace": "ns", "uid": "uid-ada", "generation": 4, "resourceVersion": "1"},
-        "spec": spec,
-    }
-
-
-class World:
-    """A store, a writer and a reconciler over them."""
-
-    def __init__(self, *manifests: dict[str, Any], installation: Installation | None = None) -> None:
-        self.store, self.writer, self.clock = Store(), Remembering(), Clock()
-        self.woken: set[Key] = set()
-        for manifest in manifests:
-            self.store.put(manifest["kind"], manifest)
-        installation = installation or Installation(worker_image="worker.test/m3:1", router_image="router.test/m3:1")
-        self.reconciler = Reconciler(self.writer, self.store, installation, clock=self.clock, wake=self.woken.update)
-
-    async def cycle(self, key: Key) -> float | None:
-        return await self.reconciler.cycle(key)
-
-    def reason(self, condition: str = "Ready") -> str:
-        conditions = {found["type"]: found for found in self.writer.statuses[-1]["conditions"]}
-        return str(conditions[condition]["reason"])
 
 
 async def test_services_come_before_pods_and_the_status_comes_last() -> None:
@@ -291,10 +170,10 @@ async def test_a_failed_group_is_counted_and_its_failure_remembered_in_the_statu
     ended = {
         "phase": "Failed",
         "containerStatuses": [
-            {"name": "worker", "state": {"terminated": {"exitCode": 1, "reason": "Error", "finishedAt": _text(NOW)}}}
+            {"name": "worker", "state": {"terminated": {"exitCode": 1, "reason": "Error", "finishedAt": text_of(NOW)}}}
         ],
     }
-    _change_pod(world, status=ended)
+    change_pod(world, status=ended)
     await world.cycle(M3)
     assert "delete Pod m3-g0-r0" in world.writer.written
     (group,) = world.writer.statuses[-1]["groups"]
@@ -318,7 +197,7 @@ async def test_the_key_is_offered_before_the_routers_start_and_then_left_alone()
     world.clock.now += timedelta(minutes=2)  # no router runs yet: somebody may have deleted the Secret
     await world.cycle(ROUTER)
     assert len(world.writer.secrets) == 2
-    _change(world, "Deployment", "m3-router", status={"availableReplicas": 1})
+    change(world, "Deployment", "m3-router", status={"availableReplicas": 1})
     world.clock.now += timedelta(days=1)
     await world.cycle(ROUTER)
     assert len(world.writer.secrets) == 2
@@ -439,148 +318,13 @@ async def test_an_event_that_cannot_be_written_stops_nothing() -> None:
     assert world.reason() == "GroupsNotReady"
 
 
-async def test_a_secret_that_is_not_there_is_named_while_no_router_answers_and_asked_for_now_and_then() -> None:
-    world = World(deployment(), router(auth={"secretName": "our-keys"}))
-    for _ in range(3):
-        assert await world.cycle(ROUTER) == 15
-    assert world.writer.asked == ["Secret ns/our-keys"]
-    assert world.reason() == "SecretNotFound"
-    message = world.writer.statuses[-1]["conditions"][0]["message"]
-    assert message == "spec.auth.secretName: there is no Secret our-keys in this namespace; create it"
-    world.writer.existing.add("our-keys")
-    world.clock.now += timedelta(seconds=15)
-    await world.cycle(ROUTER)
-    assert world.reason() == "RoutersNotReady"
-    _change(world, "Deployment", "m3-router", status={"availableReplicas": 1})
-    world.clock.now += timedelta(days=1)
-    assert await world.cycle(ROUTER) is None
-    assert world.writer.asked == ["Secret ns/our-keys"] * 2
-
-
-async def test_whether_a_secret_exists_is_not_guessed_when_the_api_server_will_not_say() -> None:
-    world = World(deployment(), router(auth={"secretName": "our-keys"}))
-    world.writer.failures["ask Secret"] = RefusedError(403, "exceeded quota: secrets")
-    await world.cycle(ROUTER)
-    assert world.reason() == "RoutersNotReady"
-
-
-async def test_what_a_worker_waits_to_mount_is_named_and_cleared_when_it_is_there() -> None:
-    volumes = [
-        {"name": "certs", "secret": {"secretName": "certs"}},
-        {"name": "maybe", "secret": {"secretName": "maybe", "optional": True}},
-        {"name": "both", "projected": {"sources": [{"configMap": {"name": "settings"}}]}},
-    ]
-    world = World(deployment(template={"volumes": volumes}))
-    world.writer.existing.add("certs")
-    await world.cycle(M3)
-    assert world.writer.asked == [], "nothing waits for a volume yet"
-    _change_pod(world, status={"phase": "Pending"})
-    assert await world.cycle(M3) == 15
-    assert world.writer.asked == ["Secret ns/certs", "ConfigMap ns/settings"]
-    assert world.reason() == "ConfigNotFound"
-    world.writer.existing.add("settings")
-    world.clock.now += timedelta(seconds=15)
-    await world.cycle(M3)
-    assert world.reason() == "GroupsNotReady"
-
-
-async def test_a_quota_that_is_used_up_has_its_own_reason() -> None:
-    world = World(deployment())
-    world.writer.failures["create Pod"] = RefusedError(403, 'pods "m3-g0-r0" is forbidden: exceeded quota: pods')
-    await world.cycle(M3)
-    assert world.reason() == "QuotaExceeded"
-
-
-async def test_a_group_of_a_lost_node_is_made_anew_elsewhere_and_the_node_is_remembered() -> None:
-    world = World(deployment())
-    await world.cycle(M3)
-    _change_pod(world, status={"phase": "Running"})
-    world.store.put("Node", _node("Unknown"))
-    assert await world.cycle(M3) == 60, "the time that spec.recovery gives a node"
-    world.clock.now += timedelta(seconds=60)
-    await world.cycle(M3)
-    assert "delete Pod m3-g0-r0" in world.writer.written
-    status = world.writer.statuses[-1]
-    reason = "node n has not been ready for 60 s"
-    assert status["avoidedNodes"] == [{"name": "n", "until": "2026-11-21T13:01:00Z", "reason": reason}]
-    assert status["groups"][0]["lastFailure"]["reason"] == reason
-    await world.cycle(M3)
-    snapshot = world.store.deployment_snapshot(M3)
-    assert snapshot is not None
-    assert [pod.avoids for pod in snapshot.pods] == [("n",)]
-    world.clock.now += timedelta(hours=1)
-    await world.cycle(M3)
-    assert "avoidedNodes" not in world.writer.statuses[-1]
-
-
-async def test_a_hang_that_only_the_scrapes_tell_of_is_noticed_across_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    world = World(deployment(recovery={"hangSeconds": 30}))
-    await world.cycle(M3)
-    _change_pod(world, status={"phase": "Running", "conditions": [{"type": "Ready", "status": "True"}]})
-    look = world.store.deployment_snapshot
-
-    def scraped(key: Key) -> DeploymentSnapshot | None:
-        found = look(key)
-        if found is None or not found.pods:
-            return found
-        worker = WorkerSignals(scraped_at=world.clock.now, steps=41, waiting=2)
-        return replace(found, signals=DeploymentSignals(workers={found.pods[0].uid: worker}))
-
-    monkeypatch.setattr(world.store, "deployment_snapshot", scraped)
-    assert await world.cycle(M3) == 30
-    world.clock.now += timedelta(seconds=29)
-    await world.cycle(M3)
-    assert "delete Pod m3-g0-r0" not in world.writer.written
-    world.clock.now += timedelta(seconds=1)
-    await world.cycle(M3)
-    assert "delete Pod m3-g0-r0" in world.writer.written
-    assert world.writer.statuses[-1]["groups"][0]["restarts"] == 1
-
-
-def _node(status: str) -> dict[str, Any]:
-    ready = {"type": "Ready", "status": status, "lastTransitionTime": _text(NOW)}
-    metadata = {"name": "n", "uid": "uid-n", "resourceVersion": "1"}
-    return {"metadata": metadata, "spec": {}, "status": {"conditions": [ready]}}
-
-
-def _change(world: World, kind: str, name: str, **changes: Any) -> None:
-    """An update by somebody else, as the watch would tell it."""
-    snapshot = world.store.router_snapshot(ROUTER)
-    assert snapshot is not None
-    found = dict(snapshot.children[kind, name])
-    world.writer.version += 1
-    metadata = {**found["metadata"], "resourceVersion": str(world.writer.version)}
-    world.store.put(kind, {**found, "metadata": metadata, **changes})
-
-
-def _change_pod(world: World, **changes: Any) -> None:
-    world.writer.version += 1
-    labels = {"serving.m3.dev/deployment": "m3", "serving.m3.dev/group": "0", "serving.m3.dev/rank": "0"}
-    snapshot = world.store.deployment_snapshot(M3)
-    assert snapshot is not None
-    (pod,) = snapshot.pods
-    metadata = {
-        "name": pod.name,
-        "namespace": "ns",
-        "uid": pod.uid,
-        "resourceVersion": str(world.writer.version),
-        "labels": {**labels, "serving.m3.dev/revision": pod.revision},
-        "ownerReferences": [{"uid": "uid-m3", "controller": True}],
-    }
-    world.store.put("Pod", {"metadata": metadata, "spec": {"nodeName": "n"}, **changes})
-
-
-def _text(time: datetime) -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
 async def test_pods_get_the_patience_that_their_checkpoint_asks_for() -> None:
     world = World(deployment())
     created: list[Any] = []
 
     async def create(manifest: Any) -> dict[str, Any] | None:
         created.append(manifest)
-        return world.writer._answer("create", manifest)
+        return world.writer.answer("create", manifest)
 
     world.writer.create = create  # type: ignore[method-assign]  # to see what is created
     await world.cycle(M3)

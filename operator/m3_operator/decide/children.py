@@ -34,7 +34,11 @@ def change_children(
     by_revision = {name: (template.deployment, template.gang) for name, template in revisions.templates.items()}
     desired: list[Manifest] = [
         workers_service(deployment),
-        disruption_budget(deployment, max_unavailable=max(revisions.wanted.rollout.unavailable, 1)),
+        disruption_budget(
+            deployment,
+            groups=revisions.wanted.groups,
+            max_unavailable=max(revisions.wanted.rollout.unavailable, 1),
+        ),
         *(group_service(deployment, index) for index in sorted({*places, *made})),
         *group_objects(by_revision, groups, actions),
         *extras,

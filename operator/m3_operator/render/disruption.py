@@ -11,8 +11,11 @@ from m3_operator.api import M3Deployment
 from m3_operator.render import pod
 
 
-def disruption_budget(deployment: M3Deployment, *, max_unavailable: int | str = 1) -> dict[str, Any]:
-    """The budget of one deployment: so many groups, or such a share of them, may be evicted at once."""
+def disruption_budget(deployment: M3Deployment, *, groups: int, max_unavailable: int = 1) -> dict[str, Any]:
+    """The budget of one deployment of which `groups` are wanted: so many of them may be evicted at once.
+
+    Said as `minAvailable`, for Kubernetes reads `maxUnavailable` against spec.replicas, which autoscaling leaves alone.
+    """
     meta = deployment.metadata
     return {
         "apiVersion": "policy/v1",
@@ -24,7 +27,7 @@ def disruption_budget(deployment: M3Deployment, *, max_unavailable: int | str = 
             "ownerReferences": [pod.owner_reference(names.DEPLOYMENT_KIND, meta.name, meta.uid)],
         },
         "spec": {
-            "maxUnavailable": max_unavailable,
+            "minAvailable": max(groups - max_unavailable, 0),
             "unhealthyPodEvictionPolicy": "AlwaysAllow",
             "selector": {"matchLabels": names.rank0_selector(meta.name)},
         },

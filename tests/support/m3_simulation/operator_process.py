@@ -47,7 +47,7 @@ class Wiring:
     """How a process is put together; a planted bug replaces a part."""
 
     store: Callable[[], Store] = Store
-    feed: Callable[[Store, WorkQueue], Feed] = Feed
+    feed: Callable[[Store, WorkQueue, Watches], Feed] = Feed
     tamper: Callable[[Request], Request] = lambda request: request
     looks_again: bool = True
 
