@@ -14,7 +14,7 @@ from typing import Final
 
 from m3_operator import names
 from m3_operator.api import M3Deployment
-from m3_operator.capacity.startup import with_startup
+from m3_operator.capacity.startup import startup_seconds, with_startup
 from m3_operator.decide.equipment import choose_gang
 from m3_operator.decide.installation import Installation
 from m3_operator.decide.progress import RolloutRecord, Tally, deadline, next_record, read_record, tally
@@ -121,7 +121,7 @@ def decide_revisions(
 
 def _patience(deployment: M3Deployment) -> timedelta:
     spec = deployment.spec
-    of_one_group = spec.drain.timeout_seconds + spec.probes.startup_seconds + spec.rollout.min_ready_seconds
+    of_one_group = spec.drain.timeout_seconds + startup_seconds(deployment) + spec.rollout.min_ready_seconds
     return timedelta(
         seconds=spec.rollout.progress_deadline_seconds or of_one_group + _PATIENCE_BEYOND_ONE_GROUP_SECONDS
     )
