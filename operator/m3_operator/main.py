@@ -32,6 +32,7 @@ from m3_operator.experts.worker_client import WorkerClient
 from m3_operator.handlers import Feed, build_registry, build_settings
 from m3_operator.reconcile.cycle import Reconciler
 from m3_operator.resources import CHILD_SELECTORS, OPTIONAL_KINDS, OWN_KINDS, RESOURCES, WATCHED_KINDS
+from m3_operator.signals.scraper import Scraper, http_fetch
 from m3_operator.store import Store
 from m3_operator.workqueue import WorkQueue
 
@@ -116,10 +117,12 @@ async def run(options: Options) -> None:
             optional_kinds=frozenset(kinds).intersection(OPTIONAL_KINDS),
         )
         reconciler = Reconciler(cluster, store, installation, clock=clock, wake=queue.wake_all)
-        async with asyncio.TaskGroup() as tasks:
+        async with http_fetch() as fetch, asyncio.TaskGroup() as tasks:
+            scraper = Scraper(store, fetch, clock=clock, wake=queue.wake_all)
             ours = [tasks.create_task(_work(queue, reconciler)) for _ in range(_CYCLES_AT_ONCE)]
             ours.append(tasks.create_task(_keep_experts(store, clock, queue)))
             ours.append(tasks.create_task(_look_again(cluster, store, queue, kinds, options.namespace)))
+            ours.append(tasks.create_task(scraper.run()))
             await kopf.operator(
                 registry=build_registry(Feed(store, queue), client, kinds),
                 settings=build_settings(kinds),

@@ -53,6 +53,7 @@ class ObservedPod:
     trouble: str = ""  # what `message` says, in Kubernetes' own word: ImagePullBackOff, Unschedulable, OOMKilled ...
     is_gated: bool = False  # whether our gate keeps the scheduler from seeing it
     opened_at: datetime | None = None  # when our gate was taken away; None: it is there, or never was
+    host_ip: str | None = None  # of its node
     ready_at: datetime | None = None  # since when it is ready; None: it is not, or not known
 
     @property
@@ -69,6 +70,18 @@ class ObservedPod:
     def has_started(self) -> bool:
         """Whether its process may have met the others of its group."""
         return self.phase not in ("Pending", "")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RouterPod:
+    """One pod of a router: no more than it takes to ask it for its metrics."""
+
+    name: str
+    uid: str
+    router: str
+    ip: str | None
+    admin_port: int | None
+    is_ready: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -187,6 +200,24 @@ def read_pod(manifest: Manifest) -> ObservedPod | None:
             gate.get("name") == names.GROUP_GATE for gate in manifest.get("spec", {}).get("schedulingGates") or ()
         ),
         opened_at=parse_time((metadata.get("annotations") or {}).get(names.OPENED_ANNOTATION)),
+        host_ip=status.get("hostIP") or None,
+    )
+
+
+def read_router_pod(manifest: Manifest) -> RouterPod | None:
+    """The typed form of a router's pod; None if it is another's."""
+    metadata, status = manifest.get("metadata", {}), manifest.get("status", {})
+    labels = metadata.get("labels") or {}
+    router = labels.get(names.ROUTER_LABEL)
+    if labels.get(names.COMPONENT_LABEL) != names.ROUTER_COMPONENT or not router:
+        return None
+    return RouterPod(
+        name=metadata["name"],
+        uid=uid(manifest),
+        router=router,
+        ip=status.get("podIP") or None,
+        admin_port=_port(manifest, names.ADMIN_PORT_NAME),
+        is_ready=condition(manifest, "Ready").get("status") == "True" and not metadata.get("deletionTimestamp"),
     )
 
 
@@ -211,6 +242,13 @@ def parse_time(text: str | None) -> datetime | None:
 
 def _containers(status: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     return [*(status.get("initContainerStatuses") or ()), *(status.get("containerStatuses") or ())]
+
+
+def _port(manifest: Manifest, name: str) -> int | None:
+    """A port of a pod's containers, by its name."""
+    containers = manifest.get("spec", {}).get("containers") or ()
+    ports = (port for container in containers for port in container.get("ports") or ())
+    return next((int(port["containerPort"]) for port in ports if port.get("name") == name), None)
 
 
 def _finished_at(status: Mapping[str, Any]) -> datetime | None:

@@ -53,6 +53,8 @@ RESOURCES: Final[Mapping[str, Resource]] = {
     "RoleBinding": Resource(_RBAC, "rolebindings"),
     "PodDisruptionBudget": Resource("policy/v1", "poddisruptionbudgets"),
     "Node": Resource("v1", "nodes", is_namespaced=False),
+    "HorizontalPodAutoscaler": Resource("autoscaling/v2", "horizontalpodautoscalers"),
+    "ScaledObject": Resource("keda.sh/v1alpha1", "scaledobjects"),
     "Event": Resource("events.k8s.io/v1", "events"),
     "NetworkPolicy": Resource("networking.k8s.io/v1", "networkpolicies"),
     "ResourceClaimTemplate": Resource("resource.k8s.io/v1", "resourceclaimtemplates"),
@@ -68,6 +70,8 @@ RESOURCES: Final[Mapping[str, Resource]] = {
 OPTIONAL_KINDS: Final[frozenset[str]] = frozenset(
     {
         "Node",
+        "HorizontalPodAutoscaler",
+        "ScaledObject",
         "ResourceClaimTemplate",
         "PodGroup",
         "PodGroup.scheduling.volcano.sh",
@@ -77,9 +81,10 @@ OPTIONAL_KINDS: Final[frozenset[str]] = frozenset(
 )
 
 OWN_KINDS: Final = (names.DEPLOYMENT_KIND, names.ROUTER_KIND, names.TENANT_KIND)
-# Pods exist for routers too, by way of their Deployment; only workers' pods are ours to see.
+_OURS: Final = f"{names.MANAGED_BY_LABEL}={names.FIELD_MANAGER}"
+# Pods of routers are made by their Deployment; they are seen to be asked for their metrics.
 CHILD_SELECTORS: Final[Mapping[str, str]] = {
-    "Pod": f"{names.MANAGED_BY_LABEL}={names.FIELD_MANAGER},{names.COMPONENT_LABEL}={names.WORKER_COMPONENT}",
+    "Pod": f"{_OURS},{names.COMPONENT_LABEL} in ({names.WORKER_COMPONENT},{names.ROUTER_COMPONENT})",
     **dict.fromkeys(
         (
             "Service",
@@ -93,7 +98,7 @@ CHILD_SELECTORS: Final[Mapping[str, str]] = {
             names.REVISION_KIND,
             *sorted(OPTIONAL_KINDS - {"Node"}),
         ),
-        f"{names.MANAGED_BY_LABEL}={names.FIELD_MANAGER}",
+        _OURS,
     ),
 }
 WATCHED_KINDS: Final = (*OWN_KINDS, *CHILD_SELECTORS, "Node")

@@ -20,15 +20,18 @@ from m3_operator.observed import (
     Key,
     Manifest,
     ObservedPod,
+    RouterPod,
     RouterSnapshot,
     TenantSnapshot,
     owner_uid,
     read_pod,
+    read_router_pod,
     resource_version,
     served_model,
     uid,
 )
 from m3_operator.resources import OWN_KINDS, WATCHED_KINDS, table_kind
+from m3_operator.signals.values import NO_SIGNALS, DeploymentSignals
 from m3_operator.tenancy import Tenancy
 
 _Identity = tuple[str, str, str]  # kind, namespace, name
@@ -44,6 +47,8 @@ class Store:
         self._versions: dict[_Identity, tuple[str, int]] = {}  # uid, resource version
         self._children: dict[Key, set[_Identity]] = {}  # by the owner that their labels name
         self._served_by: dict[tuple[str, str], set[str]] = {}  # (namespace, deployment) -> routers that list it
+        self._router_pods: dict[tuple[str, str], dict[str, RouterPod]] = {}  # (namespace, router) -> by name
+        self._signals: dict[Key, DeploymentSignals] = {}
         self._experts: dict[Key, ExpertState] = {}
         self._nodes = NodeIndex()
         self._tenancy = Tenancy()
@@ -85,6 +90,17 @@ class Store:
         identity = _identity(kind, manifest)
         known = self._versions.get(identity)
         return self._forget(identity) if known is not None and known[0] == uid(manifest) else set()
+
+    def put_signals(self, key: Key, signals: DeploymentSignals) -> None:
+        """Remember what was scraped of a deployment, unless that is gone; whom to wake is the scraper's to say."""
+        if self.get(key) is not None:
+            self._signals[key] = signals
+
+    def router_pods(self, key: Key) -> list[RouterPod]:
+        """The pods of all routers that list this deployment, by name."""
+        routers = self._served_by.get((key.namespace, key.name), ())
+        pods = (self._router_pods.get((key.namespace, router), {}) for router in routers)
+        return sorted((pod for found in pods for pod in found.values()), key=lambda pod: pod.name)
 
     def replace(self, kind: str, manifests: Iterable[Manifest], seen_before: set[_Identity]) -> set[Key]:
         """Bring one kind to what a full list said; `seen_before` is `identities(kind)` from before the list was asked.
@@ -135,6 +151,7 @@ class Store:
             children=children,
             router=self._objects.get((names.ROUTER_KIND, key.namespace, _router_of(manifest))),
             namesake=self._objects.get((names.ROUTER_KIND, key.namespace, key.name)),
+            signals=self._signals.get(key, NO_SIGNALS),
             experts=self._experts.get(key),
             nodes=self._nodes.of(pods),
             siblings=tuple(self._objects[identity] for identity in self._siblings(key, _router_of(manifest))),
@@ -174,6 +191,10 @@ class Store:
         if kind == "Node":
             return _deployments(self._nodes.put(manifest))
         if kind == "Pod":
+            router_pod = read_router_pod(manifest)
+            if router_pod is not None:
+                self._router_pods.setdefault((namespace, router_pod.router), {})[name] = router_pod
+                return set()  # no plan looks at it
             pod = read_pod(manifest)
             if pod is None or self._pods.get(identity) == pod:
                 return set()
@@ -207,7 +228,9 @@ class Store:
             return self._disown(Key(names.DEPLOYMENT_KIND, identity[1], pod.deployment), identity)
         manifest = self._objects.get(identity)
         if manifest is None:
+            self._forget_router_pod(identity)
             return set()
+        self._signals.pop(Key(*identity), None)
         if identity[0] in OWN_KINDS:
             self._experts.pop(Key(*identity), None)
             touched = self._related(identity) | self._rivals(identity) | self._tenancy.remove(*identity, manifest)
@@ -218,6 +241,11 @@ class Store:
         del self._objects[identity]
         owner = _labelled_owner(manifest)
         return set() if owner is None else self._disown(owner, identity)
+
+    def _forget_router_pod(self, identity: _Identity) -> None:
+        for place, pods in list(self._router_pods.items()):
+            if place[0] == identity[1] and pods.pop(identity[2], None) is not None and not pods:
+                del self._router_pods[place]
 
     def _disown(self, owner: Key, identity: _Identity) -> set[Key]:
         children = self._children.get(owner, set())

@@ -27,7 +27,11 @@ MATRIX: dict[str, list[str]] = {
     "aggregation": ["rbac.aggregate=true"],
     "no rbac": ["rbac.create=false"],
     "account of somebody else": ["serviceAccount.create=false", "serviceAccount.name=mine"],
-    "network policy": ["networkPolicy.enabled=true", "networkPolicy.apiServerPorts={443,16443}"],
+    "network policy": [
+        "networkPolicy.enabled=true",
+        "networkPolicy.apiServerPorts={443,16443}",
+        "networkPolicy.gpuMetricsPorts={9400}",
+    ],
     "test": ["test.deployment=tiny", "test.timeoutSeconds=60"],
     "test through a shared router": [
         "test.deployment=blue",
@@ -194,11 +198,15 @@ def test_images_default_to_the_charts_version_and_a_digest_wins_over_a_tag() -> 
     assert "--worker-image=m3serve/worker:2.0" in pinned["args"]
 
 
-def test_the_network_policy_lets_the_operator_reach_dns_and_the_api_server_alone() -> None:
+def test_the_network_policy_lets_the_operator_reach_dns_the_api_server_and_metrics_alone() -> None:
     spec = one(render(MATRIX["network policy"]), "NetworkPolicy")["spec"]
 
-    ports = {(entry["protocol"], entry["port"]) for rule in spec["egress"] for entry in rule["ports"]}
-    assert ports == {("UDP", 53), ("TCP", 53), ("TCP", 443), ("TCP", 16443)}
+    to_anybody = [rule for rule in spec["egress"] if "to" not in rule]
+    ports = {(entry["protocol"], entry["port"]) for rule in to_anybody for entry in rule["ports"]}
+    assert ports == {("UDP", 53), ("TCP", 53), ("TCP", 443), ("TCP", 16443), ("TCP", 9400)}
+    (to_pods,) = [rule for rule in spec["egress"] if "to" in rule]
+    (peer,) = to_pods["to"]
+    assert peer["podSelector"] == {"matchLabels": {"app.kubernetes.io/managed-by": "m3-operator"}}
     assert spec["ingress"] == []
     assert spec["policyTypes"] == ["Ingress", "Egress"]
 

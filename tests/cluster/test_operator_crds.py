@@ -38,6 +38,11 @@ def tenant(**spec: Any) -> dict[str, Any]:
 PARSE = {"M3Deployment": parse_deployment, "M3Router": parse_router, "M3Tenant": parse_tenant}
 
 
+def scaled(**autoscaling: Any) -> dict[str, Any]:
+    signals = [{"type": "QueueWait", "target": 2}]
+    return deployment(autoscaling={"maxReplicas": 4, "signals": signals, **autoscaling})
+
+
 def source(**sources: Any) -> dict[str, Any]:
     return deployment(model={"name": "M", "source": sources})
 
@@ -151,6 +156,16 @@ RULES = [
         "spec.model",
         "model.release: only with pvc, hostPath or image",
     ),
+    (scaled(minReplicas=5), "spec.autoscaling", "autoscaling.minReplicas must be at most autoscaling.maxReplicas"),
+    (scaled(minReplicas=0), "spec.autoscaling", "autoscaling.minReplicas 0 needs autoscaling.idleSeconds"),
+    (scaled(minReplicas=0, idleSeconds=60, backend="HPA"), "spec.autoscaling", "does not go with backend HPA"),
+    (scaled(signals=[]), "spec.autoscaling", "autoscaling.signals must name at least one signal"),
+    (scaled(backend="KEDA"), "spec.autoscaling", "autoscaling.backend KEDA needs autoscaling.prometheusUrl"),
+    (
+        scaled(gpuMetrics={"source": "DCGM"}),
+        "spec.autoscaling.gpuMetrics",
+        "autoscaling.gpuMetrics.source DCGM needs autoscaling.gpuMetrics.url",
+    ),
     (deployment(rollout={"maxSurge": 1}), "spec.rollout", "rollout.maxSurge: only with strategy Surge"),
     (
         deployment(rollout={"strategy": "Recreate", "maxUnavailable": "50%"}),
@@ -205,6 +220,9 @@ BOUNDS = [
     (deployment(parallelism={"nodes": 0}), "spec.parallelism.nodes"),
     (deployment(parallelism={"redundantExperts": -1}), "spec.parallelism.redundantExperts"),
     (deployment(accelerator={"memoryGiB": 0}), "spec.accelerator.memoryGiB"),
+    (scaled(maxReplicas=1001), "spec.autoscaling.maxReplicas"),
+    (scaled(signals=[{"type": "QueueWait", "target": 0}]), "spec.autoscaling.signals"),
+    (scaled(down={"windowSeconds": 901}), "spec.autoscaling.down.windowSeconds"),
     (deployment(engine={"cacheDtype": "fp4"}), "spec.engine.cacheDtype"),
     (deployment(drain={"timeoutSeconds": -1}), "spec.drain.timeoutSeconds"),
     (deployment(template={"shmSize": "lots"}), "spec.template.shmSize"),

@@ -229,6 +229,7 @@ REVISION_KEPT = [
     ("router", {"router": {"name": "front"}}),
     ("a default that is written out", {"engine": {"maxConcurrent": 64}}),
     ("memory that is declared", {"accelerator": {"memoryGiB": 140}}),
+    ("autoscaling", {"autoscaling": {"maxReplicas": 3, "signals": [{"type": "QueueWait", "target": 1}]}}),
 ]
 REVISION_CHANGED = [
     ("engine", {"engine": {"maxConcurrent": 65}}),

@@ -3,7 +3,9 @@
 from typing import Any
 
 from m3_operator.observed import Key
+from m3_operator.signals.values import NO_SIGNALS, DeploymentSignals
 from m3_operator.store import Store
+from operator_world import NOW
 
 M3, FRONT = Key("M3Deployment", "ns", "m3"), Key("M3Router", "ns", "front")
 OWN_ROUTER = Key("M3Router", "ns", "m3")
@@ -35,6 +37,22 @@ def router(*names: str, name: str = "front", version: int = 1) -> dict[str, Any]
 def worker(version: int = 1, *, phase: str = "Running", owner: str = "uid-m3", uid: str = "pod-1") -> dict[str, Any]:
     labels = {"serving.m3.dev/deployment": "m3", "serving.m3.dev/group": "0", "serving.m3.dev/rank": "0"}
     return manifest("Pod", "m3-g0-r0", version, uid, owner, labels=labels, status={"phase": phase})
+
+
+def router_pod(version: int = 1, *, is_ready: bool = True) -> dict[str, Any]:
+    labels = {
+        "serving.m3.dev/router": "front",
+        "app.kubernetes.io/component": "router",
+        # What a user's template may add makes no worker of it.
+        "serving.m3.dev/deployment": "m3",
+        "serving.m3.dev/group": "0",
+        "serving.m3.dev/rank": "0",
+    }
+    status = {"podIP": "10.0.0.7", "conditions": [{"type": "Ready", "status": str(is_ready)}]}
+    spec = {"containers": [{"ports": [{"name": "admin", "containerPort": 9090}]}]}
+    return manifest(
+        "Pod", "front-router-abc", version, owner="uid-replica-set", labels=labels, spec=spec, status=status
+    )
 
 
 def service(version: int = 1, owner: str = "uid-m3") -> dict[str, Any]:
@@ -154,13 +172,44 @@ def test_a_full_list_of_what_is_known_wakes_nobody() -> None:
 
 def test_after_everything_is_deleted_nothing_is_kept_but_a_bounded_number_of_uids() -> None:
     store = Store()
-    everything = [deployment(), router("m3"), worker(), service()]
+    everything = [deployment(), router("m3"), worker(), service(), router_pod()]
     for found in everything:
         store.put(found["kind"], found)
+    store.put_signals(M3, DeploymentSignals(busy_at=NOW))
     for found in everything:
         store.remove(found["kind"], found)
     assert all(not kept for name, kept in vars(store).items() if name != "_buried")
     assert len(vars(store)["_buried"]) == len(everything)
+
+
+def test_the_pods_of_routers_are_known_to_the_deployments_that_they_serve_and_are_no_workers() -> None:
+    store = Store()
+    store.put("M3Deployment", deployment())
+    store.put("M3Router", router("m3"))
+    assert store.put("Pod", router_pod()) == set()
+    (found,) = store.router_pods(M3)
+    assert (found.ip, found.admin_port, found.router, found.is_ready) == ("10.0.0.7", 9090, "front", True)
+    snapshot = store.deployment_snapshot(M3)
+    assert snapshot is not None
+    assert not snapshot.pods
+    assert not snapshot.names_in_the_way
+    store.put("Pod", router_pod(2, is_ready=False))
+    assert [pod.is_ready for pod in store.router_pods(M3)] == [False]
+    assert store.router_snapshot(FRONT) is not None
+    assert store.replace("Pod", [], store.identities("Pod")) == set()
+    assert store.router_pods(M3) == []
+
+
+def test_signals_are_kept_as_long_as_their_deployment() -> None:
+    store, signals = Store(), DeploymentSignals(busy_at=NOW)
+    store.put_signals(M3, signals)
+    store.put("M3Deployment", deployment())
+    before = store.deployment_snapshot(M3)
+    store.put_signals(M3, signals)
+    after = store.deployment_snapshot(M3)
+    assert before is not None
+    assert after is not None
+    assert (before.signals, after.signals) == (NO_SIGNALS, signals)
 
 
 def test_managed_fields_are_not_kept() -> None:

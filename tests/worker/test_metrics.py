@@ -26,6 +26,7 @@ def test_a_request_moves_the_promised_metrics() -> None:
             "requests_running": 0,
             "requests_waiting": 0,
             "kv_cache_usage_ratio": 0,
+            "tokens_in_flight": 0,
             "prompt_tokens_total": 40,
             "generation_tokens_total": 3,
             "steps_total": 4,
@@ -60,6 +61,7 @@ def test_what_runs_and_what_waits_is_shown_while_it_does() -> None:
             found = scrape(client)
             assert found["m3_worker_requests_running"] == 1
             assert found["m3_worker_kv_cache_usage_ratio"] == 10 / 256
+            assert found["m3_worker_tokens_in_flight"] == 40
             worker.reset()
 
 

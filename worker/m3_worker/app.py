@@ -1,5 +1,7 @@
 """All routes of a worker over one state, with what surrounds each of them."""
 
+import asyncio
+
 from fastapi import FastAPI
 from starlette.responses import Response
 
@@ -52,7 +54,9 @@ def build_app(state: WorkerState) -> FastAPI:
 
     @app.get("/metrics")
     async def metrics() -> Response:
-        return Response(render_metrics(state), media_type=CONTENT_TYPE)
+        # The driver may take its time, and requests must not wait for it.
+        gpus = [] if state.gpus is None else await asyncio.to_thread(state.gpus.read)
+        return Response(render_metrics(state, gpus), media_type=CONTENT_TYPE)
 
     app.add_middleware(RecordUsage, records=state.usage_records)
     app.add_middleware(RequestIds)

@@ -151,6 +151,11 @@ class Engine:
         return self._scheduler.waiting_count
 
     @property
+    def tokens_in_flight(self) -> int:
+        """Tokens of all unfinished requests, prompts' and generated."""
+        return self._scheduler.tokens_in_flight
+
+    @property
     def pages(self) -> Pages:
         """Whose numbers may be read; they change while a step is made."""
         return self._scheduler.pages

@@ -3,7 +3,7 @@
 Owns the names (vLLM's nouns under `m3_worker_`) and no number: the engine counts, the loader knows its bytes.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 from prometheus_client import CollectorRegistry, Metric
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
@@ -12,6 +12,7 @@ from prometheus_client.registry import Collector
 
 from m3_worker.counters import Histogram
 from m3_worker.engine import Engine
+from m3_worker.gpu_metrics import GpuReading
 from m3_worker.scheduling.pages import Pages
 from m3_worker.serving import WorkerState
 
@@ -19,16 +20,17 @@ CONTENT_TYPE = CONTENT_TYPE_LATEST
 PREFIX = "m3_worker_"
 
 
-def render_metrics(state: WorkerState) -> bytes:
+def render_metrics(state: WorkerState, gpus: Sequence[GpuReading] = ()) -> bytes:
     """The page to answer a scrape with; before the model is loaded it has the load's progress only."""
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(_Worker(state))
+    registry.register(_Worker(state, gpus))
     return generate_latest(registry)
 
 
 class _Worker(Collector):
-    def __init__(self, state: WorkerState) -> None:
+    def __init__(self, state: WorkerState, gpus: Sequence[GpuReading]) -> None:
         self._state = state
+        self._gpus = gpus
 
     def collect(self) -> Iterable[Metric]:
         progress = self._state.progress
@@ -36,6 +38,8 @@ class _Worker(Collector):
         yield _gauge("load_progress_needed_bytes", "Bytes of weights to read in all.", progress.needed_bytes)
         if self._state.model is not None:
             yield from _engine_metrics(self._state.model.engine)
+        if self._gpus:
+            yield from _gpu_metrics(self._gpus)
 
 
 def _engine_metrics(engine: Engine) -> Iterable[Metric]:
@@ -43,6 +47,7 @@ def _engine_metrics(engine: Engine) -> Iterable[Metric]:
     yield _gauge("requests_running", "Sequences that hold pages of the cache.", engine.running_count)
     yield _gauge("requests_waiting", "Sequences that wait for a slot or for pages.", engine.waiting_count)
     yield _gauge("kv_cache_usage_ratio", "Share of the cache's pages in use.", engine.cache_used_ratio)
+    yield _gauge("tokens_in_flight", "Tokens of all unfinished requests.", engine.tokens_in_flight)
     yield _counter("prompt_tokens", "Prompt tokens of requests that got their first token.", counters.prompt_tokens)
     yield _counter("generation_tokens", "Tokens generated.", counters.generation_tokens)
     yield _counter("steps", "Steps computed.", counters.steps)
@@ -76,6 +81,41 @@ def _cache_metrics(pages: Pages) -> Iterable[Metric]:
     yield _counter("resumed_tokens", "Tokens that preempted sequences found again.", counters.resumed_tokens)
     yield _counter("cache_evictions", "Pages that others could have found, given out anew.", counters.evicted_pages)
     yield _counter("host_cache_stores", "Evicted pages copied to host memory.", counters.offloaded_pages)
+
+
+def _gpu_metrics(gpus: Sequence[GpuReading]) -> Iterable[Metric]:
+    """Values that no GPU's driver tells have no family."""
+
+    def family(name: str, about: str, read: Callable[[GpuReading], float | None]) -> Iterable[Metric]:
+        metric = GaugeMetricFamily(f"{PREFIX}gpu_{name}", about, labels=("gpu",))
+        for gpu in gpus:
+            value = read(gpu)
+            if value is not None:
+                metric.add_metric((gpu.gpu,), value)
+        if metric.samples:
+            yield metric
+
+    yield from family("utilization_ratio", "Share of time in which any kernel ran.", lambda gpu: gpu.utilization)
+    yield from family("tensor_active_ratio", "Share of cycles of the tensor cores.", lambda gpu: gpu.tensor_activity)
+    yield from family("memory_used_bytes", "Memory in use, by anybody.", lambda gpu: gpu.memory_used_bytes)
+    yield from family("memory_total_bytes", "Memory that there is.", lambda gpu: gpu.memory_total_bytes)
+    yield from family("memory_used_ratio", "Share of memory in use, by anybody.", _memory_share)
+    yield from family("power_watts", "Power drawn.", lambda gpu: gpu.power_watts)
+    yield from family("temperature_celsius", "Temperature.", lambda gpu: gpu.temperature_celsius)
+    yield from family("last_xid", "Last critical XID error since the start; 0: none.", lambda gpu: gpu.last_xid)
+    throttled = GaugeMetricFamily(
+        f"{PREFIX}gpu_throttled", "1 for each reason why clocks are lowered now.", labels=("gpu", "reason")
+    )
+    for gpu in gpus:
+        for reason in sorted(gpu.throttled or ()):
+            throttled.add_metric((gpu.gpu, reason), 1)
+    yield throttled
+
+
+def _memory_share(gpu: GpuReading) -> float | None:
+    if gpu.memory_used_bytes is None or not gpu.memory_total_bytes:
+        return None
+    return gpu.memory_used_bytes / gpu.memory_total_bytes
 
 
 def _gauge(name: str, about: str, value: float) -> Metric:

@@ -22,6 +22,7 @@ from rich.console import Console
 from m3_worker.app import build_app
 from m3_worker.cache_size import CacheSizeError
 from m3_worker.config import RankSettings, WorkerSettings
+from m3_worker.gpu_metrics import open_gpu_metrics
 from m3_worker.http_server import EmbeddedServer, listen, loop_factory
 from m3_worker.model.config import CheckpointError
 from m3_worker.progress import load_report
@@ -159,6 +160,8 @@ class WorkerServer:
         self._beside.append(asyncio.create_task(watch(model.engine, self._settings.step_deadline_seconds)))
         if self._publisher is not None:
             self._beside.append(asyncio.create_task(self._publisher.run(model.engine.events)))
+        if self._settings.device == "cuda":
+            self.state.gpus = await asyncio.to_thread(open_gpu_metrics)
         self.state.model = model
         gc.collect()
         gc.freeze()  # what is loaded by now lives as long as the process: collections need not walk it

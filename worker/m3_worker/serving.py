@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from m3_worker.chat.template import ChatTemplate
 from m3_worker.engine import Engine
+from m3_worker.gpu_metrics import GpuMetrics
 from m3_worker.grammar import Grammars
 from m3_worker.model.expert_plan import ExpertPlan
 from m3_worker.model.generation_defaults import GenerationDefaults
@@ -97,6 +98,8 @@ class WorkerState:
     is_draining: bool = False
     progress: LoadProgress = field(default_factory=LoadProgress)
     usage_records: UsageRecords = field(default_factory=UsageRecords)
+    gpus: GpuMetrics | None = None
+    """None if it computes on none, or nothing can be known of them."""
 
     @property
     def phase(self) -> Phase:

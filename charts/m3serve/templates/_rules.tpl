@@ -60,6 +60,13 @@ Secrets are created and never read: an API key that the operator made stays wher
 - apiGroups: [rbac.authorization.k8s.io]
   resources: [roles, rolebindings]
   verbs: [get, list, watch, create, patch, delete]
+# Autoscalers of others, made where spec.autoscaling asks for one. KEDA need not be there.
+- apiGroups: [autoscaling]
+  resources: [horizontalpodautoscalers]
+  verbs: [get, list, watch, create, patch, delete]
+- apiGroups: [keda.sh]
+  resources: [scaledobjects]
+  verbs: [get, list, watch, create, patch, delete]
 # Held only to be given on: nobody may grant what they do not have, and routers watch their workers' endpoints.
 - apiGroups: [discovery.k8s.io]
   resources: [endpointslices]

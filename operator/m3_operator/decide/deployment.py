@@ -10,6 +10,7 @@ from datetime import datetime, timedelta
 
 from m3_operator.api import M3Deployment, SpecError, parse_deployment
 from m3_operator.capacity.assessment import Assessment, assess
+from m3_operator.decide.autoscaling import Scaling, decide_scaling
 from m3_operator.decide.children import change_children
 from m3_operator.decide.diagnosis import diagnose
 from m3_operator.decide.equipment import extras, lacking
@@ -39,6 +40,7 @@ class DeploymentDecision:
     groups: Mapping[int, Group]
     records: Mapping[int, FailureRecord]
     wanted: int = 0  # how many groups should run
+    scaling: Scaling | None = None  # how that number comes about; None: the spec cannot be read
     assessment: Assessment | None = None  # None: its spec cannot be read
     revisions: Revisions | None = None  # None: there is nothing that groups could be made of
     objects: tuple[ObjectAction, ...] = ()
@@ -67,6 +69,8 @@ class DeploymentDecision:
     @property
     def wake_at(self) -> datetime | None:
         """When to look again even if nothing happens."""
+        if self.scaling is not None and self.scaling.told_at is not None:
+            return self.scaling.told_at  # a new number of groups counts from the moment that the status tells it
         deadline = self.revisions.wake_at if self.revisions is not None and not self.is_refused else None
         return min((at for at in (self.steps.wake_at, self.turn.wake_at, deadline) if at is not None), default=None)
 
@@ -84,9 +88,15 @@ def decide_deployment(snapshot: DeploymentSnapshot, installation: Installation, 
     except SpecError as error:
         problem = Problem("InvalidSpec", str(error))
         return DeploymentDecision(deployment=None, groups=groups, records=records, problem=problem)
-    spec, wanted = deployment.spec, deployment.spec.desired_groups
+    spec, scaling = deployment.spec, decide_scaling(deployment, snapshot, groups, installation, now)
+    wanted = scaling.wanted
     decision = DeploymentDecision(
-        deployment=deployment, groups=groups, records=records, wanted=wanted, assessment=assess(deployment)
+        deployment=deployment,
+        groups=groups,
+        records=records,
+        wanted=wanted,
+        scaling=scaling,
+        assessment=assess(deployment),
     )
     is_native = spec.engine.type == "native"  # other engines' specs name their image
     image = spec.engine.image or (installation.worker_image if is_native else None)
@@ -103,7 +113,7 @@ def decide_deployment(snapshot: DeploymentSnapshot, installation: Installation, 
     if decision.is_refused:
         return _refused(decision, revisions, snapshot, installation, now)
     steps = next_steps(revisions.wanted, groups, records, snapshot.names_in_the_way, now, health=health)
-    held = stand(revisions.wanted, groups, now).held
+    held = stand(revisions.wanted, groups, now).held | (set(decision.places) - groups.keys())
     return replace(
         decision,
         problem=routing_problem(deployment, snapshot)

@@ -13,6 +13,7 @@ from m3_operator.decide.problem import Problem
 from m3_operator.groups import Group
 from m3_operator.plan.actions import CreatePods, PodAction
 from m3_operator.render.accelerator import CLAIM_TEMPLATE_KIND, claim_template
+from m3_operator.render.autoscaler import autoscaler
 from m3_operator.render.extras import MONITOR_KIND, network_policy, pod_monitor
 from m3_operator.render.gang import KINDS, VOLCANO_SCHEDULER, Gang, gang_object, needs_gang
 
@@ -58,9 +59,12 @@ def lacking(deployment: M3Deployment, installation: Installation) -> Problem | N
 
 
 def extras(deployment: M3Deployment, installation: Installation) -> list[dict[str, Any]]:
-    """What the deployment has beside its groups. A PodMonitor only where the cluster has any."""
+    """What the deployment has beside its groups. PodMonitors and autoscalers only where the cluster has any."""
     monitor = pod_monitor(deployment) if MONITOR_KIND in installation.optional_kinds else None
-    return [made for made in (network_policy(deployment, installation.namespace), monitor) if made is not None]
+    scaler = autoscaler(deployment)
+    if scaler is not None and scaler["kind"] not in installation.optional_kinds:
+        scaler = None
+    return [made for made in (network_policy(deployment, installation.namespace), monitor, scaler) if made is not None]
 
 
 def group_objects(

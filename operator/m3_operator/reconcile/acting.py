@@ -128,8 +128,7 @@ def problem_of(kind: str, error: RefusedError | NameTakenError) -> Problem:
     if "exceeded quota" in str(error):
         return Problem("QuotaExceeded", f"{kind}: {error}; raise the quota, or ask for fewer groups")
     lacks_rights = error.status in (401, 403) and "cannot" in str(error) and "in the namespace" in str(error)
-    reason = "PermissionMissing" if lacks_rights else "TemplateRefused"
-    return Problem(reason, f"{kind}: {error}")
+    return Problem("PermissionMissing" if lacks_rights else "TemplateRefused", f"{kind}: {error}")
 
 
 def _happening(action: PodAction) -> Happening:

@@ -16,6 +16,7 @@ from m3_operator.observed import Key
 from m3_operator.reconcile.acting import Actor
 from m3_operator.reconcile.deployments import DeploymentCycle
 from m3_operator.reconcile.pace import Pace
+from m3_operator.reconcile.references import ReferenceProbe
 from m3_operator.reconcile.routers import RouterCycle
 from m3_operator.reconcile.telling import Teller
 from m3_operator.reconcile.tenants import TenantCycle
@@ -41,9 +42,9 @@ class Reconciler:
         self._store = store
         self._clock = clock
         self._paces: dict[Key, Pace] = {}
-        actor, teller = Actor(writer, store, wake), Teller(writer, clock)
-        self._deployments = DeploymentCycle(store, installation, actor, teller, clock)
-        self._routers = RouterCycle(writer, store, installation, actor, teller, clock)
+        actor, teller, probe = Actor(writer, store, wake), Teller(writer, clock), ReferenceProbe(writer, clock)
+        self._deployments = DeploymentCycle(store, installation, actor, teller, probe, clock)
+        self._routers = RouterCycle(writer, store, installation, actor, teller, probe, clock)
         self._tenants = TenantCycle(store, actor, teller, clock)
 
     async def cycle(self, key: Key) -> float | None:
@@ -70,4 +71,4 @@ class Reconciler:
         if key.kind == names.TENANT_KIND:
             await self._tenants.run(key)
             return None, None
-        return await self._routers.run(key), None
+        return await self._routers.run(key)

@@ -140,9 +140,18 @@ def _pool(
         pool["kvEventsPort"] = vllm.kv_events_port(deployment)
     if spec.engine.max_context_tokens is not None:
         pool["maxContextTokens"] = spec.engine.max_context_tokens
+    pool |= hold_when_empty(deployment)
     if isinstance(workers, ServiceWorkers):
         return {**pool, "workers": workers.model_dump(mode="json", by_alias=True)}
     return {**pool, "workers": list(workers)}
+
+
+def hold_when_empty(deployment: M3Deployment) -> dict[str, Any]:
+    """How long requests wait for the first group of a deployment that sleeps when it has nothing to do."""
+    scaling = deployment.spec.autoscaling
+    if scaling is None or scaling.min_replicas:
+        return {}
+    return {"holdWhenEmptySeconds": scaling.hold_seconds}
 
 
 def _role(router: M3Router) -> dict[str, Any]:

@@ -34,7 +34,7 @@ _ENGINES: Final[Mapping[str, Callable[[M3Deployment, int, int], Launch]]] = {
     "sglang": sglang.launch,
 }
 NOT_IN_REVISION: Final = frozenset(
-    {"replicas", "suspend", "router", "rollout", "expert_balancing", "network_policy", "monitoring"}
+    {"replicas", "autoscaling", "suspend", "router", "rollout", "expert_balancing", "network_policy", "monitoring"}
 )
 """Fields of the spec that no pod carries: a change of them replaces nothing."""
 _REVISION_LENGTH: Final = 10
@@ -44,9 +44,9 @@ _FIRST_PROBES: Final = {"startupSeconds": UNKNOWN_STARTUP_SECONDS}
 
 
 def revision(deployment: M3Deployment, image: str) -> str:
-    """Names what running pods must match. Replicas, suspend, router and expertBalancing are not in it: they never roll.
+    """Names what running pods must match: replicas, autoscaling, suspend, router and expertBalancing never roll.
 
-    Nor is what is only declared, `model.release` and `accelerator.memoryGiB`: pods are the same with it and without.
+    Nor does what is only declared, `model.release` and `accelerator.memoryGiB`: pods are the same with it and without.
     Of `recovery`, pods carry only `hangSeconds`.
     Values that equal the defaults are left out, so that a field added by a later version changes no revision.
     """

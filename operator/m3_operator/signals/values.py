@@ -3,6 +3,12 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
+from typing import Final
+
+SCRAPE_SECONDS: Final = 5.0
+"""Time between two looks at a process; at zero groups, where a request may wait for the first, it is less."""
+STALE_AFTER_SECONDS: Final = 3 * SCRAPE_SECONDS
+"""Age from which a value says nothing of now."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,11 +54,30 @@ class RouterSignals:
 
     scraped_at: datetime
     waiting: int = 0
-    """Requests that wait in its lanes."""
+    """Requests that wait in its lanes, or for a worker where there is none."""
     in_flight: int = 0
     """Requests that it has sent to workers and that are not answered yet."""
+    requests: float | None = None
+    """Requests that have ended since its start."""
+    oldest_wait_seconds: float | None = None
+    """How long the first of those that wait has waited; None: none waits."""
     queue_seconds_p90: float | None = None
     first_byte_seconds_p90: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sample:
+    """A deployment at one moment, as its autoscaler counts it."""
+
+    at: datetime
+    ready: int
+    """Groups that served."""
+    requests: int
+    """Requests that waited or were in flight."""
+    values: Mapping[str, float | None] = field(default_factory=dict)
+    """By type of signal. None: there was nothing to measure; a type that is absent was not told by anybody."""
+    silent: tuple[str, ...] = ()
+    """Pods, or the URL of DCGM, that have not answered for too long."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,6 +86,10 @@ class DeploymentSignals:
 
     workers: Mapping[str, WorkerSignals] = field(default_factory=dict)
     routers: Mapping[str, RouterSignals] = field(default_factory=dict)
+    samples: tuple[Sample, ...] = ()
+    """The last quarter of an hour, oldest first."""
+    busy_at: datetime | None = None
+    """When it had anything to do for the last time, as far as it was watched; None: it was not."""
 
 
 NO_SIGNALS = DeploymentSignals()

@@ -10,6 +10,7 @@ from typing import Annotated, Self
 from pydantic import ConfigDict, Field, model_validator
 
 from m3_operator.spec.access import MonitoringSpec, NetworkPolicySpec
+from m3_operator.spec.autoscaling import AutoscalingSpec
 from m3_operator.spec.drain import DrainSpec
 from m3_operator.spec.engine import EngineSpec, ProbesSpec
 from m3_operator.spec.experts import ExpertBalancingSpec
@@ -68,7 +69,9 @@ class M3DeploymentSpec(Model):
     placement: PlacementSpec = PlacementSpec()
     """Where the pods of a group go."""
     replicas: Annotated[int, Field(ge=0, le=1000)] = 1
-    """Groups to run; `kubectl scale` sets it."""
+    """Groups to run; `kubectl scale` sets it. Ignored with autoscaling by the built-in backend."""
+    autoscaling: AutoscalingSpec | None = None
+    """Groups by demand; absent: `replicas` groups."""
     rollout: RolloutSpec = RolloutSpec()
     """How a change reaches groups that run."""
     drain: DrainSpec = DrainSpec()

@@ -13,6 +13,7 @@ from m3_operator.spec.fragments import Model, list_map
 Text = Annotated[str, StringConstraints(max_length=1024)]
 Time = Annotated[str, Field(json_schema_extra={"format": "date-time"})]
 GROUPS_SHOWN = 64
+SCALE_CHANGES_SHOWN = 10
 AVOIDED_NODES_SHOWN = 64
 
 
@@ -69,6 +70,57 @@ class GroupStatus(Model):
     """When that window began."""
     last_failure: GroupFailure | None = None
     """How it failed last."""
+    in_flight: Annotated[int, Field(ge=0)] | None = None
+    """Requests that it still answers while it drains, as of the last look."""
+
+
+class SignalStatus(Model):
+    """One signal of the autoscaler."""
+
+    name: Annotated[str, StringConstraints(max_length=64)]
+    """Type of the signal."""
+    value: Annotated[float, Field(ge=0)] | None = None
+    """Its mean of the last 45 s, rounded; absent: there was nothing to measure."""
+    target: Annotated[float, Field(ge=0)]
+    """What it should stay below."""
+
+
+class ScaleChangeStatus(Model):
+    """One decision of the autoscaler."""
+
+    time: Time
+    """When."""
+    from_: Annotated[int, Field(ge=0, alias="from")]
+    """Groups before."""
+    to: Annotated[int, Field(ge=0)]
+    """Groups from then on."""
+    reason: Text
+    """Why."""
+
+
+class AutoscalingStatus(Model):
+    """How the number of groups comes about."""
+
+    backend: Annotated[str, StringConstraints(max_length=32)]
+    """Who decides."""
+    desired: Annotated[int, Field(ge=0)]
+    """Groups that should run. With backend Builtin this is the number that counts, and spec.replicas does not."""
+    reason: Annotated[str, StringConstraints(max_length=64)]
+    """Why, as one word: AboveTarget, BelowTarget, WithinTarget, Idle, Asleep, RequestWaits, OutOfBounds, Suspended,
+    OwnedByBackend, or why nothing is decided: NoMetrics, MetricsMissing, MetricsStale."""
+    limited_by: Annotated[str, StringConstraints(max_length=32)] | None = None
+    """What keeps it from the number that the signals ask for: Maximum, Minimum, Rate, Capacity or Rollout."""
+    last_scale_time: Time | None = None
+    """When the number changed last."""
+    signals: Annotated[tuple[SignalStatus, ...], Field(max_length=8, json_schema_extra=list_map("name"))] = ()
+    """What it was decided from."""
+    signals_time: Time | None = None
+    """When the signals were written here; they are read much more often."""
+    history: Annotated[
+        tuple[ScaleChangeStatus, ...],
+        Field(max_length=SCALE_CHANGES_SHOWN, json_schema_extra={"x-kubernetes-list-type": "atomic"}),
+    ] = ()
+    """The last changes of the number, oldest first."""
 
 
 class ExpertStatus(Model):
@@ -145,8 +197,10 @@ class M3DeploymentStatus(Model):
     """GPUs that its pods hold."""
     conditions: Conditions = ()
     """Ready, Available, Scheduled and Progressing; Fits: whether the model fits the GPUs that are declared; Balanced:
-    whether the load of experts is even; and RolledBack, while the groups are of an earlier revision because the one
-    that is asked for made no progress."""
+    whether the load of experts is even; RolledBack, while the groups are of an earlier revision because the one that
+    is asked for made no progress; with autoscaling also ScalingActive and ScalingLimited."""
+    autoscaling: AutoscalingStatus | None = None
+    """How the number of groups comes about; absent: spec.replicas says it."""
     groups: Annotated[tuple[GroupStatus, ...], Field(max_length=GROUPS_SHOWN, json_schema_extra=list_map("index"))] = ()
     """Its groups, the first 64 of them."""
     experts: ExpertStatus | None = None

@@ -16,7 +16,9 @@ from m3_operator.groups import Group
 from m3_operator.observed import DeploymentSnapshot, condition
 from m3_operator.plan.avoidance import AvoidedNode
 from m3_operator.plan.recovery import FailureRecord
+from m3_operator.spec.autoscaling import AutoscalingSpec
 from m3_operator.spec.status import GROUPS_SHOWN
+from m3_operator.status.autoscaling import asleep_message, autoscaling_status, in_flight, scaling_verdicts
 from m3_operator.status.conditions import Verdict, build, timestamp
 from m3_operator.status.endpoint import endpoint
 from m3_operator.status.experts import balanced, expert_status
@@ -46,6 +48,9 @@ def deployment_status(
     }
     if snapshot.experts is not None:
         status["experts"] = expert_status(snapshot.experts)
+    autoscaling = autoscaling_status(snapshot, _autoscaling(decision), decision.scaling, now)
+    if autoscaling is not None:
+        status["autoscaling"] = autoscaling
     if avoided:
         status["avoidedNodes"] = [
             {"name": node.name, "until": timestamp(node.until), "reason": node.reason[:1024]} for node in avoided
@@ -57,8 +62,15 @@ def deployment_status(
     # Those that failed come first: what is remembered of them is remembered here.
     shown = sorted(sorted(decision.places, key=lambda index: index not in records)[:GROUPS_SHOWN])
     if shown:
-        status["groups"] = [_group(groups.get(index, Group(index)), records.get(index)) for index in shown]
+        left = in_flight(snapshot)
+        status["groups"] = [
+            _group(groups.get(index, Group(index)), records.get(index), left.get(index)) for index in shown
+        ]
     return status
+
+
+def _autoscaling(decision: DeploymentDecision) -> AutoscalingSpec | None:
+    return None if decision.deployment is None else decision.deployment.spec.autoscaling
 
 
 def _gpus(decision: DeploymentDecision, deployment: M3Deployment, group: Group) -> int:
@@ -68,7 +80,7 @@ def _gpus(decision: DeploymentDecision, deployment: M3Deployment, group: Group) 
     return per_pod * sum(not pod.is_finished for pod in group.pods)
 
 
-def _group(group: Group, record: FailureRecord | None) -> dict[str, Any]:
+def _group(group: Group, record: FailureRecord | None, in_flight: int | None) -> dict[str, Any]:
     shown: dict[str, Any] = {
         "index": group.index,
         "state": str(group.state),
@@ -77,6 +89,8 @@ def _group(group: Group, record: FailureRecord | None) -> dict[str, Any]:
     }
     if group.revision:
         shown["revision"] = group.revision
+    if in_flight is not None:
+        shown["inFlight"] = in_flight
     nodes = [pod.node_name for pod in group.pods if pod.node_name]
     if nodes:
         shown["nodes"] = nodes
@@ -104,6 +118,7 @@ def _verdicts(snapshot: DeploymentSnapshot, decision: DeploymentDecision, proble
         *rolled_back(decision),
         *_fits(decision),
         *([balanced(snapshot.experts)] if snapshot.experts else []),
+        *scaling_verdicts(_autoscaling(decision), decision.scaling),
     ]
 
 
@@ -112,7 +127,7 @@ def _idle(decision: DeploymentDecision) -> Problem | None:
         return None
     if decision.deployment.spec.suspend:
         return Problem("Suspended", "spec.suspend is set: no group runs")
-    return Problem("ScaledToZero", "spec.replicas is 0: no group runs")
+    return Problem("ScaledToZero", asleep_message(decision.scaling) or "spec.replicas is 0: no group runs")
 
 
 def _unready_group(decision: DeploymentDecision, how_many: str) -> Problem | None:

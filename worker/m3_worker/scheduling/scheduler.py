@@ -73,6 +73,11 @@ class Scheduler:
         return len(self._waiting)
 
     @property
+    def tokens_in_flight(self) -> int:
+        """Tokens, prompts' and generated, of all sequences that are not finished. May be asked from another thread."""
+        return sum(sequence.total_tokens for sequence in list(self._sequences.values()))
+
+    @property
     def has_work(self) -> bool:
         return bool(self._running or self._waiting)
 
