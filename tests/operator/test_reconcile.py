@@ -323,7 +323,8 @@ async def test_pods_get_the_patience_that_their_checkpoint_asks_for() -> None:
     created: list[Any] = []
 
     async def create(manifest: Any) -> dict[str, Any] | None:
-        created.append(manifest)
+        if manifest["kind"] == "Pod":
+            created.append(manifest)
         return world.writer.answer("create", manifest)
 
     world.writer.create = create  # type: ignore[method-assign]  # to see what is created

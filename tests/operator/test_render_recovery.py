@@ -80,7 +80,7 @@ def test_a_term_that_matches_no_node_does_not_become_one_that_matches_most() -> 
         "nodeAffinity": {REQUIRED: {"nodeSelectorTerms": [{"matchExpressions": []}, {"matchExpressions": [ZONE]}]}}
     }
     terms = affinity(asked, "bad")["nodeAffinity"][REQUIRED]["nodeSelectorTerms"]
-    assert terms == [{"matchExpressions": []}, {"matchExpressions": [ZONE], "matchFields": [NOT_BAD]}]
+    assert terms == [{"matchExpressions": [ZONE], "matchFields": [NOT_BAD]}]
 
 
 def test_a_pod_remembers_what_it_was_kept_away_from() -> None:
