@@ -214,7 +214,8 @@ class Scraper:
         before = snapshot.signals
         after = extended(before, workers, routers, taken)
         self._store.put_signals(key, after)
-        if matters(before, after, self._looked_at.get(key), is_scaled=asked.is_scaled):
+        leaving = {pod.uid for pod in snapshot.pods if pod.is_terminating}
+        if matters(before, after, self._looked_at.get(key), is_scaled=asked.is_scaled, leaving=leaving):
             self._looked_at[key] = now
             self._wake([key])
 
