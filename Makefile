@@ -1,6 +1,6 @@
 # Everything a contributor types. `make help` lists the targets; CI runs `make test` and nothing cleverer.
 .DEFAULT_GOAL := help
-.PHONY: help demo setup test test-fast test-cluster check check-kernels format lock crds cluster cluster-bin bench-router fuzz-router bench-engine bench-kernels bench-experts npm-sdk soak tiny-model clean
+.PHONY: help demo setup test test-fast test-cluster check check-kernels format lock crds cluster cluster-bin bench-router fuzz-router bench-engine bench-kernels bench-experts simulate npm-sdk soak tiny-model clean
 
 BIN := .venv/bin
 PYTEST := $(BIN)/python -m pytest
@@ -69,6 +69,10 @@ bench-kernels: setup ## the attention kernels on this machine's GPU, in one run;
 
 bench-experts: setup ## how even experts are placed, what following a drift moves, how long planning takes; writes the picture too
 	PYTHONPATH=tests/support $(BIN)/python benchmarks/operator/experts.py $(ARGS)
+
+SEEDS ?= 1-200
+simulate: setup ## the whole operator against a model cluster with random faults; SEEDS=1-200: which ones
+	PYTHONPATH=tests/support $(BIN)/python -m m3_simulation --seeds $(SEEDS) $(ARGS)
 
 npm-sdk: ## the openai npm SDK, for the one test that uses it; without npm or its registry that test is left out
 	@cd tests/worker/openai_npm && if [ node_modules/.package-lock.json -nt package-lock.json ]; then :; \

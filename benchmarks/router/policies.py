@@ -10,10 +10,10 @@ from typing import Protocol
 
 from workload import BLOCK_TOKENS
 
-from m3_router.affinity import Affinity
 from m3_router.config.services import AffinitySettings
-from m3_router.placement import Placement, Want
-from m3_router.workers import Charge, Worker, WorkerAddress, Workers
+from m3_router.placement.affinity import Affinity
+from m3_router.placement.placement import Placement, Want
+from m3_router.workers.workers import Charge, Worker, WorkerAddress, Workers
 
 EXPECTED_OUTPUT_TOKENS = 256  # nobody knows the answer's length beforehand
 

@@ -101,6 +101,16 @@ class Cluster:
             return False
         return True
 
+    async def exists(self, kind: str, namespace: str, name: str) -> bool:
+        """Whether there is such an object, asked by a dry run of creating it: the right to read it is not needed."""
+        resource = RESOURCES[kind]
+        body = {"apiVersion": resource.api_version, "kind": kind, "metadata": {"name": name, "namespace": namespace}}
+        try:
+            await self._request("POST", resource.path(namespace), query={"dryRun": "All"}, body=body)
+        except ConflictError:
+            return True
+        return False
+
     async def delete(
         self, kind: str, namespace: str, name: str, *, uid: str, grace_seconds: int | None = None
     ) -> dict[str, Any] | None:

@@ -9,7 +9,6 @@ import asyncio
 import contextlib
 import logging
 import os
-import random
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -24,9 +23,10 @@ import kopf
 from kubernetes import client as kubernetes_client
 from kubernetes import config as kubernetes_config
 
+from m3_operator.chance import Chance
 from m3_operator.cluster import Cluster
 from m3_operator.decide.installation import Installation
-from m3_operator.errors import NotFoundError, OperatorError, RefusedError, UnavailableError
+from m3_operator.errors import ApiError, NotFoundError, OperatorError, RefusedError, UnavailableError
 from m3_operator.experts.keeper import ExpertKeeper
 from m3_operator.experts.worker_client import WorkerClient
 from m3_operator.handlers import Feed, build_registry, build_settings
@@ -76,7 +76,7 @@ def main() -> NoReturn:
 
 def parse_options(arguments: Sequence[str], environment: Mapping[str, str]) -> Options:
     """The command line; images may also come from the environment. A bad one ends the process with code 2."""
-    parser = argparse.ArgumentParser(prog="m3-operator", description="Reconcile M3Deployment and M3Router objects.")
+    parser = argparse.ArgumentParser(prog="m3-operator", description="Reconcile M3Deployments, M3Routers, M3Tenants.")
     parser.add_argument("--kubeconfig", type=Path, help="default: $KUBECONFIG, or the service account of the pod")
     scope = parser.add_mutually_exclusive_group(required=True)
     scope.add_argument("--namespace", metavar="NS", help="serve one namespace")
@@ -109,20 +109,22 @@ async def run(options: Options) -> None:
         kinds = await first_look(cluster, store, options.namespace)
         queue.wake_all(store.owners())
         logger.info("serving %s: %r", options.namespace or "all namespaces", store)
-        clock = partial(datetime.now, UTC)
+        clock, chance = partial(datetime.now, UTC), Chance()
         installation = Installation(
             worker_image=options.worker_image,
             router_image=options.router_image,
             namespace=own_namespace(),
             optional_kinds=frozenset(kinds).intersection(OPTIONAL_KINDS),
         )
-        reconciler = Reconciler(cluster, store, installation, clock=clock, wake=queue.wake_all)
+        reconciler = Reconciler(cluster, store, installation, clock=clock, wake=queue.wake_all, chance=chance)
         async with http_fetch() as fetch, asyncio.TaskGroup() as tasks:
             scraper = Scraper(store, fetch, clock=clock, wake=queue.wake_all)
-            ours = [tasks.create_task(_work(queue, reconciler)) for _ in range(_CYCLES_AT_ONCE)]
+            ours = [tasks.create_task(work(queue, reconciler)) for _ in range(_CYCLES_AT_ONCE)]
             ours.append(tasks.create_task(_keep_experts(store, clock, queue)))
-            ours.append(tasks.create_task(_look_again(cluster, store, queue, kinds, options.namespace)))
             ours.append(tasks.create_task(scraper.run()))
+            ours.append(
+                tasks.create_task(look_again(cluster, store, queue, kinds, namespace=options.namespace, chance=chance))
+            )
             await kopf.operator(
                 registry=build_registry(Feed(store, queue), client, kinds),
                 settings=build_settings(kinds),
@@ -195,7 +197,8 @@ async def look(cluster: Cluster, store: Store, kind: str, namespace: str | None)
     return set(store.replace(kind, listed, before))
 
 
-async def _work(queue: WorkQueue, reconciler: Reconciler) -> None:
+async def work(queue: WorkQueue, reconciler: Reconciler) -> None:
+    """Take objects from the queue and give each its cycle, for ever; a defect of one is logged and tried again."""
     while True:
         key = await queue.take()
         wake_in: float | None = None
@@ -213,13 +216,13 @@ async def _keep_experts(store: Store, clock: Callable[[], datetime], queue: Work
         await ExpertKeeper(store, WorkerClient(client), clock=clock, wake=queue.wake_all).run()
 
 
-async def _look_again(
-    cluster: Cluster, store: Store, queue: WorkQueue, kinds: Sequence[str], namespace: str | None
+async def look_again(
+    cluster: Cluster, store: Store, queue: WorkQueue, kinds: Sequence[str], *, namespace: str | None, chance: Chance
 ) -> None:
     """A full list and a cycle of everything now and then, for what a broken watch did not tell."""
     while True:
-        await asyncio.sleep(_RELIST_SECONDS * random.uniform(0.9, 1.1))  # noqa: S311 - spreading load
-        with contextlib.suppress(UnavailableError, RefusedError):  # the next one may succeed; the watch goes on
-            for kind in kinds:
+        await asyncio.sleep(_RELIST_SECONDS * chance.between(0.9, 1.1))
+        for kind in kinds:
+            with contextlib.suppress(ApiError):  # the next one may succeed; the watch goes on
                 await look(cluster, store, kind, namespace)
         queue.wake_all(store.owners())

@@ -136,7 +136,7 @@ class Store:
         if manifest is None:
             return None
         own, pods, strangers, children = uid(manifest), [], set(), {}
-        for identity in self._children.get(key, ()):
+        for identity in sorted(self._children.get(key, ())):
             pod = self._pods.get(identity)
             if pod is not None and pod.owner_uid == own:
                 pods.append(pod)

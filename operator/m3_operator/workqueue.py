@@ -35,7 +35,7 @@ class WorkQueue:
 
     def wake_all(self, keys: Iterable[Key]) -> None:
         """These objects want a look as soon as possible."""
-        for key in keys:
+        for key in sorted(keys, key=str):  # sets come in any order, turns do not
             self.wake(key)
 
     async def take(self) -> Key:

@@ -9,17 +9,17 @@ from collections.abc import Iterator
 from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 
-from m3_router.access_file import AccessFile
-from m3_router.attainment import Attainment
-from m3_router.counting import ExactCounts
-from m3_router.journal import Journal
-from m3_router.ledger import Ledger
-from m3_router.metrics import counter, gauge
-from m3_router.moderation import Moderator
-from m3_router.pools import Pools
-from m3_router.quotas import Quotas
-from m3_router.settlement import Settlement
-from m3_router.tracing import SpanSender
+from m3_router.money.journal import Journal
+from m3_router.money.ledger import Ledger
+from m3_router.placement.pools import Pools
+from m3_router.relay.counting import ExactCounts
+from m3_router.relay.moderation import Moderator
+from m3_router.relay.settlement import Settlement
+from m3_router.telemetry.attainment import Attainment
+from m3_router.telemetry.metrics import counter, gauge
+from m3_router.telemetry.tracing import SpanSender
+from m3_router.tenants.access_file import AccessFile
+from m3_router.tenants.quotas import Quotas
 
 
 class PartsCollector(Collector):

@@ -21,8 +21,6 @@ from prometheus_client.registry import Collector
 from pydantic.alias_generators import to_camel
 from starlette.types import ASGIApp
 
-from m3_router import log, relay
-from m3_router.access_file import AccessFile
 from m3_router.admin import Access as AdminAccess
 from m3_router.admin import (
     ActError,
@@ -39,38 +37,41 @@ from m3_router.admin import (
     tenants_of,
 )
 from m3_router.admin.document import LimitNow, RedisMode, TenantNow
-from m3_router.attainment import Attainment
-from m3_router.bill import Bill
-from m3_router.caches import Caches
 from m3_router.collectors import PartsCollector
 from m3_router.config import Access, ConfigError, ExternalUpstream, RouterConfig, ServiceWorkers, load_access
-from m3_router.counting import ExactCounts
-from m3_router.endpoints import EndpointWatch
-from m3_router.estimates import TokenEstimates
 from m3_router.http.client_end import ClientConnection
 from m3_router.http.connections import Connections
 from m3_router.http.worker_end import WorkerConnections
-from m3_router.journal import Journal, open_journal
-from m3_router.key_file import KeyFile
-from m3_router.ledger import Ledger
-from m3_router.metrics import Metrics, MetricsCollector
-from m3_router.models import ModelList
-from m3_router.moderation import Moderator
-from m3_router.pools import Pool, Pools
-from m3_router.prices import PriceTable
-from m3_router.probes import Prober
-from m3_router.quotas import Quotas
-from m3_router.routes import Routes
-from m3_router.services import Services
-from m3_router.settlement import Settlement, WorkerDirectory
+from m3_router.money.bill import Bill
+from m3_router.money.estimates import TokenEstimates
+from m3_router.money.journal import Journal, open_journal
+from m3_router.money.ledger import Ledger
+from m3_router.money.prices import PriceTable
+from m3_router.money.spend import Spend, rebuild
+from m3_router.money.usage_report import UsageReport
+from m3_router.placement.caches import Caches
+from m3_router.placement.pools import Pool, Pools
+from m3_router.placement.probes import Prober
+from m3_router.relay import relay
+from m3_router.relay.counting import ExactCounts
+from m3_router.relay.models import ModelList
+from m3_router.relay.moderation import Moderator
+from m3_router.relay.routes import Routes
+from m3_router.relay.services import Services
+from m3_router.relay.settlement import Settlement, WorkerDirectory
 from m3_router.shared.collector import SharingCollector
 from m3_router.shared.sharing import Sharing
 from m3_router.sockets import BACKLOG, listen, name_of
-from m3_router.spend import Spend, rebuild
-from m3_router.tenants import Tenants
-from m3_router.tracing import SpanSender, Traces, otlp_sender
-from m3_router.usage_report import UsageReport
-from m3_router.workers import Worker, WorkerAddress
+from m3_router.telemetry import log
+from m3_router.telemetry.attainment import Attainment
+from m3_router.telemetry.metrics import Metrics, MetricsCollector
+from m3_router.telemetry.tracing import SpanSender, Traces, otlp_sender
+from m3_router.tenants.access_file import AccessFile
+from m3_router.tenants.key_file import KeyFile
+from m3_router.tenants.quotas import Quotas
+from m3_router.tenants.tenants import Tenants
+from m3_router.workers.endpoints import EndpointWatch
+from m3_router.workers.workers import Worker, WorkerAddress
 
 TICK_SECONDS = 0.25
 RECOVERY_SECONDS = 60.0  # that bills of an earlier process wait for a worker which could say what they used

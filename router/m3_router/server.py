@@ -14,11 +14,11 @@ from pathlib import Path
 
 import uvloop
 
-from m3_router import log
 from m3_router.config import ConfigError, RouterConfig, load
 from m3_router.processes import ChildEndedError, supervise
 from m3_router.router import Router
 from m3_router.sockets import listen_at_path
+from m3_router.telemetry import log
 
 _log = logging.getLogger(__name__)
 

@@ -196,6 +196,7 @@ RULES = [
     (router(ledger={"storage": "Claim"}), "spec.ledger", "ledger.claimName is for ledger.storage Claim"),
     (router(ledger={"claimName": "bills"}), "spec.ledger", "ledger.claimName is for ledger.storage Claim"),
     (router(admin={"servicePort": 80}), "spec", "admin.servicePort must differ from service.port"),
+    (router(redis={}), "spec.redis", "redis: set exactly one of url, urlSecretRef"),
     (tenant(plan="plus", limits={"tokensPerDay": 1}), "spec", "set at most one of plan, limits"),
     (tenant(keys=[{}]), "spec.keys", "keys: set exactly one of secretRef, sha256"),
     (

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from m3_testcluster.cluster import Cluster, KubectlError
+from m3_testcluster.cluster import Cluster
 from operator_process import Operator
 
 StartOperator = Callable[..., Operator]
@@ -190,7 +190,7 @@ def test_deleting_a_deployment_leaves_nothing_behind_even_without_an_operator(
     assert operator.stop() == 0
 
     watch.kubectl("delete", "m3d", "m3", "--timeout=30s")
-    kinds = "m3r,pods,services,configmaps,secrets,deployments,serviceaccounts,roles,rolebindings,endpointslices"
+    kinds = "m3r,pods,services,configmaps,secrets,pdb,deployments,serviceaccounts,roles,rolebindings,endpointslices"
     ours = "--selector=app.kubernetes.io/managed-by=m3-operator"
     watch.kubectl("wait", "--for=delete", kinds, ours, "--timeout=60s")
     assert watch.get(kinds, ours)["items"] == []
@@ -240,7 +240,7 @@ def test_refusals_are_told_as_conditions(
     assert "ghost" in told["m3r/front"]
 
 
-def test_two_deployments_with_one_model_behind_one_router_are_refused_with_the_sentence(
+def test_of_two_deployments_with_one_model_behind_one_router_the_older_is_served(
     watch: Watcher, gpu_nodes: dict[str, str], start_operator: StartOperator
 ) -> None:
     start_operator()
@@ -248,12 +248,16 @@ def test_two_deployments_with_one_model_behind_one_router_are_refused_with_the_s
         "apiVersion": "serving.m3.dev/v1alpha1",
         "kind": "M3Router",
         "metadata": {"name": "front"},
-        "spec": {"deployments": [{"name": "one"}, {"name": "two"}]},
+        "spec": {"deployments": [{"name": "two"}, {"name": "one"}]},
     }
-    both = [deployment(name, gpu_nodes, router={"name": "front"}, replicas=0) for name in ("one", "two")]
-    watch.apply(*both, router)
-    watch.await_value("m3r/front", ".status.conditions[?(@.type=='Ready')].reason", "ConfigRefused")
-    message = watch.kubectl("get", "m3r/front", "--output=jsonpath={.status.conditions[0].message}")
-    assert "'MiniMax-M3' is named twice" in message
-    with pytest.raises(KubectlError):
-        watch.get("deployment", "front-router")
+    # Created together or one after the other: `one` is the first by age or by name.
+    for name in ("one", "two"):
+        watch.apply(deployment(name, gpu_nodes, router={"name": "front"}))
+    watch.apply(router)
+    watch.await_value("m3d/two", ".status.conditions[?(@.type=='Ready')].reason", "ModelNameTaken")
+    watch.await_ready("m3r/front", "m3d/one")
+    watch.await_value("m3r/front", ".status.conditions[?(@.type=='Configured')].reason", "ModelNameTaken")
+    config = yaml.safe_load(watch.get("configmap", "front-router")["data"]["router.yaml"])
+    assert [pool["name"] for pool in config["pools"]] == ["one"]
+    watch.kubectl("delete", "m3d/one")
+    watch.await_ready("m3d/two")

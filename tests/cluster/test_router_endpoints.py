@@ -8,8 +8,8 @@ import pytest
 from kubernetes import client, config
 
 from m3_router.config import ServiceWorkers
-from m3_router.endpoints import EndpointWatch
-from m3_router.workers import WorkerAddress
+from m3_router.workers.endpoints import EndpointWatch
+from m3_router.workers.workers import WorkerAddress
 from m3_testcluster.cluster import Cluster
 
 Found = queue.SimpleQueue[list[WorkerAddress]]

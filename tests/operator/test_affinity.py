@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from m3_operator.render.affinity import PREFERRED, REQUIRED, joined_affinity, with_affinity
+from m3_operator.render.avoidance import without_nodes
 
 KEYS, VALUES = ("zone", "rack", "gpu"), ("a", "b", "c")
 NODES = st.dictionaries(st.sampled_from(KEYS), st.sampled_from(VALUES))
@@ -93,3 +94,12 @@ def test_terms_about_pods_and_preferences_of_both_stay_in_order(
 def test_nothing_joined_with_nothing_writes_no_field() -> None:
     assert joined_affinity({}, {"nodeAffinity": {}}) == {}
     assert with_affinity({"containers": []}, {}) == {"containers": []}
+
+
+@given(SELECTORS, NODES, st.sampled_from(["n1", "n2", "n3"]), st.sets(st.sampled_from(["n1", "n3"]), min_size=1))
+def test_a_pod_that_avoids_nodes_goes_wherever_else_it_might(
+    selector: dict[str, Any] | None, node: dict[str, str], name: str, avoided: set[str]
+) -> None:
+    pod = {"metadata": {"name": "p"}, "spec": {"containers": [], "affinity": of_nodes(selector)}}
+    found = without_nodes(pod, avoided)["spec"]["affinity"]["nodeAffinity"][REQUIRED]
+    assert matches(found, node, name) == (matches(selector, node, name) and name not in avoided)

@@ -3,10 +3,13 @@
 from collections.abc import Mapping
 from dataclasses import replace
 from datetime import timedelta
+from random import Random
 from typing import Any
 
 import kubernetes_validate
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from m3_operator.api import M3Deployment, parse_deployment
 from m3_operator.decide.deployment import decide_deployment
@@ -22,6 +25,7 @@ from m3_operator.resources import OPTIONAL_KINDS, RESOURCES, table_kind
 from operator_world import NOW, members, pod
 
 TIMEOUT = timedelta(seconds=300)
+SOON = "and soon again"
 NATIVE, VOLCANO, PLUGINS = "PodGroup", "PodGroup.scheduling.volcano.sh", "PodGroup.scheduling.x-k8s.io"
 
 
@@ -107,6 +111,8 @@ def test_volcano_gets_its_pod_group_queue_and_scheduler() -> None:
     for rendered in pods("Volcano"):
         assert rendered["metadata"]["annotations"]["scheduling.k8s.io/group-name"] == found["metadata"]["name"]
         assert rendered["spec"]["schedulerName"] == "volcano"
+    for rendered in pods("Volcano", template={"schedulerName": "volcano-gpu"}):
+        assert rendered["spec"]["schedulerName"] == "volcano-gpu"
 
 
 def test_scheduler_plugins_get_a_pod_group_by_label_and_keep_the_schedulers_name() -> None:
@@ -182,22 +188,22 @@ def opened(group: int, at: Any = NOW, nodes: int = 2, **changes: Any) -> list[Ob
 
 def turn(*pods: ObservedPod, now: Any = NOW) -> tuple[int | None, Any]:
     found = next_turn(by_index(pods), TIMEOUT, now)
-    return (found.opening.group if found.opening else None), found.over_at
+    return (found.opening.group, SOON) if found.opening else (None, found.wake_at)
 
 
 def test_the_first_waiting_group_is_opened_and_the_next_waits_for_it() -> None:
-    assert turn(*gated(0), *gated(1)) == (0, None)
+    assert turn(*gated(0), *gated(1)) == (0, SOON)
     assert turn(*opened(0), *gated(1)) == (None, NOW + TIMEOUT)
 
 
 def test_a_group_whose_pods_all_have_nodes_gives_the_turn_on_before_it_is_ready() -> None:
-    assert turn(*opened(0, node_name="n", phase="Running"), *gated(1)) == (1, None)
+    assert turn(*opened(0, node_name="n", phase="Running"), *gated(1)) == (1, SOON)
 
 
 def test_a_group_without_nodes_keeps_its_turn_only_for_a_while() -> None:
     late = NOW + TIMEOUT
     assert turn(*opened(0), *gated(1), now=late - timedelta(seconds=1)) == (None, late)
-    assert turn(*opened(0), *gated(1), *gated(2), now=late) == (1, None)
+    assert turn(*opened(0), *gated(1), *gated(2), now=late) == (1, SOON)
     assert turn(*opened(0), *opened(1, at=late), *gated(2), now=late) == (None, late + TIMEOUT)
 
 
@@ -231,3 +237,30 @@ def test_a_gate_and_the_time_it_went_are_read_from_the_pod() -> None:
     assert found is not None
     assert not found.is_gated
     assert found.opened_at == NOW
+
+
+@given(
+    groups=st.integers(1, 5), nodes=st.integers(1, 4), free=st.integers(0, 16), order=st.randoms(use_true_random=False)
+)
+def test_as_many_groups_come_up_as_there_is_room_for_and_never_two_search_at_once(
+    groups: int, nodes: int, free: int, order: Random
+) -> None:
+    """A scheduler that gives free nodes to pods in any order, as the default one does."""
+    pods = {one.name: one for index in range(groups) for one in gated(index, nodes)}
+    now = NOW
+    for _ in range(3 * groups + 3):
+        found = next_turn(by_index(pods.values()), TIMEOUT, now)
+        for one in found.opening.pods if found.opening else ():
+            pods[one.name] = replace(one, is_gated=False, opened_at=now)
+        searching = [one for one in pods.values() if not one.is_gated and one.node_name is None]
+        fresh = {one.group for one in searching if one.opened_at is not None and one.opened_at + TIMEOUT > now}
+        assert len(fresh) <= 1
+        order.shuffle(searching)
+        for one in searching[:free]:
+            pods[one.name] = replace(one, node_name="n")
+        free -= min(free, len(searching))
+        now = found.wake_at or now + timedelta(seconds=1)
+    whole = [group for group in by_index(pods.values()).values() if all(one.node_name for one in group.pods)]
+    room = (free + sum(one.node_name is not None for one in pods.values())) // nodes
+    assert len(whole) == min(groups, room)
+    assert not any(one.is_gated for one in pods.values())

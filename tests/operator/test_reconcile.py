@@ -1,21 +1,29 @@
 """The cycle against a writer that remembers: order, refusals, pace, and what is told."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
 
 from m3_operator.decide.installation import Installation
-from m3_operator.errors import NameTakenError, OperatorError, RefusedError, UnavailableError
-from m3_operator.observed import Key
+from m3_operator.errors import (
+    ConflictError,
+    NameTakenError,
+    NotFoundError,
+    OperatorError,
+    RefusedError,
+    UnavailableError,
+)
+from m3_operator.observed import DeploymentSnapshot, Key
 from m3_operator.reconcile.cycle import Reconciler
+from m3_operator.signals.values import DeploymentSignals, WorkerSignals
 from m3_operator.store import Store
 from m3_router.config import RouterConfig
 from operator_world import NOW
 
-# Ten minutes more than five for the drain and an hour in which a group must be up.
-DEADLINE_SECONDS = 4500
+# Ten minutes more than five for the drain and the ten, and a second, in which a group of a tiny model must be up.
+DEADLINE_SECONDS = 1501
 M3, ROUTER = Key("M3Deployment", "ns", "m3"), Key("M3Router", "ns", "m3")
 ADA = Key("M3Tenant", "ns", "ada")
 
@@ -37,7 +45,10 @@ class Remembering:
     events: list[dict[str, Any]] = field(default_factory=list)
     secrets: list[dict[str, Any]] = field(default_factory=list)
     failures: dict[str, OperatorError] = field(default_factory=dict)
+    existing: set[str] = field(default_factory=set)
+    asked: list[str] = field(default_factory=list)
     version: int = 100
+    answers: list[dict[str, Any]] = field(default_factory=list)
 
     def _answer(self, verb: str, manifest: Any) -> dict[str, Any]:
         self.version += 1
@@ -46,8 +57,10 @@ class Remembering:
         for pattern, failure in self.failures.items():
             if pattern in name:
                 raise failure
-        metadata = {"uid": f"uid-{name}", **manifest["metadata"], "resourceVersion": str(self.version)}
-        return {**manifest, "metadata": metadata}
+        life = self.version if verb == "create" else ""  # what is made anew is another object
+        metadata = {"uid": f"uid-{name}{life}", **manifest["metadata"], "resourceVersion": str(self.version)}
+        self.answers.append({**manifest, "metadata": metadata})
+        return self.answers[-1]
 
     async def apply(self, manifest: Any, *, is_known: bool) -> dict[str, Any]:
         return self._answer("apply" if is_known else "make", manifest)
@@ -59,6 +72,13 @@ class Remembering:
         self.secrets.append(manifest)
         self._answer("create", manifest)
         return len(self.secrets) == 1
+
+    async def exists(self, kind: str, namespace: str, name: str) -> bool:
+        self.asked.append(f"{kind} {namespace}/{name}")
+        for pattern, failure in self.failures.items():
+            if pattern in f"ask {kind} {name}":
+                raise failure
+        return name in self.existing
 
     async def delete(
         self, kind: str, namespace: str, name: str, *, uid: str, grace_seconds: int | None = None
@@ -419,6 +439,110 @@ async def test_an_event_that_cannot_be_written_stops_nothing() -> None:
     assert world.reason() == "GroupsNotReady"
 
 
+async def test_a_secret_that_is_not_there_is_named_while_no_router_answers_and_asked_for_now_and_then() -> None:
+    world = World(deployment(), router(auth={"secretName": "our-keys"}))
+    for _ in range(3):
+        assert await world.cycle(ROUTER) == 15
+    assert world.writer.asked == ["Secret ns/our-keys"]
+    assert world.reason() == "SecretNotFound"
+    message = world.writer.statuses[-1]["conditions"][0]["message"]
+    assert message == "spec.auth.secretName: there is no Secret our-keys in this namespace; create it"
+    world.writer.existing.add("our-keys")
+    world.clock.now += timedelta(seconds=15)
+    await world.cycle(ROUTER)
+    assert world.reason() == "RoutersNotReady"
+    _change(world, "Deployment", "m3-router", status={"availableReplicas": 1})
+    world.clock.now += timedelta(days=1)
+    assert await world.cycle(ROUTER) is None
+    assert world.writer.asked == ["Secret ns/our-keys"] * 2
+
+
+async def test_whether_a_secret_exists_is_not_guessed_when_the_api_server_will_not_say() -> None:
+    world = World(deployment(), router(auth={"secretName": "our-keys"}))
+    world.writer.failures["ask Secret"] = RefusedError(403, "exceeded quota: secrets")
+    await world.cycle(ROUTER)
+    assert world.reason() == "RoutersNotReady"
+
+
+async def test_what_a_worker_waits_to_mount_is_named_and_cleared_when_it_is_there() -> None:
+    volumes = [
+        {"name": "certs", "secret": {"secretName": "certs"}},
+        {"name": "maybe", "secret": {"secretName": "maybe", "optional": True}},
+        {"name": "both", "projected": {"sources": [{"configMap": {"name": "settings"}}]}},
+    ]
+    world = World(deployment(template={"volumes": volumes}))
+    world.writer.existing.add("certs")
+    await world.cycle(M3)
+    assert world.writer.asked == [], "nothing waits for a volume yet"
+    _change_pod(world, status={"phase": "Pending"})
+    assert await world.cycle(M3) == 15
+    assert world.writer.asked == ["Secret ns/certs", "ConfigMap ns/settings"]
+    assert world.reason() == "ConfigNotFound"
+    world.writer.existing.add("settings")
+    world.clock.now += timedelta(seconds=15)
+    await world.cycle(M3)
+    assert world.reason() == "GroupsNotReady"
+
+
+async def test_a_quota_that_is_used_up_has_its_own_reason() -> None:
+    world = World(deployment())
+    world.writer.failures["create Pod"] = RefusedError(403, 'pods "m3-g0-r0" is forbidden: exceeded quota: pods')
+    await world.cycle(M3)
+    assert world.reason() == "QuotaExceeded"
+
+
+async def test_a_group_of_a_lost_node_is_made_anew_elsewhere_and_the_node_is_remembered() -> None:
+    world = World(deployment())
+    await world.cycle(M3)
+    _change_pod(world, status={"phase": "Running"})
+    world.store.put("Node", _node("Unknown"))
+    assert await world.cycle(M3) == 60, "the time that spec.recovery gives a node"
+    world.clock.now += timedelta(seconds=60)
+    await world.cycle(M3)
+    assert "delete Pod m3-g0-r0" in world.writer.written
+    status = world.writer.statuses[-1]
+    reason = "node n has not been ready for 60 s"
+    assert status["avoidedNodes"] == [{"name": "n", "until": "2026-11-21T13:01:00Z", "reason": reason}]
+    assert status["groups"][0]["lastFailure"]["reason"] == reason
+    await world.cycle(M3)
+    snapshot = world.store.deployment_snapshot(M3)
+    assert snapshot is not None
+    assert [pod.avoids for pod in snapshot.pods] == [("n",)]
+    world.clock.now += timedelta(hours=1)
+    await world.cycle(M3)
+    assert "avoidedNodes" not in world.writer.statuses[-1]
+
+
+async def test_a_hang_that_only_the_scrapes_tell_of_is_noticed_across_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World(deployment(recovery={"hangSeconds": 30}))
+    await world.cycle(M3)
+    _change_pod(world, status={"phase": "Running", "conditions": [{"type": "Ready", "status": "True"}]})
+    look = world.store.deployment_snapshot
+
+    def scraped(key: Key) -> DeploymentSnapshot | None:
+        found = look(key)
+        if found is None or not found.pods:
+            return found
+        worker = WorkerSignals(scraped_at=world.clock.now, steps=41, waiting=2)
+        return replace(found, signals=DeploymentSignals(workers={found.pods[0].uid: worker}))
+
+    monkeypatch.setattr(world.store, "deployment_snapshot", scraped)
+    assert await world.cycle(M3) == 30
+    world.clock.now += timedelta(seconds=29)
+    await world.cycle(M3)
+    assert "delete Pod m3-g0-r0" not in world.writer.written
+    world.clock.now += timedelta(seconds=1)
+    await world.cycle(M3)
+    assert "delete Pod m3-g0-r0" in world.writer.written
+    assert world.writer.statuses[-1]["groups"][0]["restarts"] == 1
+
+
+def _node(status: str) -> dict[str, Any]:
+    ready = {"type": "Ready", "status": status, "lastTransitionTime": _text(NOW)}
+    metadata = {"name": "n", "uid": "uid-n", "resourceVersion": "1"}
+    return {"metadata": metadata, "spec": {}, "status": {"conditions": [ready]}}
+
+
 def _change(world: World, kind: str, name: str, **changes: Any) -> None:
     """An update by somebody else, as the watch would tell it."""
     snapshot = world.store.router_snapshot(ROUTER)
@@ -448,3 +572,65 @@ def _change_pod(world: World, **changes: Any) -> None:
 
 def _text(time: datetime) -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+async def test_pods_get_the_patience_that_their_checkpoint_asks_for() -> None:
+    world = World(deployment())
+    created: list[Any] = []
+
+    async def create(manifest: Any) -> dict[str, Any] | None:
+        created.append(manifest)
+        return world.writer._answer("create", manifest)
+
+    world.writer.create = create  # type: ignore[method-assign]  # to see what is created
+    await world.cycle(M3)
+    probe = created[0]["spec"]["containers"][0]["startupProbe"]
+    assert probe["periodSeconds"] * probe["failureThreshold"] == 605  # ten minutes and a tiny model, in steps of 5 s
+
+
+async def test_a_group_behind_gates_is_opened_once_all_its_pods_are_there() -> None:
+    world = World(deployment(parallelism={"nodes": 2, "gpusPerNode": 8}))
+    assert await world.cycle(M3) == 1  # the pods are there, and no event will tell of them
+    assert not [line for line in world.writer.written if line.startswith("open")]
+    await world.cycle(M3)
+    assert world.writer.written.count("open Pod m3-g0-r0") == 1
+    assert world.writer.written.count("open Pod m3-g0-r1") == 1
+    assert [event["reason"] for event in world.writer.events if event["reason"] == "OpenedGroup"] == ["OpenedGroup"]
+
+
+@pytest.mark.parametrize(
+    ("write", "error"),
+    [
+        ("status", RefusedError(422, "status.groups: too many")),
+        ("make Service", ConflictError(409, "the object has been modified")),
+        ("make Service", NotFoundError(404, "namespaces ns not found")),
+    ],
+)
+async def test_what_no_condition_can_tell_of_is_tried_again_and_is_no_defect(write: str, error: OperatorError) -> None:
+    world = World(deployment())
+    world.writer.failures = {write: error}
+    first, second = await world.cycle(M3), await world.cycle(M3)
+    assert first is not None
+    assert second is not None
+    assert 0.8 <= first <= 1.2
+    assert 1.6 <= second <= 2.4
+    world.writer.failures = {}
+    await world.cycle(M3)
+    assert world.reason() == "GroupsNotReady"  # it got through
+
+
+async def test_what_takes_the_place_of_a_pod_that_went_at_once_waits_for_no_event() -> None:
+    world = World(deployment())
+    await world.cycle(M3)
+    manifest = {
+        **next(one for one in world.writer.answers if one["kind"] == "Pod"),
+        "status": {"phase": "Failed", "containerStatuses": []},
+    }
+    manifest["metadata"] = {**manifest["metadata"], "resourceVersion": "999"}
+    world.store.put("Pod", manifest)
+    world.woken.clear()
+    await world.cycle(M3)  # the writer says that the pod is gone already
+    after = world.store.deployment_snapshot(M3)
+    assert after is not None
+    assert after.pods == ()
+    assert M3 in world.woken

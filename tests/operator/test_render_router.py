@@ -278,6 +278,16 @@ def test_what_the_router_needs_of_secrets_is_mounted_and_named_by_its_file() -> 
     assert mounts["secrets"] == "/etc/m3-router/secrets"
 
 
+def test_the_url_of_redis_may_be_in_a_secret() -> None:
+    found = objects(router(redis={"urlSecretRef": {"name": "redis", "key": "url"}}))
+    config = yaml_of(found)
+    assert config.redis is not None
+    assert (config.redis.url, config.redis.url_file) == (None, Path("/etc/m3-router/secrets/redis/url"))
+    pod = found["Deployment"]["spec"]["template"]["spec"]
+    (sources,) = (volume["projected"]["sources"] for volume in pod["volumes"] if volume["name"] == "secrets")
+    assert sources == [{"secret": {"name": "redis", "items": [{"key": "url", "path": "redis/url"}]}}]
+
+
 def test_without_a_cluster_what_needs_a_secret_is_refused_by_its_name() -> None:
     with pytest.raises(ConfigError, match=r"redis\.passwordSecretRef: needs a cluster, which has Secret redis"):
         render.router_config(

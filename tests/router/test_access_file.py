@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from m3_promise import takes_less_than
-from m3_router.access_file import RACY_SECONDS, AccessFile
 from m3_router.config import Access, ConfigError, RouterConfig, load, load_access
+from m3_router.tenants.access_file import RACY_SECONDS, AccessFile
 
 CONFIG = """\
 auth: {keysFile: %s}

@@ -4,8 +4,8 @@ import random
 
 import pytest
 
-from m3_router.affinity import MAX_RETIRED_SLOTS, MAX_SESSIONS, Affinity
 from m3_router.config.services import AffinitySettings
+from m3_router.placement.affinity import MAX_RETIRED_SLOTS, MAX_SESSIONS, Affinity
 
 
 def affinity_of(index_blocks: int = 1000) -> Affinity:

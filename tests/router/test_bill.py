@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from m3_router.bill import Bill, Usage, continued
+from m3_router.money.bill import Bill, Usage, continued
 
 
 def bill_of(**fields: Any) -> Bill:

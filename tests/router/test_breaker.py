@@ -1,6 +1,6 @@
 """A worker's breaker: when it opens, who finds out, and when it closes."""
 
-from m3_router.breaker import FAILURES_TO_OPEN, FIRST_BACKOFF_SECONDS, MAX_BACKOFF_SECONDS, Breaker
+from m3_router.workers.breaker import FAILURES_TO_OPEN, FIRST_BACKOFF_SECONDS, MAX_BACKOFF_SECONDS, Breaker
 
 
 def opened(now: float = 0.0) -> Breaker:

@@ -11,7 +11,7 @@ import pytest
 
 from m3_fakes.worker import CONTEXT_TOKENS, FakeWorker, running_worker
 from m3_mock.running import Running, StartRouter, eventually
-from m3_router.workers import Worker
+from m3_router.workers.workers import Worker
 
 PROMPT_BYTES = 200  # a token each; three blocks of the shortest that there are
 LETTERS = "abcdefghijklmnopqrstuvwxyz"

@@ -2,10 +2,10 @@
 
 import pytest
 
-from m3_router.ceilings import Ceilings
 from m3_router.config import RouterConfig
 from m3_router.errors import Refusal
-from m3_router.prices import PriceTable, Quote
+from m3_router.money.ceilings import Ceilings
+from m3_router.money.prices import PriceTable, Quote
 
 POOLS = [{"name": "p", "models": ["m3"], "workers": ["http://127.0.0.1:1"]}]
 PRICES = PriceTable(RouterConfig.model_validate({"auth": "none", "pools": POOLS}))

@@ -45,9 +45,9 @@ def compiled() -> Path:
 def test_the_compiled_hot_path_passes_the_same_tests(compiled: Path) -> None:
     # The packages of an editable install are found through a finder that PYTHONPATH outranks.
     environment = {**os.environ, "PYTHONPATH": str(compiled)}
-    which = "from m3_router import relay, router; print(relay.__file__, router.HOT_PATH)"
+    which = "from m3_router import router; from m3_router.relay import relay; print(relay.__file__, router.HOT_PATH)"
     found = subprocess.run([sys.executable, "-c", which], env=environment, capture_output=True, text=True, check=True)
-    assert found.stdout == f"{next((compiled / 'm3_router').glob('relay.*.so'))} compiled\n"
+    assert found.stdout == f"{next((compiled / 'm3_router' / 'relay').glob('relay.*.so'))} compiled\n"
     files = [f"tests/router/test_{name}.py" for name in SAME_TESTS]
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", *files]
     ran = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)

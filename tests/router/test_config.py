@@ -7,6 +7,7 @@ import pytest
 from m3_router.config import (
     ConfigError,
     KeySettings,
+    RedisSettings,
     RouterConfig,
     ServiceWorkers,
     access_from_yaml,
@@ -165,6 +166,22 @@ def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
     assert auth != "none"
     with pytest.raises(ConfigError, match=r"auth.keysFile .*keys.yaml: 0.sha256: Field required"):
         load_access(auth)
+
+
+def test_the_url_of_redis_may_be_in_a_file_that_is_never_shown(tmp_path: Path) -> None:
+    file = tmp_path / "url"
+    settings = RedisSettings(url_file=file)
+    with pytest.raises(ConfigError, match=r"redis\.urlFile .*url: cannot be read"):
+        settings.read_url()
+    file.write_text("redis://:secret@redis:6379/1\n")
+    assert settings.read_url() == "redis://:secret@redis:6379/1"
+    file.write_text("http://:secret@redis")
+    with pytest.raises(ConfigError, match=r"is not redis://HOST") as refused:
+        settings.read_url()
+    assert "secret" not in str(refused.value)
+    for text in ("{}", "{url: 'redis://a', urlFile: b}"):
+        with pytest.raises(ConfigError, match="redis: needs either url or urlFile"):
+            RouterConfig.from_yaml(f"{COMPLETE}\nredis: {text}")
 
 
 def test_addresses() -> None:

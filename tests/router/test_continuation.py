@@ -5,12 +5,12 @@ from typing import Any
 
 import pytest
 
-from m3_router.bill import Usage
-from m3_router.continuation import Resumption, resume
-from m3_router.dialects import CHAT, COMPLETIONS, EMBEDDINGS, MESSAGES, RESPONSES, Dialect
-from m3_router.request import RequestView, parse
-from m3_router.transcript import Transcript
-from m3_router.usage import EventStream
+from m3_router.bodies.dialects import CHAT, COMPLETIONS, EMBEDDINGS, MESSAGES, RESPONSES, Dialect
+from m3_router.bodies.request import RequestView, parse
+from m3_router.bodies.transcript import Transcript
+from m3_router.bodies.usage import EventStream
+from m3_router.money.bill import Usage
+from m3_router.relay.continuation import Resumption, resume
 
 Json = dict[str, Any]
 DONE = b"data: [DONE]\n\n"

@@ -9,12 +9,12 @@ import httpx
 import pytest
 
 from m3_fakes.worker import CLOSING, OPENING, FakeWorker, running_worker
-from m3_router.bill import Usage
-from m3_router.continuation import resume
-from m3_router.dialects import CHAT, COMPLETIONS, MESSAGES, Dialect
-from m3_router.request import RequestView, parse
-from m3_router.transcript import Transcript
-from m3_router.usage import EventStream
+from m3_router.bodies.dialects import CHAT, COMPLETIONS, MESSAGES, Dialect
+from m3_router.bodies.request import RequestView, parse
+from m3_router.bodies.transcript import Transcript
+from m3_router.bodies.usage import EventStream
+from m3_router.money.bill import Usage
+from m3_router.relay.continuation import resume
 from m3_worker.scheduling.batch import Batch
 
 TOKENS = 14

@@ -12,11 +12,11 @@ import pytest
 
 from m3_fakes.worker import FakeWorker, running_worker
 from m3_mock import MockEngine
-from m3_router.counting import ExactCounts
-from m3_router.dialects import CHAT, COMPLETIONS, EMBEDDINGS, MESSAGES, Dialect
+from m3_router.bodies.dialects import CHAT, COMPLETIONS, EMBEDDINGS, MESSAGES, Dialect
+from m3_router.bodies.request import RequestView, parse
 from m3_router.http.worker_end import WorkerConnections
-from m3_router.request import RequestView, parse
-from m3_router.workers import WorkerAddress
+from m3_router.relay.counting import ExactCounts
+from m3_router.workers.workers import WorkerAddress
 
 
 @dataclass(frozen=True)

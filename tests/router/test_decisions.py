@@ -1,7 +1,7 @@
 """The ring of the newest decisions."""
 
 from m3_console.scene import bill
-from m3_router.decisions import Decisions
+from m3_router.telemetry.decisions import Decisions
 
 
 def test_the_newest_come_first_and_the_oldest_make_room() -> None:

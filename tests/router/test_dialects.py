@@ -8,7 +8,7 @@ import httpx2
 import openai
 import pytest
 
-from m3_router.dialects import BY_PATH, CHAT, COUNT_TOKENS, MESSAGES, RESPONSES, TOKENIZE, Dialect
+from m3_router.bodies.dialects import BY_PATH, CHAT, COUNT_TOKENS, MESSAGES, RESPONSES, TOKENIZE, Dialect
 from m3_router.errors import Refusal, at_capacity, worker_failed
 
 

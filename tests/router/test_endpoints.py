@@ -7,10 +7,10 @@ import pytest
 from kubernetes import client
 from kubernetes.client.exceptions import ApiException
 
-from m3_router import endpoints
 from m3_router.config import ServiceWorkers
-from m3_router.endpoints import EndpointWatch, worker_addresses
-from m3_router.workers import WorkerAddress
+from m3_router.workers import endpoints
+from m3_router.workers.endpoints import EndpointWatch, worker_addresses
+from m3_router.workers.workers import WorkerAddress
 
 
 def endpoint(

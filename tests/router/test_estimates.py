@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from m3_router.estimates import (
+from m3_router.money.estimates import (
     MAX_MODELS,
     MEDIA_HIGH_TOKENS,
     MIN_SAMPLES,

@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from m3_router.fair_queue import FairQueue
-from m3_router.tickets import Order, Ticket
+from m3_router.lanes.fair_queue import FairQueue
+from m3_router.lanes.tickets import Order, Ticket
 
 
 class Offers:

@@ -11,9 +11,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from m3_router import segments
-from m3_router.journal import Journal
-from m3_router.segments import HEAD, OPENED, RECORD, SETTLED, JournalError, read_records, segment_paths, settled_after
+from m3_router.money import segments
+from m3_router.money.journal import Journal
+from m3_router.money.segments import (
+    HEAD,
+    OPENED,
+    RECORD,
+    SETTLED,
+    JournalError,
+    read_records,
+    segment_paths,
+    settled_after,
+)
 
 SEGMENT_BYTES = 2**16
 Start = Callable[..., Journal]
@@ -189,7 +198,7 @@ def test_without_room_the_router_goes_on_and_counts_what_is_not_kept(
         raise OSError(28, "No space left on device")
 
     # The spare that was made ready is used up first.
-    monkeypatch.setattr("m3_router.journal_keeper.create", full)
+    monkeypatch.setattr("m3_router.money.journal_keeper.create", full)
     numbers = [journal.opened(0, b"x" * 10_000) for _ in range(20)]
     assert len(set(numbers)) == 20
     assert journal.lost_records > 0
@@ -205,7 +214,7 @@ def test_a_directory_without_room_for_one_segment_is_refused(start: Start, monke
     def full(path: Path, size_bytes: int) -> tuple[int, object]:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("m3_router.journal_keeper.create", full)
+    monkeypatch.setattr("m3_router.money.journal_keeper.create", full)
     with pytest.raises(JournalError, match="no room"):
         start()
 
@@ -221,7 +230,7 @@ def test_a_bill_too_long_for_a_record_is_counted_as_lost(start: Start) -> None:
 WRITER = """
 import sys
 from pathlib import Path
-from m3_router.journal import Journal
+from m3_router.money.journal import Journal
 
 journal = Journal(Path(sys.argv[1]), 2**16, 100, awaits_redis=False)
 while True:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from m3_router.config import ConfigError
-from m3_router.key_file import KeyFile, read_key
+from m3_router.tenants.key_file import KeyFile, read_key
 
 
 @pytest.mark.parametrize("content", [b"", b" \n", b"two\nlines", "schlüssel".encode(), b"\xff"])

@@ -16,7 +16,7 @@ from m3_router.kv_events import native
 from m3_router.kv_events.native import Follower
 from m3_router.kv_events.view import CacheView
 from m3_router.kv_events.vllm import HeldBound, Subscriber
-from m3_router.workers import WorkerAddress
+from m3_router.workers.workers import WorkerAddress
 from m3_worker.kv_events_zmq import KvEventPublisher, payload
 from m3_worker.scheduling.kv_events import Cleared, EventBatch, EventLog, Medium, Removed, Stored
 

@@ -3,8 +3,8 @@
 import pytest
 
 from m3_router.config import LaneSettings, PoolSettings, ServiceTier
-from m3_router.lane import MAX_RETRY_AFTER_SECONDS
-from m3_router.lanes import LANES, NO_CHANGES, LaneBounds, Lanes, Order, QueueFullError, Ticket
+from m3_router.lanes.lane import MAX_RETRY_AFTER_SECONDS
+from m3_router.lanes.lanes import LANES, NO_CHANGES, LaneBounds, Lanes, Order, QueueFullError, Ticket
 
 
 def lanes_of(

@@ -3,7 +3,7 @@
 import pytest
 
 from m3_router.config import ServiceTier
-from m3_router.lanes import LaneBounds, Lanes, Order, QueueFullError, Ticket
+from m3_router.lanes.lanes import LaneBounds, Lanes, Order, QueueFullError, Ticket
 
 
 def lanes_of(*, hold: float = 300.0, queue: int = 10, wait: float = 30.0) -> Lanes:

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from m3_router.config import ContextTier, ServiceTier
-from m3_router.lanes import LANES, LaneBounds, Lanes, Order, QueueFullError, Ticket
+from m3_router.lanes.lanes import LANES, LaneBounds, Lanes, Order, QueueFullError, Ticket
 
 LIMIT, SHARE, MAX_WAIT, BATCH_MAX_WAIT = 100, 75, 10.0, 25.0
 

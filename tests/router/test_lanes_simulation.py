@@ -16,7 +16,7 @@ from random import Random
 import pytest
 
 from m3_router.config import ContextTier, ServiceTier
-from m3_router.lanes import LaneBounds, Lanes, Order, Ticket
+from m3_router.lanes.lanes import LaneBounds, Lanes, Order, Ticket
 
 TICK_SECONDS = 0.25
 

@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from m3_router.bill import Bill, Usage
 from m3_router.config import ContextTier, ServiceTier
-from m3_router.journal import Journal
-from m3_router.ledger import PUBLISH_BILLS, AlreadySettledError, Ledger
-from m3_router.segments import SETTLED, read_records, segment_paths
+from m3_router.money.bill import Bill, Usage
+from m3_router.money.journal import Journal
+from m3_router.money.ledger import PUBLISH_BILLS, AlreadySettledError, Ledger
+from m3_router.money.segments import SETTLED, read_records, segment_paths
 
 Done = Callable[[Usage | None], None]
 # Nano-dollars per token, written down from the published list: input, output, cache read; USD per million x 1,000.

@@ -12,8 +12,8 @@ from m3_console.scene import bill
 from m3_mock import MockEngine
 from m3_mock.running import Running, StartRouter, eventually
 from m3_redis import RedisServer, running_redis
-from m3_router.attainment import Attainment, came_in_time
 from m3_router.config import LaneSettings
+from m3_router.telemetry.attainment import Attainment, came_in_time
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "router.md"
 

@@ -13,7 +13,7 @@ import pytest
 from m3_mock.moderation import ModerationService
 from m3_router.config import ConfigError, ModerationSettings
 from m3_router.errors import Refusal
-from m3_router.moderation import OVERLAP_CHARACTERS, WINDOW_CHARACTERS, Moderator, StreamModeration
+from m3_router.relay.moderation import OVERLAP_CHARACTERS, WINDOW_CHARACTERS, Moderator, StreamModeration
 
 
 @pytest.fixture
@@ -123,7 +123,7 @@ async def test_a_service_that_is_down_is_logged_once_in_a_while_and_counted_each
 ) -> None:
     service.status = 500
     moderator = moderator_of()
-    with caplog.at_level(logging.WARNING, "m3_router.moderation"):
+    with caplog.at_level(logging.WARNING, "m3_router.relay.moderation"):
         for _ in range(5):
             await moderator.check("request", "m3", "text")
     assert len(caplog.records) == 1

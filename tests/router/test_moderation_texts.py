@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from m3_router.bodies.texts import MAX_EVENT_BYTES, StreamTexts, answer_text, request_text
 from m3_router.errors import Refusal
-from m3_router.texts import MAX_EVENT_BYTES, StreamTexts, answer_text, request_text
 
 IMAGE = "data:image/png;base64," + "QUJD" * 10
 

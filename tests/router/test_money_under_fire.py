@@ -1,7 +1,7 @@
 """The ledger's sum equals the workers' usage while clients, workers, Redis and the router itself are killed at random.
 
 A router as a process, with a journal and a real redis-server, in front of mock workers that keep exact records. What is
-killed when follows from a seed; what is asserted holds whatever the timing. By the rules of `m3_router.bill`:
+killed when follows from a seed; what is asserted holds whatever the timing. By the rules of `m3_router.money.bill`:
 
 - a bill that is no estimate has exactly the tokens of its last attempt, as the worker that made them knows; of an
   answer that was gone on with, the prompt once and what all workers together have delivered;
@@ -33,7 +33,7 @@ from m3_mock import MockEngine
 from m3_mock.records import UsageRecord
 from m3_mock.router_process import RouterProcess
 from m3_redis import RedisServer, find_redis_server, running_redis
-from m3_router.segments import OPENED, SETTLED, read_head, read_records, segment_paths
+from m3_router.money.segments import OPENED, SETTLED, read_head, read_records, segment_paths
 
 PATHS = ("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages")
 THRESHOLD_TOKENS = 300  # of the long context tier, inclusive

@@ -5,11 +5,11 @@ from collections import Counter
 
 import pytest
 
-from m3_router.affinity import Affinity
-from m3_router.breaker import FAILURES_TO_OPEN
 from m3_router.config.services import AffinitySettings
-from m3_router.placement import BOUND_FLOOR_TOKENS, COMPUTE_WEIGHT, Choice, Placement, Want
-from m3_router.workers import Charge, Worker, WorkerAddress, Workers
+from m3_router.placement.affinity import Affinity
+from m3_router.placement.placement import BOUND_FLOOR_TOKENS, COMPUTE_WEIGHT, Choice, Placement, Want
+from m3_router.workers.breaker import FAILURES_TO_OPEN
+from m3_router.workers.workers import Charge, Worker, WorkerAddress, Workers
 
 SETTINGS = AffinitySettings(load_factor=1.25, warmup_seconds=60, warmup_share=0.1)
 NOW = 1000.0

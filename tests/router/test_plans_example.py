@@ -6,7 +6,7 @@ import pytest
 
 from m3_router.config import Access, access_from_yaml
 from m3_router.errors import Refusal
-from m3_router.tenants import Tenant, Tenants
+from m3_router.tenants.tenants import Tenant, Tenants
 
 EXAMPLE = Path(__file__).parents[2] / "manifests" / "examples" / "plans.yaml"
 NOON = 1_795_003_200.0

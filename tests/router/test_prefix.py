@@ -9,8 +9,8 @@ import xxhash
 from hypothesis import given
 from hypothesis import strategies as st
 
-from m3_router.bodies import decode_request
-from m3_router.prefix import Blocks, chain, seed
+from m3_router.bodies.bodies import decode_request
+from m3_router.placement.prefix import Blocks, chain, seed
 
 SEED = seed("m3", "salt")
 LONG = "All work and no play makes Jack a dull boy.\n" * 100

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from m3_router.bill import Usage
 from m3_router.config import RouterConfig, ServiceTier
-from m3_router.prices import EXPECTED_OUTPUT_TOKENS, PriceTable, format_usd
+from m3_router.money.bill import Usage
+from m3_router.money.prices import EXPECTED_OUTPUT_TOKENS, PriceTable, format_usd
 
 NOW = 1_800_000_000.0  # any time: these prices are not dated
 MODELS = ["m3", "reviewer", "judge", "late", "small", "other", "third", "free"]

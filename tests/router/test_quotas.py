@@ -8,8 +8,8 @@ import pytest
 
 from m3_router.config import UNLIMITED, PlanSettings
 from m3_router.errors import Refusal
-from m3_router.quotas import Quota, Quotas, reserved_tokens
-from m3_router.rate_limits import go_duration, retry_headers
+from m3_router.tenants.quotas import Quota, Quotas, reserved_tokens
+from m3_router.tenants.rate_limits import go_duration, retry_headers
 
 NOON = datetime(2026, 11, 21, 12, 0, 0, tzinfo=UTC).timestamp()
 USD = 10**9

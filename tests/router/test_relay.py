@@ -9,10 +9,10 @@ import pytest
 
 from m3_mock import MockEngine
 from m3_mock.running import StartRouter, eventually, eventually_answers
-from m3_router.attempt import Attempt
-from m3_router.intake import Intake
-from m3_router.relay import Exchange
-from m3_router.reply import Reply
+from m3_router.relay.attempt import Attempt
+from m3_router.relay.intake import Intake
+from m3_router.relay.relay import Exchange
+from m3_router.relay.reply import Reply
 
 GOOD = {"model": "mock", "messages": [{"role": "user", "content": "hi"}]}
 

@@ -236,7 +236,7 @@ async def test_a_pool_that_forbids_it_is_not_gone_on_with(start_router: StartRou
 async def test_a_client_that_does_not_read_holds_the_second_worker_back_as_well(
     start_router: StartRouter, speakers: list[Speaker], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("m3_router.reply.MAX_TRANSCRIPT_BYTES", 2**23)  # more than the kernel holds for a client
+    monkeypatch.setattr("m3_router.relay.reply.MAX_TRANSCRIPT_BYTES", 2**23)  # more than the kernel holds for a client
     words = tuple(f"{number:07} " + "x" * 20_000 + " " for number in range(200))
     for one in speakers:
         one.words = words

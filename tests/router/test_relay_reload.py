@@ -77,7 +77,7 @@ async def test_a_broken_keys_file_changes_nothing_is_counted_and_is_logged(
         await write(keys_file, broken)
         await eventually(lambda: router.router._access_file.failures == 1, "it is refused")
     assert await status_with(router, "old") == 200
-    assert [record.name for record in caplog.records] == ["m3_router.access_file"]
+    assert [record.name for record in caplog.records] == ["m3_router.tenants.access_file"]
     assert f"auth.keysFile {keys_file}" in caplog.text
     await write(keys_file, keys("old", "new"))
     await eventually(lambda: router.router._access_file.reloads == 1, "the mended one is taken")

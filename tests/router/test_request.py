@@ -7,10 +7,19 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from m3_router.dialects import CHAT, COMPLETIONS, COUNT_TOKENS, EMBEDDINGS, MESSAGES, RESPONSES, TOKENIZE, Dialect
+from m3_router.bodies.dialects import (
+    CHAT,
+    COMPLETIONS,
+    COUNT_TOKENS,
+    EMBEDDINGS,
+    MESSAGES,
+    RESPONSES,
+    TOKENIZE,
+    Dialect,
+)
+from m3_router.bodies.request import RequestView
+from m3_router.bodies.request import parse as parse_dialect
 from m3_router.errors import Refusal
-from m3_router.request import RequestView
-from m3_router.request import parse as parse_dialect
 
 
 def parse(body: bytes) -> RequestView:

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from m3_router.bill import Bill, Usage
 from m3_router.http.worker_end import WorkerConnections
-from m3_router.settlement import MAX_ANSWER_BYTES, Settlement
-from m3_router.workers import WorkerAddress
+from m3_router.money.bill import Bill, Usage
+from m3_router.relay.settlement import MAX_ANSWER_BYTES, Settlement
+from m3_router.workers.workers import WorkerAddress
 
 Answer = Callable[[str], bytes | None]
 

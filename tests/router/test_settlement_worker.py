@@ -9,12 +9,12 @@ import pytest
 
 from m3_fakes.http import wait_until
 from m3_fakes.worker import FakeWorker, running_worker
-from m3_router.bill import Bill, Usage
 from m3_router.config import ContextTier, ServiceTier
 from m3_router.http.worker_end import WorkerConnections
-from m3_router.ledger import Ledger
-from m3_router.settlement import Settlement
-from m3_router.workers import WorkerAddress
+from m3_router.money.bill import Bill, Usage
+from m3_router.money.ledger import Ledger
+from m3_router.relay.settlement import Settlement
+from m3_router.workers.workers import WorkerAddress
 
 
 class Prices:

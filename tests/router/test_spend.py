@@ -8,9 +8,9 @@ from typing import Any
 
 import msgspec
 
-from m3_router.bill import Bill
-from m3_router.journal import Journal
-from m3_router.spend import CSV_COLUMNS, Spend, csv_lines, rebuild
+from m3_router.money.bill import Bill
+from m3_router.money.journal import Journal
+from m3_router.money.spend import CSV_COLUMNS, Spend, csv_lines, rebuild
 
 MONDAY = datetime(2026, 11, 16, 12, tzinfo=UTC).timestamp()
 DAY = 86_400

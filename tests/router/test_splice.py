@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from m3_router.bodies.splice import with_member
 from m3_router.errors import Refusal
-from m3_router.splice import with_member
 
 
 def raw_of(body: bytes, name: str) -> msgspec.Raw | None:

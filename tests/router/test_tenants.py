@@ -7,7 +7,7 @@ import pytest
 
 from m3_router.config import Access, KeySettings, PlanSettings, TenantSettings
 from m3_router.errors import Refusal
-from m3_router.tenants import Tenant, Tenants, salt_of
+from m3_router.tenants.tenants import Tenant, Tenants, salt_of
 
 NOW = 1_795_000_000.0
 

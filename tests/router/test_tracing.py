@@ -13,9 +13,9 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 
-from m3_router import tracing
 from m3_router.config import TracingSettings
-from m3_router.tracing import SpanSender, TracedRequest, Traces, otlp_sender, parse_traceparent, spans_of
+from m3_router.telemetry import tracing
+from m3_router.telemetry.tracing import SpanSender, TracedRequest, Traces, otlp_sender, parse_traceparent, spans_of
 
 TRACE, PARENT, OWN = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7", "b7ad6b7169203331"
 VALID = f"00-{TRACE}-{PARENT}-01".encode()

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from m3_router.bill import Usage
-from m3_router.dialects import CHAT, COMPLETIONS, EMBEDDINGS, MESSAGES, RESPONSES, Dialect
-from m3_router.usage import MAX_EVENT_BYTES, BodyTail, EventStream, usage_of_body, usage_of_tail, with_cost
+from m3_router.bodies.dialects import CHAT, COMPLETIONS, EMBEDDINGS, MESSAGES, RESPONSES, Dialect
+from m3_router.bodies.usage import MAX_EVENT_BYTES, BodyTail, EventStream, usage_of_body, usage_of_tail, with_cost
+from m3_router.money.bill import Usage
 
 
 def event(**fields: object) -> bytes:

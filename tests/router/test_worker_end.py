@@ -12,7 +12,7 @@ from m3_router.http.worker_end import (
     WorkerConnection,
     WorkerConnections,
 )
-from m3_router.workers import WorkerAddress
+from m3_router.workers.workers import WorkerAddress
 
 ADDRESS = WorkerAddress(uid="u", name="w", host="127.0.0.1", port=1)
 JSON = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nX-Other: o\r\nContent-Length: 5\r\n\r\nhello"

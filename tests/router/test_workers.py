@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from m3_router.breaker import FAILURES_TO_OPEN
-from m3_router.workers import DECODE_DIVISOR, MAX_SLOW_PROBES, Charge, Worker, WorkerAddress, Workers
+from m3_router.workers.breaker import FAILURES_TO_OPEN
+from m3_router.workers.workers import DECODE_DIVISOR, MAX_SLOW_PROBES, Charge, Worker, WorkerAddress, Workers
 
 
 def address(name: str, uid: str = "", port: int = 80) -> WorkerAddress:

@@ -13,10 +13,10 @@ import zlib
 from collections.abc import Callable
 from pathlib import Path
 
-from m3_router.bill import Bill, Usage
 from m3_router.config import ContextTier, RedisSettings, ServiceTier
-from m3_router.journal import Journal
-from m3_router.ledger import Ledger
+from m3_router.money.bill import Bill, Usage
+from m3_router.money.journal import Journal
+from m3_router.money.ledger import Ledger
 from m3_router.shared.ledger_stream import LedgerStream
 from m3_router.shared.link import Link
 

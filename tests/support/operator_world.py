@@ -12,6 +12,7 @@ from m3_operator.groups import Group, by_index
 from m3_operator.names import pod_name
 from m3_operator.observed import ObservedPod
 from m3_operator.plan.actions import CreatePods, PodAction
+from m3_operator.plan.faults import HEALTHY, Health
 from m3_operator.plan.recovery import FailureRecord, next_record
 from m3_operator.plan.steps import Steps, Wanted, next_steps
 
@@ -64,6 +65,7 @@ class SimulatedPods:
     records: dict[int, FailureRecord] = field(default_factory=dict)
     now: datetime = NOW
     created: int = 0
+    health: Health = HEALTHY
     broken: frozenset[str] = frozenset()
     """Revisions whose pods never come up."""
 
@@ -83,7 +85,7 @@ class SimulatedPods:
 
     def plan(self, wanted: Wanted) -> Steps:
         """What the operator would do now."""
-        return next_steps(wanted, self.groups, self.records, frozenset(), self.now)
+        return next_steps(wanted, self.groups, self.records, frozenset(), self.now, health=self.health)
 
     def perform(self, actions: Iterable[PodAction], wanted: Wanted) -> None:
         """Carry a plan out: pods that are created wait, pods that are deleted are on their way."""
@@ -100,7 +102,8 @@ class SimulatedPods:
                     self.pods[one.name] = replace(self.pods[one.name], deletion_at=self.now + timedelta(seconds=30))
             if action.counts_as_restart:
                 record = self.records.get(action.group, FailureRecord())
-                self.records[action.group] = next_record(record, action.reason, self.now)
+                revision = action.pods[0].revision if action.pods else ""
+                self.records[action.group] = next_record(record, action.reason, self.now, wanted.recovery, revision)
 
     def let_time_pass(self, seconds: float = 1.0) -> None:
         """Pods that are going are gone, pods that wait are ready."""
@@ -127,6 +130,7 @@ class SimulatedPods:
         self.pods[name] = pod(
             action.group,
             rank,
+            avoids=action.avoid_nodes,
             uid=f"uid-{self.created}-new",
             nodes=wanted.nodes if action.revision == wanted.revision else wanted.current_nodes,
             revision=action.revision,

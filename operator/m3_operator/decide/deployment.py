@@ -72,7 +72,7 @@ class DeploymentDecision:
         if self.scaling is not None and self.scaling.told_at is not None:
             return self.scaling.told_at  # a new number of groups counts from the moment that the status tells it
         deadline = self.revisions.wake_at if self.revisions is not None and not self.is_refused else None
-        return min((at for at in (self.steps.wake_at, self.turn.over_at, deadline) if at is not None), default=None)
+        return min((at for at in (self.steps.wake_at, self.turn.wake_at, deadline) if at is not None), default=None)
 
     @property
     def is_refused(self) -> bool:
@@ -113,7 +113,7 @@ def decide_deployment(snapshot: DeploymentSnapshot, installation: Installation, 
     if decision.is_refused:
         return _refused(decision, revisions, snapshot, installation, now)
     steps = next_steps(revisions.wanted, groups, records, snapshot.names_in_the_way, now, health=health)
-    held = stand(revisions.wanted, groups, now).held
+    held = stand(revisions.wanted, groups, now).held | (set(decision.places) - groups.keys())
     return replace(
         decision,
         problem=routing_problem(deployment, snapshot)

@@ -12,7 +12,7 @@ from typing import Final
 from m3_operator.decide.problem import Problem
 from m3_operator.groups import Group, GroupState
 from m3_operator.observed import ObservedPod
-from m3_operator.plan.faults import Health
+from m3_operator.plan.faults import HEALTHY, Health
 from m3_operator.plan.recovery import (
     FailureRecord,
     is_short_of_room,
@@ -49,7 +49,9 @@ def diagnose(
 ) -> dict[int, Problem]:
     """What stands in the way of each group that stays; of those that serve, or merely take their time, nothing."""
     found = {}
-    for index, group in groups.items():
+    # A group that crashed says so also while it has no pods.
+    for index in sorted({*groups, *records}):
+        group = groups.get(index, Group(index))
         if index in held and (not group.is_ready or index in health.faults):
             problem = _diagnose(group, records.get(index, FailureRecord()), recovery, health, now)
             if problem is not None:
@@ -64,7 +66,7 @@ def _diagnose(
     if needs_replacement(group, fault) and not is_short_of_room(group, fault):
         return _failed(group, record, recovery, health, now)
     for pod in group.pods:
-        problem = _pod_problem(pod, health)
+        problem = pod_problem(pod, health)
         if problem is not None:
             return problem
     if _crashes_again_and_again(group, record, recovery, now) and group.state is not GroupState.DRAINING:
@@ -97,7 +99,9 @@ def _failed(
 
 def _crashes_again_and_again(group: Group, record: FailureRecord, recovery: RecoverySpec, now: datetime) -> bool:
     is_recent = record.since is not None and (now - record.since).total_seconds() < recovery.window_seconds
-    return is_recent and record.restarts >= _CRASHES and record.revision in ("", group.revision)
+    return (
+        is_recent and record.restarts >= _CRASHES and (not record.revision or group.revision in (None, record.revision))
+    )
 
 
 def _crash_loop(group: Group, record: FailureRecord, next_step: str) -> Problem:
@@ -105,7 +109,8 @@ def _crash_loop(group: Group, record: FailureRecord, next_step: str) -> Problem:
     return Problem("CrashLooping", f"{words}; it failed last because {record.reason}; see kubectl logs of its pods")
 
 
-def _pod_problem(pod: ObservedPod, health: Health) -> Problem | None:
+def pod_problem(pod: ObservedPod, health: Health = HEALTHY) -> Problem | None:
+    """What one pod says of itself, if it is known what to do about it."""
     if pod.trouble in _PULL_TROUBLES:
         message = f"{pod.name}: {pod.message}; correct the image, or name a secret that may pull it"
         return Problem("ImagePullFailed", message)
@@ -119,16 +124,13 @@ def _pod_problem(pod: ObservedPod, health: Health) -> Problem | None:
 
 
 def _config_problem(pod: ObservedPod) -> Problem:
-    for reason, kind, pattern in (
-        ("SecretNotFound", "Secret", _NO_SECRET),
-        ("ConfigNotFound", "ConfigMap", _NO_CONFIG),
-    ):
-        match = pattern.search(pod.message)
-        if match is not None:
-            name = match[1] or match[2]
-            return Problem(
-                reason, f"{pod.name}: {pod.message}; create {kind} {name} with that key, or correct its name"
-            )
+    secret, config = _NO_SECRET.search(pod.message), _NO_CONFIG.search(pod.message)
+    if secret is not None:
+        remedy = f"create Secret {secret[1] or secret[2]} with what it asks for, or correct its name"
+        return Problem("SecretNotFound", f"{pod.name}: {pod.message}; {remedy}")
+    if config is not None:
+        remedy = f"create ConfigMap {config[1] or config[2]} with what it asks for, or correct its name"
+        return Problem("ConfigNotFound", f"{pod.name}: {pod.message}; {remedy}")
     return Problem("ContainerNotStarted", f"{pod.name}: {pod.message}; correct spec.engine.env or spec.template")
 
 
@@ -143,7 +145,7 @@ def _scheduling_problem(pod: ObservedPod, health: Health) -> Problem:
     avoided = [node.name for node in health.avoided]
     if unmatched is not None and unmatched[1] == unmatched[2] and not avoided:
         message = (
-            f"{pod.name}: none of {unmatched[1]} nodes has what spec.template.nodeSelector and affinity ask for; "
+            f"{pod.name}: none of {unmatched[1]} nodes has what spec.template and spec.placement ask for; "
             "label a node, or correct them"
         )
         return Problem("NodeSelectorMatchesNothing", message)

@@ -13,7 +13,9 @@ from m3_operator.render.tenants import PlanNotFoundError, check
 from m3_router.config import ConfigError
 
 # Reasons of a router's Configured condition that leave its file as new as its spec.
-_STILL_CONFIGURED = frozenset({"DeploymentNotFound", "DeploymentInvalid", "ModelNameTaken"})
+_STILL_CONFIGURED = frozenset(
+    {"DeploymentNotFound", "DeploymentInvalid", "ModelNameTaken", "SecretNotFound", "ConfigNotFound"}
+)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -120,8 +120,9 @@ def _hang(
     if leader is None or record is None or not _could_compute(leader):
         return None, None
     if record.still_seconds < recovery.hang_seconds:
-        # Seen again after the next scrape, which is due by then.
-        return None, max(record.since + timedelta(seconds=recovery.hang_seconds), now + timedelta(seconds=1))
+        # Not at once again when that is past already: without another scrape nothing more will be known.
+        limit = timedelta(seconds=recovery.hang_seconds)
+        return None, max(record.since + limit, now + limit / 4)
     message = f"{leader.name} has computed no step for {record.still_seconds:.0f} s while requests wait"
     return Fault(HANG_DETECTED, message), None
 

@@ -9,9 +9,12 @@ it lacks may be there for the next, in another domain. This is about one M3Deplo
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import Final
 
 from m3_operator.groups import Group, GroupState
 from m3_operator.observed import ObservedPod
+
+_SOON: Final = timedelta(seconds=1)
 
 
 @dataclass(frozen=True)
@@ -25,10 +28,11 @@ class OpenGates:
 
 @dataclass(frozen=True)
 class Turn:
-    """What to open now, and when the turn of a group that has no nodes yet is over."""
+    """What to open now, and when to look again: when the turn of a group that has no nodes yet is over, and soon after
+    one was due to be opened, for pods that were just made behind gates make no event by which to notice them."""
 
     opening: OpenGates | None = None
-    over_at: datetime | None = None
+    wake_at: datetime | None = None
 
 
 def next_turn(groups: Mapping[int, Group], timeout: timedelta, now: datetime) -> Turn:
@@ -37,15 +41,15 @@ def next_turn(groups: Mapping[int, Group], timeout: timedelta, now: datetime) ->
     waiting = [group for group in rising if any(pod.is_gated for pod in group.pods)]
     for group in waiting:
         if not all(pod.is_gated for pod in group.pods):
-            return Turn(_open(group, "part of the group was opened before"))
+            return Turn(_open(group, "part of the group was opened before"), now + _SOON)
     ends = [_end_of_turn(group, timeout) for group in rising if group not in waiting and _is_unplaced(group)]
     held_until = max((end for end in ends if end is not None and end > now), default=None)
     if not waiting:
         return Turn()
     if held_until is not None:
-        return Turn(over_at=held_until)
+        return Turn(wake_at=held_until)
     reason = "a group before it waits too long for nodes" if ends else "every group before it has its nodes"
-    return Turn(_open(waiting[0], reason))
+    return Turn(_open(waiting[0], reason), now + _SOON)
 
 
 def _open(group: Group, reason: str) -> OpenGates:

@@ -98,12 +98,12 @@ def outlook_of(group: Group, record: FailureRecord, recovery: RecoverySpec, now:
     if group.state is GroupState.FAILED and not group.finished:
         return Outlook(now)
     failed_at = group.failed_at or record.failed_at or now
-    is_counted = _is_in_window(record, recovery, group.revision or "", now)
-    began = (record.since or record.failed_at or failed_at) if is_counted else failed_at
-    restarts = record.restarts if is_counted else 0
-    if restarts >= recovery.max_restarts:
+    began = record.since or record.failed_at
+    if began is None or not _is_in_window(record, recovery, group.revision or "", now):
+        return Outlook(failed_at)
+    if record.restarts >= recovery.max_restarts:
         return Outlook(began + timedelta(seconds=recovery.window_seconds), is_exhausted=True)
-    return Outlook(failed_at + restart_delay(restarts, recovery))
+    return Outlook(failed_at + restart_delay(record.restarts, recovery))
 
 
 def restart_delay(restarts: int, recovery: RecoverySpec) -> timedelta:

@@ -118,7 +118,8 @@ class Actor:
         if left is not None:
             self._store.put("Pod", left)
         else:
-            self._store.remove("Pod", {"metadata": {"namespace": namespace, "name": name, "uid": uid}})
+            # Its event will tell the store nothing new, and so wake nobody: what takes its place is ours to see to.
+            self._wake(self._store.remove("Pod", {"metadata": {"namespace": namespace, "name": name, "uid": uid}}))
 
 
 def problem_of(kind: str, error: RefusedError | NameTakenError) -> Problem:
@@ -128,8 +129,7 @@ def problem_of(kind: str, error: RefusedError | NameTakenError) -> Problem:
     if "exceeded quota" in str(error):
         return Problem("QuotaExceeded", f"{kind}: {error}; raise the quota, or ask for fewer groups")
     lacks_rights = error.status in (401, 403) and "cannot" in str(error) and "in the namespace" in str(error)
-    reason = "PermissionMissing" if lacks_rights else "TemplateRefused"
-    return Problem(reason, f"{kind}: {error}")
+    return Problem("PermissionMissing" if lacks_rights else "TemplateRefused", f"{kind}: {error}")
 
 
 def _happening(action: PodAction) -> Happening:

@@ -1,7 +1,8 @@
 """The cycle of any object: which one it is, and what failure means.
 
-An API server that does not answer ends the cycle, to be tried again after a growing pause; one that refuses becomes a
-condition with its words. All state here is about pace: forgetting it changes when something happens, never what.
+An API server that does not answer ends the cycle, to be tried again after a growing pause, and so does an error that
+no condition can tell of (a status that is refused, a write that lost a race); one that refuses becomes a condition with
+its words. All state here is about pace: forgetting it changes when something happens, never what.
 """
 
 import logging
@@ -9,13 +10,15 @@ from collections.abc import Callable, Iterable
 from datetime import datetime
 
 from m3_operator import names
+from m3_operator.chance import Chance
 from m3_operator.decide.installation import Installation
 from m3_operator.decide.problem import Problem
-from m3_operator.errors import UnavailableError
+from m3_operator.errors import ApiError
 from m3_operator.observed import Key
 from m3_operator.reconcile.acting import Actor
 from m3_operator.reconcile.deployments import DeploymentCycle
 from m3_operator.reconcile.pace import Pace
+from m3_operator.reconcile.references import ReferenceProbe
 from m3_operator.reconcile.routers import RouterCycle
 from m3_operator.reconcile.telling import Teller
 from m3_operator.reconcile.tenants import TenantCycle
@@ -36,27 +39,29 @@ class Reconciler:
         *,
         clock: Callable[[], datetime],
         wake: Callable[[Iterable[Key]], None],
+        chance: Chance | None = None,
     ) -> None:
         """`wake` is told whom a write concerns beside the object whose cycle made it."""
         self._store = store
         self._clock = clock
+        self._chance = chance or Chance()
         self._paces: dict[Key, Pace] = {}
-        actor, teller = Actor(writer, store, wake), Teller(writer, clock)
-        self._deployments = DeploymentCycle(store, installation, actor, teller, clock)
-        self._routers = RouterCycle(writer, store, installation, actor, teller, clock)
+        actor, teller, probe = Actor(writer, store, wake), Teller(writer, clock), ReferenceProbe(writer, clock)
+        self._deployments = DeploymentCycle(store, installation, actor, teller, probe, clock)
+        self._routers = RouterCycle(writer, store, installation, actor, teller, probe, clock, self._chance)
         self._tenants = TenantCycle(store, actor, teller, clock)
 
     async def cycle(self, key: Key) -> float | None:
         """One cycle; the answer is in how many seconds to look again, if nothing happens before."""
         try:
             problem, wake_at = await self._run(key)
-        except UnavailableError as error:
-            pause = self._paces.setdefault(key, Pace()).pause_seconds()
+        except ApiError as error:
+            pause = self._paces.setdefault(key, Pace()).pause_seconds(self._chance)
             logger.warning("%s: %s; trying again in %.0f s", key, error, pause)
             return pause
         logger.debug("%s: cycle done", key)
         if problem is not None:
-            return self._paces.setdefault(key, Pace()).pause_seconds()
+            return self._paces.setdefault(key, Pace()).pause_seconds(self._chance)
         self._paces.pop(key, None)
         return None if wake_at is None else (wake_at - self._clock()).total_seconds()
 
@@ -70,4 +75,4 @@ class Reconciler:
         if key.kind == names.TENANT_KIND:
             await self._tenants.run(key)
             return None, None
-        return await self._routers.run(key), None
+        return await self._routers.run(key)

@@ -7,12 +7,14 @@ from datetime import datetime
 from m3_operator.decide.deployment import DeploymentDecision, decide_deployment
 from m3_operator.decide.installation import Installation
 from m3_operator.decide.problem import Problem
+from m3_operator.decide.references import reference_problem, worker_references
 from m3_operator.events import Happening
 from m3_operator.observed import DeploymentSnapshot, Key, uid
 from m3_operator.plan.actions import DeletePods
 from m3_operator.plan.avoidance import AvoidedNode, blame
 from m3_operator.plan.recovery import FailureRecord, next_record
 from m3_operator.reconcile.acting import Actor
+from m3_operator.reconcile.references import INTERVAL, ReferenceProbe
 from m3_operator.reconcile.telling import Teller
 from m3_operator.signals.steps import StepRecord, remember_steps
 from m3_operator.spec.recovery import RecoverySpec
@@ -29,6 +31,7 @@ class DeploymentCycle:
     installation: Installation
     actor: Actor
     teller: Teller
+    probe: ReferenceProbe
     clock: Callable[[], datetime]
     _steps: dict[str, Mapping[str, StepRecord]] = field(default_factory=dict)  # by uid: since when steps stand still
 
@@ -52,10 +55,14 @@ class DeploymentCycle:
             return refusal, None
         after = replace(after, steps=snapshot.steps)
         decision_after = decide_deployment(after, self.installation, self.clock())
-        problem = refusal or decision_after.problem
+        deployment = decision_after.deployment
+        references = () if deployment is None else worker_references(deployment, decision_after.groups)
+        absent = reference_problem(await self.probe.missing(key.namespace, references))
+        problem = refusal or absent or decision_after.problem
         status = deployment_status(after, decision_after, records, problem, self.clock(), avoided=avoided)
         self.actor.remember(key, key.kind, await self.teller.tell(key, after.manifest, status, happenings))
-        return refusal, decision_after.wake_at
+        wakes = [decision_after.wake_at, self.clock() + INTERVAL if references else None]
+        return refusal, min((wake for wake in wakes if wake is not None), default=None)
 
     def _with_steps(self, snapshot: DeploymentSnapshot) -> DeploymentSnapshot:
         """The snapshot with the memory of steps, which takes in its scrape."""

@@ -1,18 +1,20 @@
 """The cycle of one M3Router."""
 
-import secrets
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Final
 
+from m3_operator.chance import Chance
 from m3_operator.decide.installation import Installation
 from m3_operator.decide.problem import Problem
+from m3_operator.decide.references import reference_problem, router_references
 from m3_operator.decide.router import RouterDecision, decide_router
 from m3_operator.errors import RefusedError
 from m3_operator.events import Happening
 from m3_operator.observed import Key
 from m3_operator.reconcile.acting import Actor, problem_of
+from m3_operator.reconcile.references import INTERVAL, ReferenceProbe
 from m3_operator.reconcile.telling import Teller
 from m3_operator.reconcile.writer import Writer
 from m3_operator.render.router import keys_secret
@@ -32,25 +34,29 @@ class RouterCycle:
     installation: Installation
     actor: Actor
     teller: Teller
+    probe: ReferenceProbe
     clock: Callable[[], datetime]
+    chance: Chance
     _keys_tried: dict[str, datetime] = field(default_factory=dict)  # by uid: when a Secret was last offered
 
-    async def run(self, key: Key) -> Problem | None:
-        """What was refused."""
+    async def run(self, key: Key) -> tuple[Problem | None, datetime | None]:
+        """What was refused, and when to look again."""
         snapshot = self.store.router_snapshot(key)
         if snapshot is None:
-            return None
+            return None, None
         decision = decide_router(snapshot, self.installation)
         happenings: list[Happening] = []
         refusal = await self._offer_keys(decision, happenings)
         refusal = await self.actor.change_objects(key, decision.objects, happenings) or refusal
         after = self.store.router_snapshot(key)
         if after is None:
-            return refusal
+            return refusal, None
+        references = () if decision.router is None else router_references(decision.router, after)
+        absent = reference_problem(await self.probe.missing(key.namespace, references))
         # What stands in the way does not change by our own writes; what runs does, and `after` has it.
-        status = router_status(after, decision, refusal or decision.problem, self.clock())
+        status = router_status(after, decision, refusal or absent or decision.problem, self.clock())
         self.actor.remember(key, key.kind, await self.teller.tell(key, after.manifest, status, happenings))
-        return refusal
+        return refusal, self.clock() + INTERVAL if references else None
 
     async def _offer_keys(self, decision: RouterDecision, happenings: list[Happening]) -> Problem | None:
         """Create the Secret with a random key, unless there is one. Not more often than once a minute."""
@@ -61,7 +67,7 @@ class RouterCycle:
         if tried is not None and now - tried < _KEYS_INTERVAL:
             return None
         self._keys_tried[owner] = now
-        manifest = keys_secret(decision.router, secrets.token_urlsafe(_API_KEY_BYTES))
+        manifest = keys_secret(decision.router, self.chance.token(_API_KEY_BYTES))
         try:
             is_new = await self.writer.create_secret(manifest)
         except RefusedError as error:

@@ -71,7 +71,7 @@ def ganged(pod: Mapping[str, Any], deployment: M3Deployment, group: int, revisio
         spec["schedulingGroup"] = {"podGroupName": name}
     elif gang == "Volcano":
         annotations[_VOLCANO_ANNOTATION] = name
-        spec["schedulerName"] = VOLCANO_SCHEDULER
+        spec["schedulerName"] = pod["spec"].get("schedulerName", VOLCANO_SCHEDULER)  # it may run by another name
     elif gang == "SchedulerPlugins":
         labels[_PLUGINS_LABEL] = name
     elif gang == "Kueue":

@@ -85,8 +85,8 @@ def environment(router: M3Router) -> list[dict[str, Any]]:
 def _own_references(router: M3Router) -> list[SecretKey]:
     spec = router.spec
     references = [pool.api_key_secret_ref for pool in spec.external_pools]
-    if spec.redis is not None and spec.redis.password_secret_ref is not None:
-        references.append(spec.redis.password_secret_ref)
+    if spec.redis is not None:
+        references += [found for found in (spec.redis.url_secret_ref, spec.redis.password_secret_ref) if found]
     if spec.moderation is not None and spec.moderation.api_key_secret_ref is not None:
         references.append(spec.moderation.api_key_secret_ref)
     return references

@@ -94,7 +94,9 @@ def _redis(router: M3Router, files: Files) -> dict[str, Any] | None:
     redis = router.spec.redis
     if redis is None:
         return None
-    document = redis.model_dump(mode="json", exclude={"password_secret_ref"})
+    document = redis.model_dump(mode="json", exclude={"url_secret_ref", "password_secret_ref"}, exclude_none=True)
+    if redis.url_secret_ref is not None:
+        document["urlFile"] = files.secret_path("redis.urlSecretRef", redis.url_secret_ref)
     if redis.password_secret_ref is not None:
         document["passwordFile"] = files.secret_path("redis.passwordSecretRef", redis.password_secret_ref)
     return document

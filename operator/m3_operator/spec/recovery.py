@@ -34,7 +34,7 @@ class RecoverySpec(Model):
 
     policy: Literal["RecreateGroup", "None"] = "RecreateGroup"
     """RecreateGroup replaces a failed group; None leaves it as it is, for people to look at."""
-    max_restarts: Annotated[int, Field(ge=0, le=1000)] = 10
+    max_restarts: Annotated[int, Field(ge=1, le=1000)] = 10
     """Restarts of one group within windowSeconds. When they are used up, the failed group stays with its logs until the
     window has passed, or until the spec gives it a new revision."""
     window_seconds: Annotated[int, Field(ge=60, le=604800)] = 1800

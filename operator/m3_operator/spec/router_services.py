@@ -9,18 +9,29 @@ from m3_operator.spec.secrets import SecretKey
 from m3_operator.spec.traffic import Seconds
 from m3_operator.spec.upstreams import HttpUrl
 
+ONE_URL = "redis: set exactly one of url, urlSecretRef"
+
 
 class Redis(Model):
     """Where the replicas of a router meet. Nothing on the way of a request waits for it."""
 
-    url: Annotated[str, StringConstraints(pattern=r"^(redis|rediss)://[^\s]+$", max_length=1024)]
+    model_config = ConfigDict(json_schema_extra=cel(("has(self.url) != has(self.urlSecretRef)", ONE_URL)))
+
+    url: Annotated[str, StringConstraints(pattern=r"^(redis|rediss)://[^\s]+$", max_length=1024)] | None = None
     """redis://HOST:PORT/DB, or rediss:// for TLS; without a password."""
+    url_secret_ref: SecretKey | None = None
+    """Entry of a Secret with the URL, which may then hold a password. Read when a router starts."""
     password_secret_ref: SecretKey | None = None
     """Its password."""
     key_prefix: Annotated[str, StringConstraints(pattern=r"^[a-z0-9]([-.a-z0-9]*[a-z0-9])?$", max_length=128)] = "m3"
     """What the names of its keys begin with: routers with one prefix share quotas, prefixes and usage."""
     call_seconds: Annotated[float, Field(gt=0, le=1)] = 0.02
     """Longest time that one call may take."""
+
+    @model_validator(mode="after")
+    def _has_one_url(self) -> Self:
+        require((self.url is None) != (self.url_secret_ref is None), ONE_URL)
+        return self
 
 
 CLAIM_NAME = "ledger.claimName is for ledger.storage Claim, which needs it"

@@ -7,6 +7,7 @@ from typing import Any
 from m3_operator import names
 from m3_operator.decide.problem import Problem
 from m3_operator.decide.router import RouterDecision
+from m3_operator.decide.router_diagnosis import router_trouble
 from m3_operator.observed import RouterSnapshot, condition
 from m3_operator.status.conditions import Verdict, build
 from m3_operator.status.endpoint import endpoint
@@ -51,6 +52,9 @@ def _routers_ready(running: Mapping[str, Any], decision: RouterDecision, problem
     words = f"{current} of {wanted} routers answer"
     if current >= wanted:
         return Verdict("Ready", True, "AllRoutersReady", words)
+    trouble = router_trouble(running)
+    if trouble is not None:
+        return Verdict("Ready", False, trouble.reason, f"{words}; {trouble.message}")
     available = condition(running, "Progressing")
     is_stuck = available.get("status") == "False"
     return Verdict("Ready", False, "RoutersNotReady", f"{words}; {available.get('message')}" if is_stuck else words)

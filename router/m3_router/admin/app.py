@@ -21,8 +21,8 @@ from m3_router.admin.audit import Audit
 from m3_router.admin.files import SECURITY_HEADERS, PageFile, load_page
 from m3_router.admin.state import Observatory
 from m3_router.admin.usage import UsageSource, usage_routes
-from m3_router.ledger import RING_BILLS, Ledger
-from m3_router.pools import Pools
+from m3_router.money.ledger import RING_BILLS, Ledger
+from m3_router.placement.pools import Pools
 
 MAX_ACT_BYTES: Final = 4096
 

@@ -9,7 +9,7 @@ from typing import Final, Literal
 import msgspec
 
 from m3_router.config import ContextTier, ServiceTier
-from m3_router.decisions import Decision
+from m3_router.telemetry.decisions import Decision
 
 VERSION: Final = 1
 RedisMode = Literal["none", "shared", "local"]

@@ -11,9 +11,9 @@ from collections.abc import Mapping
 from typing import Final
 
 from m3_router.admin.document import LaneLatency, RatesNow, WorkerRecent
-from m3_router.attainment import came_in_time, targets_ms
-from m3_router.bill import Bill
 from m3_router.config import ContextTier, LaneSettings, ServiceTier
+from m3_router.money.bill import Bill
+from m3_router.telemetry.attainment import came_in_time, targets_ms
 
 SLOT_SECONDS: Final = 10
 RECENT_SECONDS: Final = 300

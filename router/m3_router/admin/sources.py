@@ -10,9 +10,9 @@ from typing import Protocol
 from m3_router.admin.document import LaneNow, PoolNow, RedisMode, RouterNow, TenantNow, WorkerNow
 from m3_router.admin.recent import lane_name
 from m3_router.http.connections import Connections
-from m3_router.lane import LaneSnapshot
-from m3_router.pools import Pool, Pools
-from m3_router.workers import Worker
+from m3_router.lanes.lane import LaneSnapshot
+from m3_router.placement.pools import Pool, Pools
+from m3_router.workers.workers import Worker
 
 
 class Sources(Protocol):

@@ -14,9 +14,9 @@ from m3_router.admin.recent import Recent
 from m3_router.admin.sources import Sources
 from m3_router.admin.timeline import STEP_SECONDS, TimelineRing
 from m3_router.admin.today import day_of
-from m3_router.bill import Bill
 from m3_router.config import LaneSettings
-from m3_router.decisions import Decisions
+from m3_router.money.bill import Bill
+from m3_router.telemetry.decisions import Decisions
 
 SHOWN_DECISIONS: Final = 60
 SHOWN_TENANTS: Final = 50

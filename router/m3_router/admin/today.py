@@ -7,7 +7,7 @@ from typing import Final, Literal, Protocol
 from m3_router.admin.document import LimitNow, TenantNow
 from m3_router.admin.recent import lane_name
 from m3_router.config import ContextTier, ServiceTier
-from m3_router.quotas import Quota
+from m3_router.tenants.quotas import Quota
 
 _UNITS: Final[tuple[Literal["tokens", "requests", "nanousd"], ...]] = ("tokens", "requests", "nanousd")  # of meters
 

@@ -13,9 +13,9 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 
 from m3_router.errors import Refusal
-from m3_router.spend import Spend, csv_lines
-from m3_router.spend_rows import Row, summed
-from m3_router.usage_report import row_document, terms_of, usd
+from m3_router.money.spend import Spend, csv_lines
+from m3_router.money.spend_rows import Row, summed
+from m3_router.money.usage_report import row_document, terms_of, usd
 
 Scope = Literal["replica", "fleet"]
 TERMS: Final = ("from", "to", "tenant")

@@ -1,19 +1,25 @@
 """What the router does beside relaying: placement by cached prefix, what replicas share, the ledger's file, hooks."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, model_validator
 
-from m3_router.config.base import HttpUrl, ObjectName, Seconds, Settings, Share
+from m3_router.config.base import ConfigError, HttpUrl, ObjectName, Seconds, Settings, Share
+
+_REDIS_FORM = "is not redis://HOST:PORT/DB, rediss:// or unix:///PATH"
+
+
+def _is_redis_url(value: str) -> bool:
+    parts = urlsplit(value)
+    return parts.scheme in ("redis", "rediss", "unix") and bool(parts.hostname or parts.path)
 
 
 def _redis_url(value: str) -> str:
-    parts = urlsplit(value)
-    if parts.scheme not in ("redis", "rediss", "unix") or not (parts.hostname or parts.path):
-        raise ValueError(f"{value!r} is not redis://HOST:PORT/DB, rediss:// or unix:///PATH")
-    if parts.password:
+    if not _is_redis_url(value):
+        raise ValueError(f"{value!r} {_REDIS_FORM}")
+    if urlsplit(value).password:
         raise ValueError("a URL must not hold a password; name a file for it with passwordFile")
     return value
 
@@ -21,10 +27,30 @@ def _redis_url(value: str) -> str:
 class RedisSettings(Settings):
     """Where replicas meet. Nothing on the way of a request waits for it."""
 
-    url: Annotated[str, AfterValidator(_redis_url)]
+    url: Annotated[str, AfterValidator(_redis_url)] | None = None
+    url_file: Path | None = None  # instead of `url`, and may hold a password; read when the router starts
     password_file: Path | None = None
     key_prefix: ObjectName = "m3"
     call_seconds: float = Field(default=0.02, gt=0, le=1, allow_inf_nan=False)  # the longest that one call may take
+
+    @model_validator(mode="after")
+    def _has_one_url(self) -> Self:
+        if (self.url is None) == (self.url_file is None):
+            raise ValueError("needs either url or urlFile")
+        return self
+
+    def read_url(self) -> str:
+        """The URL, from its file if that is where it is. Raises ConfigError, which never says what the file holds."""
+        if self.url_file is None:
+            assert self.url is not None  # noqa: S101 - one of the two is there
+            return self.url
+        try:
+            url = self.url_file.read_text(encoding="utf-8").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"redis.urlFile {self.url_file}: cannot be read: {error}") from error
+        if not _is_redis_url(url):
+            raise ConfigError(f"redis.urlFile {self.url_file}: what it holds {_REDIS_FORM}")
+        return url
 
 
 class AffinitySettings(Settings):

@@ -20,7 +20,7 @@ from mypy_extensions import mypyc_attr
 from m3_router.http import wire
 from m3_router.http.alike import AnswersAlike
 from m3_router.http.messages import Answer
-from m3_router.workers import WorkerAddress
+from m3_router.workers.workers import WorkerAddress
 
 MAX_IDLE_PER_WORKER: Final = 256
 MAX_HEAD_BYTES: Final = 2**16

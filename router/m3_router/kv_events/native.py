@@ -15,7 +15,7 @@ from m3_router.http.messages import Answer
 from m3_router.http.worker_end import AnswerSink, WorkerConnection, WorkerConnections
 from m3_router.kv_events.lines import EventsError, LineReader
 from m3_router.kv_events.view import CacheView
-from m3_router.workers import WorkerAddress
+from m3_router.workers.workers import WorkerAddress
 
 CONNECT_SECONDS: Final = 5.0
 SILENCE_SECONDS: Final = 30.0  # the worker says every ten that it is alive

@@ -18,7 +18,7 @@ from typing import Final
 
 import httpx
 
-from m3_router import log
+from m3_router.telemetry import log
 
 FIRST_PAUSE_SECONDS: Final = 0.5
 LONGEST_PAUSE_SECONDS: Final = 30.0

@@ -22,8 +22,8 @@ from m3_router.admin import Access, DeniedError
 from m3_router.admin.app import MAX_ACT_BYTES
 from m3_router.admin.peer import PEER_HEADER
 from m3_router.admin.usage import Usage, usage_document
+from m3_router.money.spend_rows import summed
 from m3_router.processes.exposition import LABEL, merged
-from m3_router.spend_rows import summed
 
 _OPEN: Final = frozenset({"/", "/healthz", "/metrics", "/readyz"})
 _PAGE_PREFIX: Final = "/console/"

@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 
-from m3_router.metrics import counter, gauge
 from m3_router.shared.affinity_log import AffinityLog
 from m3_router.shared.ledger_stream import LedgerStream
 from m3_router.shared.sharing import Sharing
+from m3_router.telemetry.metrics import counter, gauge
 
 
 class SharingCollector(Collector):

@@ -12,10 +12,10 @@ from typing import Any, Final
 import msgspec
 from redis.asyncio import Redis
 
-from m3_router.bill import Bill
+from m3_router.money.bill import Bill
+from m3_router.money.spend import Spend
 from m3_router.shared.ledger_stream import BILLS, JOURNAL, SEQUENCES
 from m3_router.shared.link import Failure, Link
-from m3_router.spend import Spend
 
 READ_ENTRIES: Final = 16
 WAIT_SECONDS: Final = 1.0

@@ -34,10 +34,10 @@ import logging
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final, Protocol, TypeVar
 
-from m3_router.meters import Meter
-from m3_router.quotas import Quota, Quotas
 from m3_router.shared.lease_script import KNOWN, LEAVE, REGISTER, VIEW, Claim, Granted, decode_reply
 from m3_router.shared.link import Command, Failure
+from m3_router.tenants.meters import Meter
+from m3_router.tenants.quotas import Quota, Quotas
 
 ROUND_SECONDS: Final = 0.1
 GATHER_SECONDS: Final = 0.01  # between two rounds, however urgent

@@ -27,8 +27,8 @@ from typing import Any, Final
 import msgspec
 from redis.asyncio import Redis
 
-from m3_router.journal import Journal
-from m3_router.segments import settled_after
+from m3_router.money.journal import Journal
+from m3_router.money.segments import settled_after
 from m3_router.shared.link import Failure, Link
 
 JOURNAL: Final = b"journal"  # the fields of an entry

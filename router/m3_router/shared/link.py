@@ -241,7 +241,7 @@ class _PasswordFile(CredentialProvider):
 
 
 def _client(settings: RedisSettings, connections: int, pool_seconds: float) -> "Redis":
-    options: dict[str, Any] = dict(parse_url(settings.url))
+    options: dict[str, Any] = dict(parse_url(settings.read_url()))
     if settings.password_file is not None:
         username = options.pop("username", None)
         options["credential_provider"] = _PasswordFile(str(username) if username else None, settings.password_file)

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any, Final, Protocol, TypeVar
 
 from m3_router.shared.link import Command, Failure
-from m3_router.tenants import Tenants
+from m3_router.tenants.tenants import Tenants
 
 POLL_SECONDS: Final = 0.5
 ENTRY_SECONDS: Final = 86_400

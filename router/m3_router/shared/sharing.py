@@ -8,8 +8,8 @@ from collections.abc import Callable
 from typing import Final
 
 from m3_router.config import AffinitySettings, LedgerSettings, RedisSettings
-from m3_router.journal import Journal
-from m3_router.pools import Pools
+from m3_router.money.journal import Journal
+from m3_router.placement.pools import Pools
 from m3_router.shared.affinity_log import AffinityLog
 from m3_router.shared.fleet_spend import FleetSpend
 from m3_router.shared.leases import Leases
@@ -17,7 +17,7 @@ from m3_router.shared.ledger_stream import LedgerStream
 from m3_router.shared.link import Link
 from m3_router.shared.replicas import Replicas
 from m3_router.shared.revocations import Revocations
-from m3_router.tenants import Tenants
+from m3_router.tenants.tenants import Tenants
 
 UNSEEN_SECONDS: Final = 30.0  # that a worker which others told of has, until the list of workers names it
 FLUSH_SECONDS: Final = 1.0  # that the last bills have to get to Redis

@@ -3,9 +3,9 @@
 from m3_console.scene import bill
 from m3_router.admin.document import LimitNow
 from m3_router.admin.today import day_of, tenants_of
-from m3_router.bill import Bill
-from m3_router.spend import Spend
-from m3_router.spend_rows import Row
+from m3_router.money.bill import Bill
+from m3_router.money.spend import Spend
+from m3_router.money.spend_rows import Row
 
 NOON = 1_795_262_400.0  # 2026-11-21 12:00 UTC
 

@@ -14,10 +14,10 @@ from m3_console.scene import ADMIN_DIGEST, ADMIN_KEY, Scene, bill
 from m3_mock import MockEngine
 from m3_mock.running import StartRouter
 from m3_router.admin import UsageSource
-from m3_router.bill import Bill
-from m3_router.journal import Journal
-from m3_router.spend import CSV_COLUMNS, Spend
-from m3_router.spend_rows import summed
+from m3_router.money.bill import Bill
+from m3_router.money.journal import Journal
+from m3_router.money.spend import CSV_COLUMNS, Spend
+from m3_router.money.spend_rows import summed
 
 MONDAY = datetime(2026, 11, 16, 12, tzinfo=UTC).timestamp()
 KEY = {"authorization": f"Bearer {ADMIN_KEY}"}

@@ -18,17 +18,17 @@ from hypothesis import strategies as st
 
 from m3_fuzz.corpus import ANSWERS, BODIES, EVENTS, REQUESTS
 from m3_fuzz.mutation import Mutator
-from m3_router import usage
+from m3_router.bodies import usage
+from m3_router.bodies.dialects import BY_PATH, CHAT, Dialect
+from m3_router.bodies.request import parse
+from m3_router.bodies.usage import EventStream
 from m3_router.config import LimitSettings
-from m3_router.dialects import BY_PATH, CHAT, Dialect
 from m3_router.errors import Refusal
 from m3_router.http.connections import Connections
 from m3_router.http.messages import Answer, Request, Start
 from m3_router.http.request_reader import RequestReader
 from m3_router.http.worker_end import WorkerConnection, WorkerConnections
-from m3_router.request import parse
-from m3_router.usage import EventStream
-from m3_router.workers import WorkerAddress
+from m3_router.workers.workers import WorkerAddress
 
 SHORT_BYTES = 3000
 ASKED = os.environ.get("M3_FUZZ_EXAMPLES")

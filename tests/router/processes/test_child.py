@@ -5,8 +5,8 @@ import os
 
 import pytest
 
-from m3_router.log import pass_on_lines
 from m3_router.processes.child import LONGEST_PAUSE_SECONDS, how_it_ended, pause_seconds
+from m3_router.telemetry.log import pass_on_lines
 
 
 def test_pauses_double_up_to_the_longest() -> None:

@@ -6,12 +6,12 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from m3_redis import CALL_SECONDS, RedisServer, eventually, running_link
-from m3_router.affinity import Affinity
 from m3_router.config import AffinitySettings, RedisSettings
-from m3_router.placement import Choice, Placement, Want
+from m3_router.placement.affinity import Affinity
+from m3_router.placement.placement import Choice, Placement, Want
 from m3_router.shared.affinity_log import AffinityLog
 from m3_router.shared.link import Link
-from m3_router.workers import WorkerAddress, Workers
+from m3_router.workers.workers import WorkerAddress, Workers
 
 SETTINGS = AffinitySettings()
 BLOCK_TOKENS = 256

@@ -9,13 +9,13 @@ import msgspec
 import pytest
 
 from m3_redis import CALL_SECONDS, RedisServer, eventually, running_link
-from m3_router.bill import Bill
 from m3_router.config import RedisSettings
-from m3_router.journal import Journal
+from m3_router.money.bill import Bill
+from m3_router.money.journal import Journal
+from m3_router.money.spend import Spend
 from m3_router.shared import fleet_spend, ledger_stream
 from m3_router.shared.fleet_spend import FleetSpend
 from m3_router.shared.ledger_stream import LedgerStream
-from m3_router.spend import Spend
 
 KEY = "{m3}:ledger"
 

@@ -14,11 +14,11 @@ from m3_leases import Store
 from m3_redis import CALL_SECONDS, WITHIN_SECONDS, RedisServer, eventually, running_link
 from m3_router.config import PlanSettings, RedisSettings
 from m3_router.errors import Refusal
-from m3_router.quotas import Quota, Quotas
 from m3_router.shared.lease_script import KNOWN, LEAVE, NEED_MILLISECONDS, REGISTER, VIEW, Claim, decode_reply
 from m3_router.shared.leases import Leases
 from m3_router.shared.link import Link
 from m3_router.shared.replicas import Replicas
+from m3_router.tenants.quotas import Quota, Quotas
 
 ASKED = "{m3}:quota:asked"
 VIEWS = "{m3}:quota:views"

@@ -19,10 +19,10 @@ from redis.asyncio import Redis
 import m3_ledger_writer
 from m3_ledger_writer import cost_of, usage_of
 from m3_redis import CALL_SECONDS, RedisServer, eventually, running_link
-from m3_router.bill import Bill
 from m3_router.config import RedisSettings
-from m3_router.journal import Journal
-from m3_router.segments import HEAD, RECORD, read_records, segment_paths
+from m3_router.money.bill import Bill
+from m3_router.money.journal import Journal
+from m3_router.money.segments import HEAD, RECORD, read_records, segment_paths
 from m3_router.shared import ledger_stream
 from m3_router.shared.ledger_stream import LedgerStream, part_of
 

@@ -14,7 +14,7 @@ from m3_router.config import Access, KeySettings, RedisSettings
 from m3_router.errors import Refusal
 from m3_router.shared.link import Link
 from m3_router.shared.revocations import ENTRY_SECONDS, Revocations
-from m3_router.tenants import Tenants
+from m3_router.tenants.tenants import Tenants
 
 SECRETS = [f"sk-{number}".encode() for number in range(5)]
 DIGESTS = [hashlib.sha256(secret).digest() for secret in SECRETS]

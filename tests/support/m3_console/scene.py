@@ -19,12 +19,12 @@ from prometheus_client.registry import Collector
 
 from m3_router.admin import Access, ActError, Acts, Audit, Observatory, UsageSource, admin_app
 from m3_router.admin.document import LaneNow, LimitNow, PoolNow, RouterNow, TenantNow, WorkerNow
-from m3_router.bill import Bill
 from m3_router.config import LaneSettings, RouterConfig
-from m3_router.ledger import Ledger
-from m3_router.pools import Pools
-from m3_router.prices import PriceTable
-from m3_router.spend import Spend
+from m3_router.money.bill import Bill
+from m3_router.money.ledger import Ledger
+from m3_router.money.prices import PriceTable
+from m3_router.money.spend import Spend
+from m3_router.placement.pools import Pools
 
 ADMIN_KEY = "an-admin-key"
 ADMIN_DIGEST = hashlib.sha256(ADMIN_KEY.encode()).hexdigest()

@@ -7,10 +7,10 @@ from typing import Any
 
 from m3_router.config import PlanSettings
 from m3_router.errors import Refusal
-from m3_router.meters import Meter
-from m3_router.quotas import Quotas, Reservation
 from m3_router.shared.leases import ROUND_SECONDS, Leases
 from m3_router.shared.link import Failure
+from m3_router.tenants.meters import Meter
+from m3_router.tenants.quotas import Quotas, Reservation
 
 TENANT = "acme"
 SILENT_SECONDS = 5.0  # until a replica that says nothing is no longer live

@@ -11,7 +11,7 @@ import httpx
 
 from m3_mock.engine import MockEngine
 from m3_router.config import RouterConfig
-from m3_router.pools import Pool
+from m3_router.placement.pools import Pool
 from m3_router.router import Router
 
 

@@ -1,0 +1,1 @@
+"""Who waits for a place in a pool, and who goes next. Pure: time comes in, tickets go out."""

@@ -1,0 +1,1 @@
+"""What is told about requests: counts, spans, decisions, lines of the log."""
