@@ -327,7 +327,7 @@ async def test_the_loop_looks_by_itself_and_ends_when_cancelled() -> None:
         one.put_worker(0)
         woken = asyncio.Event()
         looping = Scraper(one.store, scraper._fetch, clock=lambda: one.now, wake=lambda _: woken.set())
-        running = asyncio.create_task(looping.run(spread_seconds=0))
+        running = asyncio.create_task(looping.run(spread=0))
         await asyncio.wait_for(woken.wait(), 10)
         running.cancel()
         with pytest.raises(asyncio.CancelledError):

@@ -141,14 +141,14 @@ def _limited(spec: AutoscalingSpec, state: ScaleState, asked: Demand, now: datet
 def highest_now(spec: AutoscalingSpec, wanted: int, changes: Sequence[ScaleChange], now: datetime) -> int:
     """The most groups that the pace upwards allows now."""
     start = now - timedelta(seconds=spec.up.period_seconds)
-    base = wanted - sum(max(change.after - change.before, 0) for change in changes if change.at > start)
+    base = wanted - sum(max(change.after - change.before, 0) for change in changes if start < change.at <= now)
     return max(base + max(math.ceil(base * spec.up.max_percent / 100), spec.up.max_groups), wanted)
 
 
 def lowest_now(spec: AutoscalingSpec, wanted: int, changes: Sequence[ScaleChange], now: datetime) -> int:
     """The fewest groups that the pace downwards allows now."""
     start = now - timedelta(seconds=spec.down.period_seconds)
-    base = wanted + sum(max(change.before - change.after, 0) for change in changes if change.at > start)
+    base = wanted + sum(max(change.before - change.after, 0) for change in changes if start < change.at <= now)
     return base - spec.down.max_groups
 
 

@@ -4,7 +4,7 @@ Pure. Averages are over groups, waits are those of the routers if they wait long
 it is slow waits there.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Final
@@ -61,23 +61,38 @@ def extended(
     taken: Sample,
 ) -> DeploymentSignals:
     """The history with one more sample, without what is too old to matter."""
-    samples = tuple(one for one in (*before.samples, taken) if taken.at - one.at <= KEPT)
+    # What seems to be of the future was taken before the clock was set back, and is of no known time.
+    samples = tuple(one for one in (*before.samples, taken) if timedelta() <= taken.at - one.at <= KEPT)
     after = DeploymentSignals(workers=workers, routers=routers, samples=samples, busy_at=before.busy_at)
     return replace(after, busy_at=taken.at) if _was_busy(before, after) else after
 
 
 def matters(
-    before: DeploymentSignals, after: DeploymentSignals, looked_at: datetime | None, *, is_scaled: bool
+    before: DeploymentSignals,
+    after: DeploymentSignals,
+    looked_at: datetime | None,
+    *,
+    is_scaled: bool,
+    leaving: Collection[str] = (),
 ) -> bool:
-    """Whether the deployment wants a look now: something turned, or its autoscaler looked a while ago."""
+    """Whether the deployment wants a look now: something turned, or its autoscaler looked a while ago.
+
+    `leaving`: uids of pods that drain; what they still answer is shown, but not each time that it changes.
+    """
     if not before.samples:
         return True
     old, new = before.samples[-1], after.samples[-1]
-    if is_scaled and (looked_at is None or new.at - looked_at >= LOOK_EVERY):
+    was_a_while_ago = looked_at is None or not timedelta() <= new.at - looked_at < LOOK_EVERY
+    if was_a_while_ago and (is_scaled or any(_in_flight(before, uid) != _in_flight(after, uid) for uid in leaving)):
         return True
     if is_scaled and (bool(old.requests), old.silent) != (bool(new.requests), new.silent):
         return True
     return _xids(before) != _xids(after) or any(_stands_still(before, uid, one) for uid, one in after.workers.items())
+
+
+def _in_flight(signals: DeploymentSignals, uid: str) -> int | None:
+    found = signals.workers.get(uid)
+    return None if found is None else found.in_flight
 
 
 def _stands_still(before: DeploymentSignals, uid: str, worker: WorkerSignals) -> bool:

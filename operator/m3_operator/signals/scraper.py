@@ -34,6 +34,7 @@ _AT_ONCE: Final = 128
 _FIRST_PAUSE_SECONDS: Final = 15.0
 _LONGEST_PAUSE_SECONDS: Final = 120.0
 _TICK_SECONDS: Final = 0.5
+_SPREAD_SECONDS: Final = 60.0
 _FORGET_AFTER: Final = timedelta(minutes=2)
 _STALE_AFTER: Final = timedelta(seconds=STALE_AFTER_SECONDS)
 
@@ -133,19 +134,26 @@ class Scraper:
     def __repr__(self) -> str:
         return f"Scraper({len(self._sources)} pages, {self.scrapes} scrapes, {self.failures} failed)"
 
-    async def run(self, *, spread_seconds: float = SCRAPE_SECONDS) -> None:
-        """Look at every deployment in its time, until cancelled; the first looks are spread over a while."""
+    async def run(self, *, spread: float = 1.0) -> None:
+        """Look at every deployment in its time, until cancelled. `spread` 0 makes the first looks at once."""
         loop = asyncio.get_running_loop()
         async with asyncio.TaskGroup() as looks:
             while True:
                 owners = [key for key in self._store.owners() if key.kind == names.DEPLOYMENT_KIND]
                 for key in owners:
-                    first = loop.time() + random.uniform(0, spread_seconds)  # noqa: S311 - spreading load
-                    if key not in self._busy and self._due.setdefault(key, first) <= loop.time():
+                    if key not in self._due:
+                        self._due[key] = loop.time() + spread * self._first_pause(key)
+                    if key not in self._busy and self._due[key] <= loop.time():
                         self._busy.add(key)
                         looks.create_task(self._look_in_turn(key))
                 self._forget(set(owners))
                 await asyncio.sleep(_TICK_SECONDS)
+
+    def _first_pause(self, key: Key) -> float:
+        """So that a start is not the time to ask everybody; autoscalers wait for their first sample."""
+        spec = (self._store.get(key) or {}).get("spec", {})
+        longest = SCRAPE_SECONDS if spec.get("autoscaling") else _SPREAD_SECONDS
+        return random.uniform(0, longest)  # noqa: S311 - spreading load
 
     async def look(self, key: Key) -> Targets | None:
         """Ask everybody about one deployment, once; who was asked, None if nobody had to be."""
@@ -214,7 +222,8 @@ class Scraper:
         before = snapshot.signals
         after = extended(before, workers, routers, taken)
         self._store.put_signals(key, after)
-        if matters(before, after, self._looked_at.get(key), is_scaled=asked.is_scaled):
+        leaving = {pod.uid for pod in snapshot.pods if pod.is_terminating}
+        if matters(before, after, self._looked_at.get(key), is_scaled=asked.is_scaled, leaving=leaving):
             self._looked_at[key] = now
             self._wake([key])
 
