@@ -142,7 +142,7 @@ class Cluster:
         await self._request("POST", path, body=event)
 
     async def _refuse_if_there(self, kind: str, namespace: str, name: str, uid: str, error: ConflictError) -> None:
-        """A deletion that met a conflict: the object is another by now, or nothing was done, and it is to be tried again.
+        """A deletion that met a conflict: the object is another by now, or nothing was done and it must be tried again.
 
         Raises UnavailableError in the second case: whoever took the object for gone would not look at it again.
         """
