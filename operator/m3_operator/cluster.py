@@ -160,7 +160,10 @@ class Cluster:
             options["gracePeriodSeconds"] = grace_seconds
         try:
             answer = await self._request("DELETE", RESOURCES[kind].path(namespace, name), body=options)
-        except (NotFoundError, ConflictError):
+        except NotFoundError:
+            return None
+        except ConflictError as error:
+            await self._refuse_if_there(kind, namespace, name, uid, error)
             return None
         return answer if answer.get("kind") == (RESOURCES[kind].kind or kind) else None
 
@@ -192,6 +195,18 @@ class Cluster:
         """Write one Event."""
         path = RESOURCES["Event"].path(event["metadata"]["namespace"])
         await self._request("POST", path, body=event)
+
+    async def _refuse_if_there(self, kind: str, namespace: str, name: str, uid: str, error: ConflictError) -> None:
+        """A deletion that met a conflict: the object is another by now, or nothing was done and it must be tried again.
+
+        Raises UnavailableError in the second case: whoever took the object for gone would not look at it again.
+        """
+        try:
+            found = await self._request("GET", RESOURCES[kind].path(namespace, name))
+        except NotFoundError:
+            return
+        if found["metadata"]["uid"] == uid:
+            raise UnavailableError(error.status, str(error)) from None
 
     async def _refuse_if_taken(self, manifest: Manifest) -> None:
         try:

@@ -70,6 +70,6 @@ async def look(cluster: Cluster, store: Store, kind: str, namespace: str | None)
     unlisted, concerned = store.identities(kind), set[Key]()
     async for page in cluster.pages(kind, namespace, CHILD_SELECTORS.get(kind, "")):
         for manifest in page:
-            unlisted.discard((kind, manifest["metadata"].get("namespace", ""), manifest["metadata"]["name"]))
+            unlisted.pop((kind, manifest["metadata"].get("namespace", ""), manifest["metadata"]["name"]), None)
             concerned |= store.put(kind, manifest)
     return concerned | store.replace(kind, (), unlisted)

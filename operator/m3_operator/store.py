@@ -9,7 +9,7 @@ many of them.
 """
 
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from m3_operator import names
@@ -102,23 +102,25 @@ class Store:
         pods = (self._router_pods.get((key.namespace, router), {}) for router in routers)
         return sorted((pod for found in pods for pod in found.values()), key=lambda pod: pod.name)
 
-    def replace(self, kind: str, manifests: Iterable[Manifest], seen_before: set[_Identity]) -> set[Key]:
+    def replace(self, kind: str, manifests: Iterable[Manifest], seen_before: Mapping[_Identity, str]) -> set[Key]:
         """Bring one kind to what a full list said; `seen_before` is `identities(kind)` from before the list was asked.
 
-        An object that came after that is not in the list, and stays.
+        An object that came after that is not in the list, and stays, also in the place of one that went meanwhile.
         """
         touched: set[Key] = set()
         listed = set()
         for manifest in manifests:
             listed.add(_identity(kind, manifest))
             touched |= self.put(kind, manifest)
-        for identity in seen_before - listed:
-            touched |= self._forget(identity)
+        for identity, seen in seen_before.items():
+            known = self._versions.get(identity)
+            if identity not in listed and known is not None and known[0] == seen:
+                touched |= self._forget(identity)
         return touched
 
-    def identities(self, kind: str) -> set[_Identity]:
-        """Everything known of one kind."""
-        return {identity for identity in self._versions if identity[0] == kind}
+    def identities(self, kind: str) -> dict[_Identity, str]:
+        """Everything known of one kind, with its uid."""
+        return {identity: version[0] for identity, version in self._versions.items() if identity[0] == kind}
 
     def put_experts(self, key: Key, state: ExpertState | None) -> set[Key]:
         """Remember what is known of a deployment's experts; None: nothing."""

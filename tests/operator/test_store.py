@@ -212,6 +212,22 @@ def test_signals_are_kept_as_long_as_their_deployment() -> None:
     assert (before.signals, after.signals) == (NO_SIGNALS, signals)
 
 
+def test_a_full_list_that_was_asked_before_an_object_went_or_was_replaced_changes_neither() -> None:
+    store = Store()
+    store.put("M3Deployment", deployment())
+    store.put("Pod", worker())
+    before = store.identities("Pod")
+    store.remove("Pod", worker())
+    assert store.replace("Pod", [], before) == set()
+    namesake = worker()
+    namesake["metadata"] = {**namesake["metadata"], "uid": "uid-another", "resourceVersion": "900"}
+    store.put("Pod", namesake)
+    assert store.replace("Pod", [], before) == set()
+    snapshot = store.deployment_snapshot(M3)
+    assert snapshot is not None
+    assert [pod.uid for pod in snapshot.pods] == ["uid-another"]
+
+
 def test_managed_fields_are_not_kept() -> None:
     store = Store()
     store.put("M3Deployment", deployment())

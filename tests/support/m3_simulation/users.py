@@ -9,7 +9,7 @@ from m3_operator.observed import owner_uid
 from m3_simulation import specs
 from m3_simulation.api_server import ApiServer, Manifest, identity_of
 from m3_simulation.controllers import evict
-from m3_simulation.fleet import Fleet
+from m3_simulation.fleet import CRASHING_IMAGE, Fleet
 from m3_simulation.history import History
 from m3_simulation.virtual_time import Clock
 
@@ -37,7 +37,8 @@ class Users:
         """Stop, after mending what makes no sense, and remove what stands in the way."""
         self.is_active = False
         for found in self._deployments():
-            if self.random.random() < 0.7:
+            # What crashes for ever is never quiet; all else may stay wrong, and must then be told of.
+            if CRASHING_IMAGE in found["spec"]["engine"]["image"] or self.random.random() < 0.7:
                 self.server.change(identity_of(found), "user", lambda one: specs.mend(one["spec"], self.random))
         for kind in _CHILD_KINDS:
             for found in self.server.of_kind(kind):
