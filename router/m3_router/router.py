@@ -241,7 +241,7 @@ class Router:
         self._run(self._tick())
         self._run(self._access_file.run())
         for pool in self._pools:
-            pool.workers.on_count = functools.partial(self._count_workers, pool)
+            pool.workers.on_count = functools.partial(self._services.count_workers, pool)
             self._find_workers(pool)
             self._run(self._probers[pool.name].run())
         if self._sharing is not None:
@@ -358,11 +358,6 @@ class Router:
             self._run(KeyFile(source.api_key_file, pool.use_key).run())
         else:
             pool.workers.replace(WorkerAddress.from_url(url) for url in source)
-
-    def _count_workers(self, pool: Pool) -> None:
-        """What waits for a worker goes on in the moment in which there is one."""
-        pool.lanes.set_workers(len(pool.workers.ready), time.monotonic())
-        self._services.follow(pool)
 
     def _workers_changed(self, pool: Pool, addresses: list[WorkerAddress]) -> None:
         """Called in the thread of a watch."""

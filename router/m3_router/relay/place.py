@@ -9,7 +9,7 @@ from typing import Final
 from mypy_extensions import mypyc_attr
 
 from m3_router.bodies.request import RequestView
-from m3_router.errors import at_capacity
+from m3_router.errors import Refusal, at_capacity, no_worker
 from m3_router.lanes.lanes import QueueFullError
 from m3_router.lanes.tickets import Order, Ticket
 from m3_router.money.bill import Bill, Usage
@@ -28,7 +28,7 @@ MAX_OUTPUT_CHARGE_TOKENS: Final = 4096
 class Place:
     """One request's. What is free holds nothing, and is never asked for a place."""
 
-    __slots__ = ("_bill", "_pool", "_reservation", "_services", "_tenant", "_ticket", "charge")
+    __slots__ = ("_bill", "_has_waited_again", "_pool", "_reservation", "_services", "_tenant", "_ticket", "charge")
 
     def __init__(self, services: Services, tenant: Tenant, bill: Bill) -> None:
         self._services = services
@@ -37,6 +37,7 @@ class Place:
         self._pool: Pool | None = None
         self._reservation: Reservation | None = None
         self._ticket: Ticket | None = None
+        self._has_waited_again = False  # for a worker, after the last one there was had failed
         self.charge = Charge(0, 0)  # what it is to its worker
 
     @property
@@ -98,6 +99,22 @@ class Place:
         if ticket.state == "admitted" and not ticket.has_first_byte:
             pool.lanes.put_back(ticket, now)
         return ticket.state == "waiting"
+
+    def wait_again(self, now: float) -> bool:
+        """The last worker has failed the request. Returns whether it waits for the next one.
+
+        Once: a request that takes its worker down with it must not take down each that comes.
+        """
+        if self._has_waited_again or not self.wait_for_worker(now):
+            return False
+        self._has_waited_again = True
+        return True
+
+    def why_expired(self, model: str, retry_after_seconds: int) -> Refusal:
+        """What a client is told whose wait was too long, for a worker or for room."""
+        if self._pool is not None and self._pool.lanes.is_held:
+            return no_worker(model)
+        return at_capacity("no place became free in time", retry_after_seconds)
 
     def first_byte(self, now: float) -> None:
         """The answer has begun: nobody may put this request back any more."""

@@ -21,7 +21,7 @@ from mypy_extensions import mypyc_attr
 from m3_router.bodies.dialects import Dialect
 from m3_router.bodies.request import RequestView
 from m3_router.bodies.usage import usage_of_body
-from m3_router.errors import Refusal, at_capacity, no_worker, timed_out, worker_failed
+from m3_router.errors import Refusal, no_worker, timed_out, worker_failed
 from m3_router.http import messages
 from m3_router.http.messages import Answer, Client, Request
 from m3_router.http.wire import request_id_lines
@@ -54,7 +54,6 @@ class Exchange(messages.Exchange, IntakeOwner, AttemptOwner, Waiting):
         "_comment_at",
         "_dialect",
         "_guard",
-        "_has_waited_again",
         "_intake",
         "_is_finished",
         "_place",
@@ -84,7 +83,6 @@ class Exchange(messages.Exchange, IntakeOwner, AttemptOwner, Waiting):
         self._reply: Reply | None = None
         self._guard: AnswerGuard | None = None  # where answers are moderated
         self._tried: tuple[Worker, ...] = ()
-        self._has_waited_again = False  # for a worker, after the last one there was has failed
 
     # ---- 1. understand and price it
 
@@ -159,14 +157,9 @@ class Exchange(messages.Exchange, IntakeOwner, AttemptOwner, Waiting):
 
     def expired(self, retry_after_seconds: int) -> None:
         """The wait in the lane was too long, for room or for a worker."""
-        if self._is_finished:
-            return
-        self._bill.queue_ms = self._elapsed_ms()
-        view, pool = self._understood()
-        if pool.lanes.is_held:
-            self._refuse(no_worker(view.model))
-        else:
-            self._refuse(at_capacity("no place became free in time", retry_after_seconds))
+        if not self._is_finished:
+            self._bill.queue_ms = self._elapsed_ms()
+            self._refuse(self._place.why_expired(self._understood()[0].model, retry_after_seconds))
 
     # ---- 3. send it to a worker
 
@@ -179,9 +172,8 @@ class Exchange(messages.Exchange, IntakeOwner, AttemptOwner, Waiting):
             pool.workers.ready, intake.want(self._tried, now, is_long=self._place.charge.is_long), now
         )
         if choice is None:
-            if self._place.wait_for_worker(now):  # the last one has left since the place was given
-                return
-            self._break_off(no_worker(view.model), "rejected")
+            if not self._place.wait_for_worker(now):  # else the last one has left since the place was given
+                self._break_off(no_worker(view.model), "rejected")
             return
         worker = choice.worker
         bill.worker, bill.reason = worker.name, choice.reason
@@ -361,22 +353,12 @@ class Exchange(messages.Exchange, IntakeOwner, AttemptOwner, Waiting):
         self._forget_answer()
         if can_try:
             self._dispatch(view.body)
-        elif self._can_wait_again():
+        elif self._place.wait_again(self._services.clock()):
             self._tried = ()  # whoever comes, even the same one, has begun anew
         elif not pool.workers.ready:
             self._refuse(no_worker(view.model), outcome="worker_error")
         else:
             self._refuse(worker_failed(f"Worker {worker.name} failed: {reason}."), outcome="worker_error")
-
-    def _can_wait_again(self) -> bool:
-        """Whether the request waits for the next worker, now that the last one is gone.
-
-        Once: a request that takes its worker down with it must not take down each that comes.
-        """
-        if self._has_waited_again or not self._place.wait_for_worker(self._services.clock()):
-            return False
-        self._has_waited_again = True
-        return True
 
     def _forget_answer(self) -> None:
         """What a worker has said before it failed, or was stopped, is of no answer that the client will get."""
@@ -418,10 +400,8 @@ class Exchange(messages.Exchange, IntakeOwner, AttemptOwner, Waiting):
         """The client left: the worker stops now, and what was used is billed."""
         if self._is_finished:
             return
-        usage = None
-        if self._bill.status == 200 and self._reply is not None:
-            usage = self._reply.usage
-        self._finish("client_gone", usage)
+        reply = self._reply
+        self._finish("client_gone", reply.usage if reply is not None and self._bill.status == 200 else None)
 
     def client_paused(self) -> None:
         """The client reads more slowly than the worker writes."""

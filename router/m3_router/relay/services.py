@@ -142,6 +142,11 @@ class Services:
             seconds = lanes.retry_after_seconds(ticket.order, now)
             self.loop.call_soon(cast(Waiting, ticket.holder).expired, seconds)
 
+    def count_workers(self, pool: Pool) -> None:
+        """There are more or fewer ready workers: what waits for one goes on in the moment in which it is there."""
+        pool.lanes.set_workers(len(pool.workers.ready), self.clock())
+        self.follow(pool)
+
     def placed(self, pool: Pool, worker: Worker, chain: list[int], session: str, request_id: str) -> None:
         """A worker was sent a prompt with this chain, and will hold it."""
         affinity = pool.affinity

@@ -5,7 +5,7 @@ import asyncio
 import secrets
 import sys
 
-from m3_fuzz.campaign import Findings, campaign, run_case
+from m3_fuzz.campaign import Findings, campaign, fill, run_case
 from m3_fuzz.cases import make_case
 from m3_fuzz.corpus import REQUESTS
 from m3_fuzz.hostile import workers
@@ -17,6 +17,7 @@ MAX_GROWTH_BYTES_PER_MINUTE = 2**19
 async def _run(seed: int, seconds: float, case: int | None, compiled: str) -> Findings:
     async with workers(seed) as (good, hostile), running_router(good.port, hostile.port, compiled) as router:
         if case is None:
+            await fill(router)
             findings = await campaign(router, seed, seconds)
         else:
             findings = Findings(memory=[(0.0, router.memory_bytes())])

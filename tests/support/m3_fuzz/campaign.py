@@ -28,6 +28,9 @@ CANARY_SECONDS: Final = 10.0
 CANARY_PAUSE_SECONDS: Final = 0.25
 WEIGH_PAUSE_SECONDS: Final = 0.5
 MAX_FAULTS: Final = 20
+# The newest bills that a router keeps (its RING_BILLS): until it has them it grows, as it should.
+KEPT_BILLS: Final = 10_000
+FILL_CONNECTIONS: Final = 16
 
 
 @dataclass
@@ -102,6 +105,32 @@ async def campaign(router: RouterProcess, seed: int, seconds: float) -> Findings
     for line in router.complaints[:MAX_FAULTS]:
         findings.fault(f"the router complains: {line[:2000]}")
     return findings
+
+
+async def fill(router: RouterProcess) -> None:
+    """Have it settle as many priced requests as it keeps bills of. Raises RuntimeError if one is not answered well."""
+    left = iter(range(KEPT_BILLS))
+    body = chat_body(stream=False)
+    request = (
+        f"POST /v1/chat/completions HTTP/1.1\r\nHost: r\r\nAuthorization: Bearer {KEY}\r\n"
+        f"Content-Length: {len(body)}\r\n\r\n"
+    ).encode() + body
+
+    async def client() -> None:
+        reader, writer = await asyncio.open_connection("127.0.0.1", router.port)
+        try:
+            for _ in left:
+                writer.write(request)
+                head = (await reader.readuntil(b"\r\n\r\n")).lower()
+                if not head.startswith(b"http/1.1 200 "):
+                    raise RuntimeError(f"a good request was answered {head[:80]!r}")
+                await reader.readexactly(int(head.partition(b"content-length:")[2].partition(b"\r\n")[0]))
+        finally:
+            writer.transport.abort()
+
+    async with asyncio.TaskGroup() as group:
+        for _ in range(FILL_CONNECTIONS):
+            group.create_task(client())
 
 
 async def run_case(router: RouterProcess, case: Case, findings: Findings) -> None:
