@@ -19,7 +19,7 @@ from m3_operator.store import Store
 from m3_operator.workqueue import WorkQueue
 
 _SECONDS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
-_KINDS_BY_PLURAL: Final = {resource.plural: kind for kind, resource in RESOURCES.items()}
+_KINDS_BY_PLACE: Final = {(resource.group, resource.plural): kind for kind, resource in RESOURCES.items()}
 
 
 class Metrics:
@@ -106,14 +106,12 @@ def group_states(store: Store) -> Tally[GroupState]:
 
 def kind_of(path: str) -> str:
     """The kind that a URL path is about; "other" for one that is not of `RESOURCES`."""
-    return next((_KINDS_BY_PLURAL[part] for part in _resource_parts(path) if part in _KINDS_BY_PLURAL), "other")
-
-
-def _resource_parts(path: str) -> list[str]:
-    """What follows group, version and namespace: /apis/GROUP/VERSION[/namespaces/NS]/PLURAL[/NAME[/SUB]]."""
-    parts = path.strip("/").split("/")
-    parts = parts[2:] if parts[0] == "api" else parts[3:]
-    return parts[2:3] if parts[:1] == ["namespaces"] and len(parts) > 2 else parts[:1]
+    root, *parts = path.strip("/").split("/")  # api/VERSION or apis/GROUP/VERSION, then [namespaces/NS/]PLURAL...
+    group = parts.pop(0) if root == "apis" and parts else ""
+    parts = parts[1:]
+    if parts[:1] == ["namespaces"] and len(parts) > 2:
+        parts = parts[2:]
+    return _KINDS_BY_PLACE.get((group, parts[0]), "other") if parts else "other"
 
 
 def _gauge(name: str, documentation: str, value: float) -> GaugeMetricFamily:

@@ -16,8 +16,13 @@ ZONE = {"key": "zone", "operator": "In", "values": ["a"]}
 GPU = {"key": "gpu", "operator": "Exists"}
 NOT_BAD = {"key": "metadata.name", "operator": "NotIn", "values": ["bad"]}
 NOT_WORSE = {"key": "metadata.name", "operator": "NotIn", "values": ["worse"]}
-APART = {"preferredDuringSchedulingIgnoredDuringExecution": [{"weight": 1, "podAffinityTerm": {"topologyKey": "zone"}}]}
 REQUIRED = "requiredDuringSchedulingIgnoredDuringExecution"
+
+
+APART = {
+    "weight": 1,
+    "podAffinityTerm": {"topologyKey": "kubernetes.io/hostname", "labelSelector": {"matchLabels": {"app": "other"}}},
+}
 
 
 def deployment(**spec: Any) -> M3Deployment:
@@ -43,7 +48,7 @@ def affinity(asked: dict[str, Any] | None, *avoid: str) -> dict[str, Any]:
 
 def test_without_nodes_to_avoid_the_users_affinity_is_passed_on_as_it_is() -> None:
     assert affinity(None) == {}
-    assert affinity({"podAntiAffinity": APART}) == {"podAntiAffinity": APART}
+    assert affinity({"podAntiAffinity": {}}) == {"podAntiAffinity": {}}
 
 
 def test_each_node_to_avoid_is_a_requirement_of_its_own() -> None:
@@ -53,7 +58,7 @@ def test_each_node_to_avoid_is_a_requirement_of_its_own() -> None:
 
 def test_every_alternative_that_the_user_gave_stays_away_from_them() -> None:
     asked = {
-        "podAntiAffinity": APART,
+        "podAntiAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": [APART]},
         "nodeAffinity": {
             "preferredDuringSchedulingIgnoredDuringExecution": [
                 {"weight": 1, "preference": {"matchExpressions": [GPU]}}
@@ -67,7 +72,7 @@ def test_every_alternative_that_the_user_gave_stays_away_from_them() -> None:
         },
     }
     found = affinity(asked, "bad")
-    assert found["podAntiAffinity"] == APART
+    assert found["podAntiAffinity"] == asked["podAntiAffinity"]
     assert found["nodeAffinity"]["preferredDuringSchedulingIgnoredDuringExecution"]
     assert found["nodeAffinity"][REQUIRED]["nodeSelectorTerms"] == [
         {"matchExpressions": [ZONE], "matchFields": [NOT_BAD]},
@@ -94,12 +99,12 @@ def test_a_pod_remembers_what_it_was_kept_away_from() -> None:
     assert found.avoids == ()
 
 
-@pytest.mark.parametrize("limit", [1, 3, "25%"])
-def test_the_budget_of_evictions_is_over_rank_0_of_every_group(limit: int | str) -> None:
-    budget = disruption_budget(deployment(), max_unavailable=limit)
+@pytest.mark.parametrize(("groups", "limit", "least"), [(3, 1, 2), (3, 3, 0), (1, 1, 0), (0, 1, 0)])
+def test_the_budget_of_evictions_is_over_rank_0_of_every_group(groups: int, limit: int, least: int) -> None:
+    budget = disruption_budget(deployment(), groups=groups, max_unavailable=limit)
     kubernetes_validate.validate(budget, KUBERNETES, strict=True)
     assert budget["spec"] == {
-        "maxUnavailable": limit,
+        "minAvailable": least,
         "unhealthyPodEvictionPolicy": "AlwaysAllow",
         "selector": {"matchLabels": {"serving.m3.dev/deployment": "m3", "serving.m3.dev/rank": "0"}},
     }
