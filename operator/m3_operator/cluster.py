@@ -22,6 +22,7 @@ from kubernetes.client.exceptions import ApiException
 from m3_operator import names
 from m3_operator.errors import (
     ApiError,
+    ChangedError,
     ConflictError,
     NameTakenError,
     NotFoundError,
@@ -147,13 +148,23 @@ class Cluster:
         return False
 
     async def delete(
-        self, kind: str, namespace: str, name: str, *, uid: str, grace_seconds: int | None = None
+        self,
+        kind: str,
+        namespace: str,
+        name: str,
+        *,
+        uid: str,
+        version: str | None = None,
+        grace_seconds: int | None = None,
     ) -> dict[str, Any] | None:
-        """Delete the object with this uid; returns it if it is still on its way out. Gone already is fine."""
+        """Delete the object with this uid; returns it if it is still on its way out. Gone already is fine.
+
+        With a `version`, only if the object is as it was then: raises ChangedError if it is not.
+        """
         options: dict[str, Any] = {
             "apiVersion": "v1",
             "kind": "DeleteOptions",
-            "preconditions": {"uid": uid},
+            "preconditions": {"uid": uid, **({"resourceVersion": version} if version is not None else {})},
             "propagationPolicy": "Background",
         }
         if grace_seconds is not None:
@@ -199,14 +210,15 @@ class Cluster:
     async def _refuse_if_there(self, kind: str, namespace: str, name: str, uid: str, error: ConflictError) -> None:
         """A deletion that met a conflict: the object is another by now, or nothing was done and it must be tried again.
 
-        Raises UnavailableError in the second case: whoever took the object for gone would not look at it again.
+        Raises ChangedError in the second case: whoever took the object for gone would not look at it again.
         """
         try:
             found = await self._request("GET", RESOURCES[kind].path(namespace, name))
         except NotFoundError:
             return
         if found["metadata"]["uid"] == uid:
-            raise UnavailableError(error.status, str(error)) from None
+            called = {"apiVersion": RESOURCES[kind].api_version, "kind": RESOURCES[kind].kind or kind}
+            raise ChangedError(str(error), {**found, **called}) from None
 
     async def _refuse_if_taken(self, manifest: Manifest) -> None:
         try:

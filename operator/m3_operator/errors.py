@@ -1,5 +1,8 @@
 """The errors of this package: one base, and what can go wrong with the API server, by what is to be done about it."""
 
+from collections.abc import Mapping
+from typing import Any
+
 
 class OperatorError(Exception):
     """Base of the operator's own errors. The message is one line for people."""
@@ -30,6 +33,14 @@ class RefusedError(ApiError):
 
 class UnavailableError(ApiError):
     """The API server is not reachable, overloaded or failing: asking again later may help. Unreachable is status 0."""
+
+
+class ChangedError(UnavailableError):
+    """An object is not as it was when it was decided what to do with it. `found` is how it is now."""
+
+    def __init__(self, message: str, found: Mapping[str, Any]) -> None:
+        super().__init__(409, message)
+        self.found = found
 
 
 class NameTakenError(OperatorError):

@@ -48,6 +48,7 @@ class ObservedPod:
     is_ready: bool
     deletion_at: datetime | None  # when the pod should be gone at the latest; None: it stays
     finished_at: datetime | None
+    version: str | None = field(default=None, compare=False)  # of the object, changed or not
     message: str  # why it is not running, or how it ended; "" when there is nothing to say
     avoids: tuple[str, ...] = ()  # nodes that it may not run on, whatever they are by now
     trouble: str = ""  # what `message` says, in Kubernetes' own word: ImagePullBackOff, Unschedulable, OOMKilled ...
@@ -189,6 +190,7 @@ def read_pod(manifest: Manifest) -> ObservedPod | None:
         phase=status.get("phase", ""),
         node_name=manifest.get("spec", {}).get("nodeName"),
         ip=status.get("podIP", ""),
+        version=metadata.get("resourceVersion"),
         is_ready=ready.get("status") == "True",
         ready_at=parse_time(ready.get("lastTransitionTime")) if ready.get("status") == "True" else None,
         deletion_at=parse_time(metadata.get("deletionTimestamp")),

@@ -219,10 +219,13 @@ class Store:
             self._router_pods.setdefault((namespace, router_pod.router), {})[name] = router_pod
             return set()  # no plan looks at it
         pod = read_pod(manifest)
-        if pod is None or self._pods.get(identity) == pod:
+        if pod is None:
             return set()
-        self._nodes.move(namespace, self._pods.get(identity), pod)
+        before = self._pods.get(identity)
         self._pods[identity] = pod
+        if before == pod:  # but for its version
+            return set()
+        self._nodes.move(namespace, before, pod)
         return self._own(identity, manifest)
 
     def _own(self, identity: _Identity, manifest: Manifest) -> set[Key]:

@@ -68,7 +68,14 @@ class Remembering:
         return name in self.existing
 
     async def delete(
-        self, kind: str, namespace: str, name: str, *, uid: str, grace_seconds: int | None = None
+        self,
+        kind: str,
+        namespace: str,
+        name: str,
+        *,
+        uid: str,
+        version: str | None = None,
+        grace_seconds: int | None = None,
     ) -> dict[str, Any] | None:
         self.answer("delete", {"kind": kind, "metadata": {"name": name}})
         return None

@@ -9,10 +9,10 @@ import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from m3_operator.decide.problem import Problem
-from m3_operator.errors import NameTakenError, RefusedError
+from m3_operator.errors import ChangedError, NameTakenError, RefusedError
 from m3_operator.events import Happening
-from m3_operator.observed import Key, Manifest, uid
-from m3_operator.plan.actions import ApplyObject, CreateObject, CreatePods, DeletePods, ObjectAction, PodAction
+from m3_operator.observed import Key, Manifest, ObservedPod, uid
+from m3_operator.plan.actions import ApplyObject, CreateObject, CreatePods, ObjectAction, PodAction
 from m3_operator.plan.gates import OpenGates
 from m3_operator.reconcile.writer import Writer
 from m3_operator.render.revisions import Template
@@ -121,10 +121,22 @@ class Actor:
                 if pod is not None:
                     self._store.put("Pod", pod)
             return
-        await asyncio.gather(*(self._delete_pod(owner.namespace, pod.name, pod.uid, action) for pod in action.pods))
+        await asyncio.gather(*(self._delete_pod(owner.namespace, pod, action.grace_seconds) for pod in action.pods))
 
-    async def _delete_pod(self, namespace: str, name: str, uid: str, action: DeletePods) -> None:
-        left = await self._writer.delete("Pod", namespace, name, uid=uid, grace_seconds=action.grace_seconds)
+    async def _delete_pod(self, namespace: str, pod: ObservedPod, grace_seconds: int | None) -> None:
+        """Delete a pod as it was seen: what made it worth deleting may be over, and its event on the way.
+
+        By force it goes whatever it has become: its node does not answer.
+        """
+        name, uid = pod.name, pod.uid
+        version = pod.version if grace_seconds != 0 else None
+        try:
+            left = await self._writer.delete(
+                "Pod", namespace, name, uid=uid, version=version, grace_seconds=grace_seconds
+            )
+        except ChangedError as error:
+            self._wake(self._store.put("Pod", error.found))
+            raise
         if left is not None:
             self._store.put("Pod", left)
         else:

@@ -17,7 +17,14 @@ class Writer(Protocol):
     async def exists(self, kind: str, namespace: str, name: str) -> bool: ...
 
     async def delete(
-        self, kind: str, namespace: str, name: str, *, uid: str, grace_seconds: int | None = None
+        self,
+        kind: str,
+        namespace: str,
+        name: str,
+        *,
+        uid: str,
+        version: str | None = None,
+        grace_seconds: int | None = None,
     ) -> dict[str, Any] | None: ...
 
     async def open_gate(self, namespace: str, name: str, *, uid: str, at: str) -> dict[str, Any] | None: ...

@@ -4,6 +4,7 @@ Owns all objects. Every change goes through one door, `_commit`, which numbers i
 whoever watches. Objects are never changed in place, so what was given out stays as it was.
 """
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -20,6 +21,7 @@ from m3_simulation.virtual_time import Clock
 Manifest = dict[str, Any]
 Identity = tuple[str, str, str]  # kind, namespace, name
 Watcher = Callable[[str, str, Manifest, Manifest | None], None]  # type, kind, object, what it was before
+_REQUIREMENT = re.compile(r"([^,=\s]+)(?:=([^,]*)| in \(([^)]*)\))")
 _COUNTED_GENERATIONS = (names.DEPLOYMENT_KIND, names.ROUTER_KIND, "Deployment")
 
 
@@ -62,22 +64,22 @@ class ApiServer:
             raise ApiStatusError(404, f'{RESOURCES[kind].plural} "{name}" not found')
         return found
 
-    def of_kind(
-        self, kind: str, namespace: str | None = None, selector: Mapping[str, str] | None = None
-    ) -> list[Manifest]:
-        """The objects of a kind that have these labels."""
+    def of_kind(self, kind: str, namespace: str | None = None, selector: str = "") -> list[Manifest]:
+        """The objects of a kind that a label selector picks."""
         return [
             found
             for (kind_, namespace_, _), found in list(self.objects.items())
-            if kind_ == kind and namespace in (None, namespace_) and matches(found, selector or {})
+            if kind_ == kind and namespace in (None, namespace_) and matches(found, selector)
         ]
 
-    def create(self, manifest: Mapping[str, Any], actor: str) -> Manifest:
+    def create(self, manifest: Mapping[str, Any], actor: str, *, is_dry_run: bool = False) -> Manifest:
         """A new object. Raises ApiStatusError 409 if its name is taken."""
         identity = identity_of(manifest)
         if identity in self.objects:
             raise ApiStatusError(409, f'{RESOURCES[identity[0]].plural} "{identity[2]}" already exists')
         new = _with_defaults(copied(manifest))
+        if is_dry_run:
+            return new
         new["metadata"] |= {"uid": self._new_uid(), "creationTimestamp": self.timestamp()}
         if identity[0] in _COUNTED_GENERATIONS:
             new["metadata"]["generation"] = 1
@@ -129,12 +131,19 @@ class ApiServer:
         return self._replace(old, new, actor)
 
     def delete(
-        self, identity: Identity, actor: str, *, uid: str | None = None, grace: int | None = None, is_late: bool = False
+        self,
+        identity: Identity,
+        actor: str,
+        *,
+        preconditions: Mapping[str, str] | None = None,
+        grace: int | None = None,
+        is_late: bool = False,
     ) -> Manifest | None:
         """Delete an object; what is left of it, if it goes later. Raises ApiStatusError 404, 409."""
         old = self.get(*identity)
-        if uid is not None and uid != old["metadata"]["uid"]:
-            raise ApiStatusError(409, f"uid mismatch: {uid} is not {old['metadata']['uid']}")
+        for name, seen in (preconditions or {}).items():
+            if seen != old["metadata"][name]:
+                raise ApiStatusError(409, f"Precondition failed: {name}: {seen} is not {old['metadata'][name]}")
         if identity[0] == "Pod":
             seconds = _grace_seconds(old, grace)
             given = Deletion(self.clock.seconds, actor, seconds, is_late)
@@ -193,10 +202,13 @@ def identity_of(manifest: Mapping[str, Any]) -> Identity:
     return manifest["kind"], manifest["metadata"].get("namespace", ""), manifest["metadata"]["name"]
 
 
-def matches(manifest: Mapping[str, Any], selector: Mapping[str, str]) -> bool:
-    """Whether an object has these labels."""
+def matches(manifest: Mapping[str, Any], selector: str) -> bool:
+    """Whether a label selector picks an object: `a=b` and `c in (d,e)`, joined by commas."""
     labels = manifest["metadata"].get("labels") or {}
-    return all(labels.get(key) == value for key, value in selector.items())
+    for key, one, several in _REQUIREMENT.findall(selector):
+        if labels.get(key) not in (several.split(",") if several else [one]):
+            return False
+    return True
 
 
 def gates_of(pod: Manifest) -> list[dict[str, str]]:

@@ -97,7 +97,7 @@ class GarbageCollector:
         found = self.server.objects.get(identity)
         if found is None or found["metadata"]["uid"] != uid or self._is_owned(found):
             return
-        self.server.delete(identity, "gc", uid=uid)
+        self.server.delete(identity, "gc", preconditions={"uid": uid})
 
 
 @dataclass
@@ -142,7 +142,7 @@ class NodeController:
             return
         for pod in self._pods(node):
             if not pod["metadata"].get("deletionTimestamp"):
-                self.server.delete(identity_of(pod), "nodes", uid=pod["metadata"]["uid"])
+                self.server.delete(identity_of(pod), "nodes", preconditions={"uid": pod["metadata"]["uid"]})
 
     def _pods(self, node: Node) -> list[Manifest]:
         return [pod for pod in self.server.of_kind("Pod") if pod["spec"].get("nodeName") == node.name]
@@ -212,7 +212,7 @@ def owners_of(manifest: Manifest) -> list[str]:
 def evict(server: ApiServer, pod: Manifest, actor: str) -> None:
     """Ask a pod to go, as the eviction API does; one that is gone already is fine."""
     try:
-        server.delete(identity_of(pod), actor, uid=pod["metadata"]["uid"])
+        server.delete(identity_of(pod), actor, preconditions={"uid": pod["metadata"]["uid"]})
     except ApiStatusError as error:
         if error.code not in (404, 409):
             raise

@@ -101,7 +101,7 @@ class Faults:
         if not pods:
             return False
         pod = self.random.choice(pods)
-        self.server.delete(identity_of(pod), "fault", uid=pod["metadata"]["uid"], grace=0)
+        self.server.delete(identity_of(pod), "fault", preconditions={"uid": pod["metadata"]["uid"]}, grace=0)
         return True
 
     def _drain_node(self) -> bool:

@@ -107,7 +107,7 @@ class Fleet:
             return
         if pod["metadata"].get("deletionTimestamp"):
             if worker is None:
-                self.server.delete(identity, "kubelet", uid=uid, grace=0)
+                self.server.delete(identity, "kubelet", preconditions={"uid": uid}, grace=0)
             else:
                 self._ask_to_go(worker, pod)
         elif worker is None and pod["status"]["phase"] == "Running":

@@ -31,11 +31,11 @@ from m3_operator.startup import first_look
 from m3_operator.store import Store
 from m3_operator.tasks import look_again, work
 from m3_operator.workqueue import WorkQueue
-from m3_simulation.api_server import ApiServer, Manifest
+from m3_simulation.api_server import ApiServer, Manifest, matches
 from m3_simulation.history import BrokenRuleError, History
 from m3_simulation.rules import DEFECT, Cycle, Rules
 from m3_simulation.virtual_time import Clock
-from m3_simulation.wire import Client, Network, Request, Weather, visible
+from m3_simulation.wire import Client, Network, Request, Weather
 
 CYCLES_AT_ONCE = 4
 WORKER_IMAGE, ROUTER_IMAGE = "worker.test/m3:1", "router.test/m3:1"
@@ -170,7 +170,7 @@ class OperatorProcess:
             )
             self._tasks.append(asyncio.create_task(again))
         for task in self._tasks:
-            task.add_done_callback(self._on_task_end)
+            task.add_done_callback(self.judge_end)
         self._history.add(self._clock.seconds, self.name, f"serves: {self.store!r}")
 
     def kill(self) -> None:
@@ -184,7 +184,7 @@ class OperatorProcess:
         for task in self._tasks:
             task.cancel()
 
-    def _on_task_end(self, task: "asyncio.Task[Any]") -> None:
+    def judge_end(self, task: "asyncio.Task[Any]") -> None:
         """A task that fails ends the process, as it does in the task group of main.run."""
         if not task.cancelled() and task.exception() is not None:
             told = f"{self.name}: {task.exception()!r} ends the process"
@@ -242,14 +242,14 @@ class OperatorProcess:
         if not self.is_alive:
             return
         for manifest in self._server.of_kind(kind):
-            if visible(manifest, CHILD_SELECTORS.get(kind, "")):
+            if matches(manifest, CHILD_SELECTORS.get(kind, "")):
                 self._send(kind, {"type": None, "object": manifest})
 
     def _on_change(self, event: str, kind: str, new: Manifest, old: Manifest | None) -> None:
         if kind not in self._watched:
             return
         selector = CHILD_SELECTORS.get(kind, "")
-        is_shown, was_shown = visible(new, selector), old is not None and visible(old, selector)
+        is_shown, was_shown = matches(new, selector), old is not None and matches(old, selector)
         if is_shown or was_shown:
             left = was_shown and not is_shown
             self._send(kind, {"type": "DELETED" if left else event, "object": new})

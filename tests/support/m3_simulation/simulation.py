@@ -117,7 +117,9 @@ class World:
             absent_kinds=self._absent_kinds,
         )
         self.processes.append(process)
-        self._starts.append(asyncio.create_task(process.run()))
+        start = asyncio.create_task(process.run())
+        start.add_done_callback(process.judge_end)
+        self._starts.append(start)
         return process
 
     async def run(self) -> None:

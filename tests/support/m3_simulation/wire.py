@@ -13,7 +13,7 @@ from types import SimpleNamespace
 from typing import Any, ParamSpec, TypeVar
 
 from m3_operator.resources import RESOURCES
-from m3_simulation.api_server import ApiServer, ApiStatusError, Manifest, matches
+from m3_simulation.api_server import ApiServer, ApiStatusError, Manifest
 from m3_simulation.history import History
 from m3_simulation.virtual_time import Clock
 
@@ -39,7 +39,7 @@ class Request:
     @property
     def is_write(self) -> bool:
         """Whether it is there to change something, Events (which are for people) left aside."""
-        return self.method != "GET" and self.kind != "Event"
+        return self.method != "GET" and self.kind != "Event" and "dryRun" not in self.query
 
     def __str__(self) -> str:
         what = f"{self.kind}/{self.subresource}" if self.subresource else self.kind
@@ -179,23 +179,18 @@ class Client:
         if request.method == "GET" and request.name:
             return server.get(*identity)
         if request.method == "GET":
-            selector = dict(part.split("=") for part in request.query.get("labelSelector", "").split(",") if part)
+            selector = request.query.get("labelSelector", "")
             found = server.of_kind(request.kind, request.namespace or None, selector)
             return {"items": found, "metadata": {"resourceVersion": str(server.version)}}
         if request.method == "POST":
-            return server.create(request.body, actor)
+            return server.create(request.body, actor, is_dry_run="dryRun" in request.query)
         if request.method == "PATCH" and request.is_merge:
             return server.open_gates(identity, request.body, actor)
         if request.method == "PATCH":
             write = server.apply_status if request.subresource == "status" else server.apply
             return write(request.body, actor)
-        uid = request.body.get("preconditions", {}).get("uid")
-        return server.delete(identity, actor, uid=uid, grace=request.body.get("gracePeriodSeconds"), is_late=is_late)
-
-
-def visible(manifest: Manifest, selector: str) -> bool:
-    """Whether a watch with this label selector shows the object."""
-    return matches(manifest, dict(part.split("=") for part in selector.split(",") if part))
+        given = {"preconditions": request.body.get("preconditions"), "grace": request.body.get("gracePeriodSeconds")}
+        return server.delete(identity, actor, **given, is_late=is_late)
 
 
 def _parse(method: str, url: tuple[str, dict[str, str]], body: Mapping[str, Any], content_type: str) -> Request:
