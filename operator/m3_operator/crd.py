@@ -64,7 +64,7 @@ def deployment_crd() -> dict[str, Any]:
     columns = [
         _column("Ready", "string", f"{_READY}.status"),
         _column("Groups", "integer", ".status.readyReplicas", "Groups that serve"),
-        _column("Desired", "integer", ".spec.replicas", "Groups that are wanted"),
+        _column("Desired", "integer", ".status.desiredReplicas", "Groups that are wanted"),
         _column("GPUs", "integer", ".status.gpus", "GPUs that its pods hold"),
         _column("Balance", "number", ".status.experts.ratio", "Load of the most loaded rank over the mean"),
         _column("Reason", "string", f"{_READY}.reason"),
@@ -194,7 +194,8 @@ def _convert(node: Mapping[str, Any], definitions: Mapping[str, Any]) -> dict[st
         result["additionalProperties"] = _convert(node["additionalProperties"], definitions)
     if "items" in node:
         result["items"] = _convert(node["items"], definitions)
-    if result.get("default", ...) in ([], {}, None) and "properties" not in result:
+    fills_in = any("default" in child for child in result.get("properties", {}).values())
+    if result.get("default", ...) in ([], {}, None) and not fills_in:
         result.pop("default", None)  # an absent list or map means the same and reads better
     return result
 

@@ -43,6 +43,9 @@ async def first_look(cluster: Cluster, store: Store, namespace: str | None) -> t
     """Fill the store; which kinds there are to watch. Raises OperatorError that says what is missing."""
     found: list[str] = []
     for kind in WATCHED_KINDS:
+        if namespace is not None and not RESOURCES[kind].is_namespaced:
+            logger.info("%s are not watched: they belong to the whole cluster", RESOURCES[kind].plural)
+            continue
         try:
             await look(cluster, store, kind, namespace)
             found.append(kind)

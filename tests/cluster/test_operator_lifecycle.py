@@ -90,7 +90,7 @@ def test_a_deployment_becomes_groups_of_pods_with_a_router_in_front(
     config = yaml.safe_load(watch.get("configmap", "m3-router")["data"]["router.yaml"])
     assert config["pools"][0]["workers"] == {"service": "m3-workers", "namespace": watch.namespace, "port": "http"}
     row = watch.kubectl("get", "m3d", "m3").splitlines()
-    assert row[0].split() == ["NAME", "READY", "GROUPS", "DESIRED", "GPUS", "REASON", "AGE"]
+    assert row[0].split() == ["NAME", "READY", "GROUPS", "DESIRED", "GPUS", "BALANCE", "REASON", "AGE"]
     assert row[1].split()[:6] == ["m3", "True", "2", "2", "32", "AllGroupsReady"]
 
 

@@ -13,7 +13,7 @@ Secrets are created and never read: an API key that the operator made stays wher
 # Tenants are read, and told where they are accepted; their Secrets are mounted by the routers and read by nobody here.
 - apiGroups: [serving.m3.dev]
   resources: [m3tenants]
-  verbs: [get, list, watch]
+  verbs: [list, watch]
 - apiGroups: [serving.m3.dev]
   resources: [m3deployments/status, m3routers/status, m3tenants/status]
   verbs: [patch]

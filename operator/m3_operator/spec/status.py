@@ -175,6 +175,8 @@ class M3DeploymentStatus(Model):
     """Generation of the spec that this status was built from."""
     replicas: Annotated[int, Field(ge=0)] | None = None
     """Groups that exist."""
+    desired_replicas: Annotated[int, Field(ge=0)] | None = None
+    """Groups that are wanted: spec.replicas, or what autoscaling makes of it."""
     ready_replicas: Annotated[int, Field(ge=0)] | None = None
     """Groups that serve."""
     updated_replicas: Annotated[int, Field(ge=0)] | None = None

@@ -40,6 +40,7 @@ def deployment_status(
     status: dict[str, Any] = {
         "observedGeneration": snapshot.manifest["metadata"].get("generation", 0),
         "replicas": len(groups),
+        "desiredReplicas": decision.wanted,
         "readyReplicas": sum(group.is_ready for group in groups.values()),
         "updatedReplicas": sum(group.revision == decision.revision for group in groups.values()),
         **rollout_status(decision, now),
@@ -77,7 +78,7 @@ def _gpus(decision: DeploymentDecision, deployment: M3Deployment, group: Group) 
     """GPUs that the pods of a group hold; those of a revision that cannot be read count as the spec has it now."""
     template = decision.templates.get(group.revision or "")
     per_pod = (template.deployment if template else deployment).spec.parallelism.gpus_per_node
-    return per_pod * sum(not pod.is_finished for pod in group.pods)
+    return per_pod * sum(pod.node_name is not None and not pod.is_finished for pod in group.pods)
 
 
 def _group(group: Group, record: FailureRecord | None, in_flight: int | None) -> dict[str, Any]:
