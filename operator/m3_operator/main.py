@@ -57,8 +57,9 @@ def main() -> NoReturn:
     """
     options = parse_options(sys.argv[1:], os.environ)
     log.configure(options.log_level, options.log_format)
-    # kopf tells of every event of every object; what matters of them our own log says.
-    logging.getLogger("kopf").setLevel(logging.WARNING)
+    # They tell of every event of every object, and of every scrape; what matters of them our own log says.
+    for library in ("kopf", "httpx"):
+        logging.getLogger(library).setLevel(logging.WARNING)
     try:
         asyncio.run(run(options))
     except* OperatorError as group:

@@ -4,10 +4,12 @@ The first full list comes before the first cycle, so that a restart into an unch
 be started with (no API server, no CRDs, no rights) is said in one line.
 """
 
+import asyncio
 import logging
 import os
 from functools import partial
 from pathlib import Path
+from typing import Final
 
 from kubernetes import client as kubernetes_client
 from kubernetes import config as kubernetes_config
@@ -19,6 +21,8 @@ from m3_operator.resources import CHILD_SELECTORS, OPTIONAL_KINDS, OWN_KINDS, RE
 from m3_operator.store import Store
 
 logger = logging.getLogger(__name__)
+
+_PAUSES_SECONDS: Final = (0.5, 1.0, 2.0, 4.0)
 
 
 def connect(kubeconfig: Path | None, connections: int) -> kubernetes_client.ApiClient:
@@ -47,7 +51,7 @@ async def first_look(cluster: Cluster, store: Store, namespace: str | None) -> t
             logger.info("%s are not watched: they belong to the whole cluster", RESOURCES[kind].plural)
             continue
         try:
-            await look(cluster, store, kind, namespace)
+            await _look_patiently(cluster, store, kind, namespace)
             found.append(kind)
         except NotFoundError as error:
             if kind in OPTIONAL_KINDS:
@@ -66,6 +70,21 @@ async def first_look(cluster: Cluster, store: Store, namespace: str | None) -> t
         except UnavailableError as error:
             raise OperatorError(f"cannot reach the API server: {error}") from None
     return tuple(found)
+
+
+async def _look_patiently(cluster: Cluster, store: Store, kind: str, namespace: str | None) -> None:
+    """A full look. A server that answers that it is busy (a definition was made just now) is asked again."""
+    for pause_seconds in _PAUSES_SECONDS:
+        try:
+            await look(cluster, store, kind, namespace)
+        except UnavailableError as error:
+            if error.status == 0:
+                raise
+            logger.warning("%s; asking again in %.1f s", error, pause_seconds)
+            await asyncio.sleep(pause_seconds)
+        else:
+            return
+    await look(cluster, store, kind, namespace)
 
 
 async def look(cluster: Cluster, store: Store, kind: str, namespace: str | None) -> set[Key]:

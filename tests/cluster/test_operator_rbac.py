@@ -104,7 +104,9 @@ def a_revision_s_name_is_taken_and_old_ones_are_forgotten(stage: Stage) -> None:
     """A stranger's ControllerRevision is looked at and left alone; ours go when nothing can go back to them."""
     wanted = stage.deployment(replicas=1, rollout={"revisionHistoryLimit": 0}, engine={"maxConcurrent": 3})
     name = names.revision_name("m3", revision(parse_deployment(wanted, strict=True), WORKER_IMAGE))
-    stage.apply({"apiVersion": "apps/v1", "kind": names.REVISION_KIND, "metadata": {"name": name}, "revision": 1})
+    stage.apply(
+        {"apiVersion": "apps/v1", "kind": names.REVISION_KIND, "metadata": {"name": name}, "data": {}, "revision": 1}
+    )
     stage.apply(wanted)
     stage.wait("--for=jsonpath={.status.conditions[?(@.type=='Ready')].reason}=NameTaken", "m3d/m3")
     before = stage.kubectl("get", "controllerrevisions", "--output=name", "--selector=serving.m3.dev/deployment=m3")

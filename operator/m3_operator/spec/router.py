@@ -66,7 +66,10 @@ class M3RouterSpec(Model):
 
     model_config = ConfigDict(
         json_schema_extra=cel(
-            ("!has(self.admin.servicePort) || self.admin.servicePort != self.service.port", SERVICE_PORTS)
+            (
+                "!has(self.admin) || !has(self.admin.servicePort) || self.admin.servicePort != self.service.port",
+                SERVICE_PORTS,
+            )
         )
     )
 
