@@ -214,7 +214,8 @@ def _present(value: Any) -> Any:  # noqa: ANN401 - JSON
     """A JSON value without what Kubernetes leaves out: nulls and empty lists and maps."""
     if not isinstance(value, Mapping):
         return value
-    return {key: _present(child) for key, child in value.items() if child not in (None, [], {})}
+    present = {key: _present(child) for key, child in value.items()}
+    return {key: child for key, child in present.items() if child not in (None, [], {})}
 
 
 def _column(name: str, kind: str, path: str, description: str = "", priority: int = 0) -> dict[str, Any]:

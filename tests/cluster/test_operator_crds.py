@@ -314,4 +314,4 @@ def _present(value: Any) -> Any:
     if not isinstance(value, dict):
         return value
     found = {key: _present(child) for key, child in value.items()}
-    return {key: child for key, child in found.items() if child not in ([], {}) or key in ("resources", "admin")}
+    return {key: child for key, child in found.items() if child not in ([], {})}

@@ -44,7 +44,8 @@ class World:
 
     def await_running(self, *pods: str) -> None:
         names = [f"pod/{pod}" for pod in pods]
-        self.kubectl("wait", "--for=create", "--timeout=60s", *names)
+        for name in names:  # of several that are not there, kubectl says so at once
+            self.kubectl("wait", "--for=create", "--timeout=60s", name)
         self.kubectl("wait", "--for=condition=Ready", "--timeout=60s", *names)
 
     def await_condition(self, condition: str, reason: str, name: str = "m3") -> dict[str, Any]:
