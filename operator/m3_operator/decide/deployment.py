@@ -22,7 +22,7 @@ from m3_operator.decide.revisions import Revisions, decide_revisions
 from m3_operator.decide.routing import routing_problem
 from m3_operator.groups import Group, by_index
 from m3_operator.observed import DeploymentSnapshot
-from m3_operator.plan.actions import DeletePods, ObjectAction
+from m3_operator.plan.actions import CreatePods, DeletePods, ObjectAction
 from m3_operator.plan.avoidance import still_avoided
 from m3_operator.plan.faults import HEALTHY, Health, examine
 from m3_operator.plan.gates import Turn, next_turn
@@ -62,9 +62,11 @@ class DeploymentDecision:
 
     @property
     def places(self) -> list[int]:
-        """Indexes of the groups that are there or missing."""
+        """Indexes of the groups that are there or missing; those about to be made beside groups that leave included,
+        or the memory of why they are made again would be lost."""
         name = self.deployment.metadata.name if self.deployment else ""
-        return places(name, self.wanted, self.groups)
+        made = {action.group for action in self.steps.actions if isinstance(action, CreatePods)}
+        return sorted({*places(name, self.wanted, self.groups), *made})
 
     @property
     def wake_at(self) -> datetime | None:
@@ -120,6 +122,7 @@ def decide_deployment(snapshot: DeploymentSnapshot, installation: Installation, 
     if decision.is_refused:
         return _refused(decision, revisions, snapshot, installation, now)
     steps = next_steps(revisions.wanted, groups, records, snapshot.names_in_the_way, now, health=health)
+    decision = replace(decision, steps=steps)
     held = (groups.keys() - steps.leaving) | (set(decision.places) - groups.keys())
     return replace(
         decision,
@@ -135,7 +138,6 @@ def decide_deployment(snapshot: DeploymentSnapshot, installation: Installation, 
             actions=steps.actions,
             extras=extras(deployment, installation),
         ),
-        steps=steps,
         turn=next_turn(groups, timedelta(seconds=spec.placement.gang.timeout_seconds), now),
     )
 

@@ -121,18 +121,20 @@ class Actor:
                 if pod is not None:
                     self._store.put("Pod", pod)
             return
-        await asyncio.gather(*(self._delete_pod(owner.namespace, pod, action.grace_seconds) for pod in action.pods))
+        # Rank 0 first: if it is not as it was seen, the group may serve by now, and none of it is touched.
+        leaders, peers = [[pod for pod in action.pods if (pod.rank == 0) is is_leader] for is_leader in (True, False)]
+        for ranks in (leaders, peers):
+            await asyncio.gather(*(self._delete_pod(owner.namespace, pod, action.grace_seconds) for pod in ranks))
 
     async def _delete_pod(self, namespace: str, pod: ObservedPod, grace_seconds: int | None) -> None:
         """Delete a pod as it was seen: what made it worth deleting may be over, and its event on the way.
 
-        By force it goes whatever it has become: its node does not answer.
+        By force as well: a pod that has changed lately is on a node that answers again.
         """
         name, uid = pod.name, pod.uid
-        version = pod.version if grace_seconds != 0 else None
         try:
             left = await self._writer.delete(
-                "Pod", namespace, name, uid=uid, version=version, grace_seconds=grace_seconds
+                "Pod", namespace, name, uid=uid, version=pod.version, grace_seconds=grace_seconds
             )
         except ChangedError as error:
             self._wake(self._store.put("Pod", error.found))
