@@ -102,8 +102,9 @@ class Rules:
         uid = found["metadata"]["uid"]
         told = f"{cycle.process} for {cycle.key}: {request} (uid {uid}, owner {owner_uid(found) or 'nobody'})"
         if request.method == "DELETE":
-            is_meant = request.body.get("preconditions", {}).get("uid") in (None, uid)
-            if is_meant:
+            # One that the server refuses, because the object is not as it was seen, does nothing.
+            preconditions = request.body.get("preconditions") or {}
+            if all(found["metadata"][name] == seen for name, seen in preconditions.items()):
                 self.require(OWN, holds=uid in cycle.seen_uids, message=told)
                 self._judge_deletion(cycle, request, found)
         elif request.method == "PATCH" and request.subresource != "status":
