@@ -17,7 +17,7 @@ from m3_operator.errors import (
 )
 from m3_operator.observed import Key, ObservedPod
 from m3_operator.plan.actions import DeletePods
-from m3_operator.reconcile.acting import Actor
+from m3_operator.reconcile.acting import Actor, Deeds
 from m3_operator.reconcile.cycle import Reconciler
 from m3_router.config import RouterConfig
 from operator_cycles import (
@@ -223,10 +223,10 @@ async def test_peers_are_left_alone_where_rank_0_is_not_as_it_was_seen() -> None
     world.writer.failures = {"delete Pod m3-g0-r0": ChangedError("it serves by now", _manifest_of(peers[0]))}
     actor = Actor(world.writer, world.store, world.woken.update)
     with pytest.raises(ChangedError):
-        await actor.change_pods(M3, {}, [DeletePods(0, peers, "its group loads")], [])
+        await actor.change_pods(M3, {}, [DeletePods(0, peers, "its group loads")], [], Deeds())
     assert world.writer.written == ["delete Pod m3-g0-r0"]
     world.writer.failures.clear()
-    await actor.change_pods(M3, {}, [DeletePods(0, peers, "its group loads")], [])
+    await actor.change_pods(M3, {}, [DeletePods(0, peers, "its group loads")], [], Deeds())
     assert world.writer.written[1:] == [f"delete Pod m3-g0-r{rank}" for rank in range(3)]
 
 

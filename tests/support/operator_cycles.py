@@ -49,8 +49,8 @@ class Remembering:
         self.answers.append({**manifest, "metadata": metadata})
         return self.answers[-1]
 
-    async def apply(self, manifest: Any, *, is_known: bool) -> dict[str, Any]:
-        return self.answer("apply" if is_known else "make", manifest)
+    async def apply(self, manifest: Any, *, uid: str | None) -> dict[str, Any]:
+        return self.answer("make" if uid is None else "apply", manifest)
 
     async def create(self, manifest: Any) -> dict[str, Any] | None:
         return self.answer("create", manifest)

@@ -15,7 +15,7 @@ from m3_operator.decide.children import change_children
 from m3_operator.decide.diagnosis import diagnose
 from m3_operator.decide.equipment import extras, lacking
 from m3_operator.decide.installation import Installation
-from m3_operator.decide.memory import avoided_nodes, failure_records
+from m3_operator.decide.memory import Memory, read_memory
 from m3_operator.decide.model_names import name_problem
 from m3_operator.decide.problem import Problem
 from m3_operator.decide.revisions import Revisions, decide_revisions
@@ -82,9 +82,12 @@ class DeploymentDecision:
         return self.wanted > 0 and self.assessment is not None and self.assessment.answer == "no"
 
 
-def decide_deployment(snapshot: DeploymentSnapshot, installation: Installation, now: datetime) -> DeploymentDecision:
-    """What one M3Deployment needs now."""
-    groups, records = by_index(snapshot.pods), failure_records(snapshot.manifest)
+def decide_deployment(
+    snapshot: DeploymentSnapshot, installation: Installation, now: datetime, memory: Memory | None = None
+) -> DeploymentDecision:
+    """What one M3Deployment needs now. `memory`: what is remembered of it, if that is more than its status tells."""
+    memory = memory or read_memory(snapshot.manifest)
+    groups, records = by_index(snapshot.pods), memory.records
     try:
         deployment = parse_deployment(snapshot.manifest, strict=False)
     except SpecError as error:
@@ -117,7 +120,7 @@ def decide_deployment(snapshot: DeploymentSnapshot, installation: Installation, 
         now=now,
         is_frozen=decision.is_refused,
     )
-    health = examine(groups, snapshot, spec.recovery, still_avoided(avoided_nodes(snapshot.manifest), now), now)
+    health = examine(groups, snapshot, spec.recovery, still_avoided(memory.avoided, now), now)
     decision = replace(decision, revisions=revisions, health=health)
     if decision.is_refused:
         return _refused(decision, revisions, snapshot, installation, now)

@@ -108,6 +108,8 @@ class Rules:
                 self.require(OWN, holds=uid in cycle.seen_uids, message=told)
                 self._judge_deletion(cycle, request, found)
         elif request.method == "PATCH" and request.subresource != "status":
+            if request.body["metadata"].get("uid", uid) != uid:
+                return  # the server refuses it: this is not the object that was seen
             self.require(OWN, holds=_belongs_to(found, cycle), message=told)
         elif request.subresource == "status":
             self.require(OWN, holds=(request.kind, request.namespace, name) == _of(cycle.key), message=told)
