@@ -217,6 +217,19 @@ async def test_a_failure_of_a_surging_group_is_remembered_while_the_old_one_serv
     assert restarts == {0: 0, 1: 1}
 
 
+async def test_a_failure_counts_though_the_api_server_failed_before_it_could_be_told() -> None:
+    world = World(deployment())
+    await world.cycle(M3)
+    for restarts in (1, 2):
+        change_pod(world, status={"phase": "Failed"})
+        world.writer.failures = {"status M3Deployment": UnavailableError(503, "no")}
+        await world.cycle(M3)
+        world.writer.failures.clear()
+        await world.cycle(M3)
+        assert [group["restarts"] for group in world.writer.statuses[-1]["groups"]] == [restarts]
+        world.clock.now += timedelta(seconds=30)
+
+
 async def test_peers_are_left_alone_where_rank_0_is_not_as_it_was_seen() -> None:
     world = World()
     peers = tuple(members(0, 3))
