@@ -104,16 +104,17 @@ class Cluster:
         path = RESOURCES[kind].path(namespace, name)
         return await self._request("PATCH", path, query={"fieldManager": manager}, body=patch, content_type=_MERGE)
 
-    async def apply(self, manifest: Manifest, *, is_known: bool) -> dict[str, Any]:
-        """Server-side apply of our fields; returns the object as it is now.
+    async def apply(self, manifest: Manifest, *, uid: str | None) -> dict[str, Any]:
+        """Server-side apply of our fields to the object with this uid; returns the object as it is now.
 
-        An object that was not seen before (`is_known` False) may be somebody else's: applying would take it over, and
-        deleting our owner would delete it. Raises NameTakenError then.
+        One that was not seen before (`uid` is None), or that took the place of the one that was, may be somebody
+        else's: applying would take it over, and deleting our owner would delete it. Raises NameTakenError then.
         """
-        if not is_known:
-            await self._refuse_if_taken(manifest)
-        query = {"fieldManager": names.FIELD_MANAGER, "force": "true"}
-        return await self._request("PATCH", _path(manifest), query=query, body=manifest, content_type=_APPLY)
+        if uid is not None:
+            with contextlib.suppress(ConflictError):
+                return await self._apply({**manifest, "metadata": {**manifest["metadata"], "uid": uid}})
+        await self._refuse_if_taken(manifest)
+        return await self._apply(manifest)
 
     async def create(self, manifest: Manifest) -> dict[str, Any] | None:
         """Create an object that is never changed; returns it, or None if our owner has one of that name already.
@@ -206,6 +207,10 @@ class Cluster:
         """Write one Event."""
         path = RESOURCES["Event"].path(event["metadata"]["namespace"])
         await self._request("POST", path, body=event)
+
+    async def _apply(self, manifest: Manifest) -> dict[str, Any]:
+        query = {"fieldManager": names.FIELD_MANAGER, "force": "true"}
+        return await self._request("PATCH", _path(manifest), query=query, body=manifest, content_type=_APPLY)
 
     async def _refuse_if_there(self, kind: str, namespace: str, name: str, uid: str, error: ConflictError) -> None:
         """A deletion that met a conflict: the object is another by now, or nothing was done and it must be tried again.

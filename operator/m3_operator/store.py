@@ -65,9 +65,10 @@ class Store:
         """One of our custom resources."""
         return self._objects.get((key.kind, key.namespace, key.name))
 
-    def knows(self, manifest: Manifest) -> bool:
-        """Whether an object of this kind and name is there."""
-        return _identity(table_kind(manifest), manifest) in self._versions
+    def uid_of(self, manifest: Manifest) -> str | None:
+        """The uid of the object of this kind and name, as it was last seen; None: there is none."""
+        known = self._versions.get(_identity(table_kind(manifest), manifest))
+        return None if known is None else known[0]
 
     def put(self, kind: str, manifest: Manifest) -> set[Key]:
         """Remember an object as it is now, unless it was forgotten: a late word of it would make it a ghost.

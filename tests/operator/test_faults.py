@@ -62,6 +62,12 @@ def test_a_node_that_is_not_ready_is_lost_after_its_time_and_looked_at_again_the
     assert fault.message == "node n1 has not been ready for 60 s"
 
 
+def test_a_node_on_which_a_pod_became_ready_since_is_back_whatever_is_known_of_it() -> None:
+    for seconds, is_lost in ((61, True), (30, False)):
+        pods = [replace(one, ready_at=NOW - timedelta(seconds=seconds)) for one in group()]
+        assert bool(health(pods, nodes=(down("n1", 60),)).faults) is is_lost
+
+
 def test_a_node_that_is_out_of_service_is_lost_at_once() -> None:
     taken_out = replace(READY, taints=frozenset({"node.kubernetes.io/out-of-service"}))
     assert health(group(), nodes=(taken_out,)).faults[0].lost_pods == {"uid-0-0"}

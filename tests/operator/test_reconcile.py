@@ -7,6 +7,7 @@ import pytest
 
 from m3_operator.decide.installation import Installation
 from m3_operator.errors import (
+    ChangedError,
     ConflictError,
     NameTakenError,
     NotFoundError,
@@ -14,11 +15,25 @@ from m3_operator.errors import (
     RefusedError,
     UnavailableError,
 )
-from m3_operator.observed import Key
+from m3_operator.observed import Key, ObservedPod
+from m3_operator.plan.actions import DeletePods
+from m3_operator.reconcile.acting import Actor, Deeds
 from m3_operator.reconcile.cycle import Reconciler
 from m3_router.config import RouterConfig
-from operator_cycles import ADA, M3, ROUTER, World, change, change_pod, deployment, router, tenant, text_of
-from operator_world import NOW
+from operator_cycles import (
+    ADA,
+    M3,
+    ROUTER,
+    World,
+    change,
+    change_deployment,
+    change_pod,
+    deployment,
+    router,
+    tenant,
+    text_of,
+)
+from operator_world import NOW, members
 
 # Ten minutes more than five for the drain and the ten, and a second, in which a group of a tiny model must be up.
 DEADLINE_SECONDS = 1501
@@ -187,6 +202,47 @@ async def test_a_failed_group_is_counted_and_its_failure_remembered_in_the_statu
     assert ("DeletedPods", "Warning") in {(event["reason"], event["type"]) for event in world.writer.events}
 
 
+async def test_a_failure_of_a_surging_group_is_remembered_while_the_old_one_serves_beside_it() -> None:
+    world = World(deployment(rollout={"strategy": "Surge", "maxSurge": 1}))
+    await world.cycle(M3)
+    running = {"phase": "Running", "conditions": [{"type": "Ready", "status": "True"}]}
+    change_pod(world, status=running)
+    change_deployment(world, engine={"image": "worker.test/m3:broken"}, rollout={"strategy": "Surge", "maxSurge": 1})
+    await world.cycle(M3)
+    assert "create Pod m3-g1-r0" in world.writer.written
+    change_pod(world, group=1, status={"phase": "Failed"})
+    await world.cycle(M3)
+    assert "delete Pod m3-g1-r0" in world.writer.written
+    restarts = {group["index"]: group["restarts"] for group in world.writer.statuses[-1]["groups"]}
+    assert restarts == {0: 0, 1: 1}
+
+
+async def test_a_failure_counts_though_the_api_server_failed_before_it_could_be_told() -> None:
+    world = World(deployment())
+    await world.cycle(M3)
+    for restarts in (1, 2):
+        change_pod(world, status={"phase": "Failed"})
+        world.writer.failures = {"status M3Deployment": UnavailableError(503, "no")}
+        await world.cycle(M3)
+        world.writer.failures.clear()
+        await world.cycle(M3)
+        assert [group["restarts"] for group in world.writer.statuses[-1]["groups"]] == [restarts]
+        world.clock.now += timedelta(seconds=30)
+
+
+async def test_peers_are_left_alone_where_rank_0_is_not_as_it_was_seen() -> None:
+    world = World()
+    peers = tuple(members(0, 3))
+    world.writer.failures = {"delete Pod m3-g0-r0": ChangedError("it serves by now", _manifest_of(peers[0]))}
+    actor = Actor(world.writer, world.store, world.woken.update)
+    with pytest.raises(ChangedError):
+        await actor.change_pods(M3, {}, [DeletePods(0, peers, "its group loads")], [], Deeds())
+    assert world.writer.written == ["delete Pod m3-g0-r0"]
+    world.writer.failures.clear()
+    await actor.change_pods(M3, {}, [DeletePods(0, peers, "its group loads")], [], Deeds())
+    assert world.writer.written[1:] == [f"delete Pod m3-g0-r{rank}" for rank in range(3)]
+
+
 async def test_the_key_is_offered_before_the_routers_start_and_then_left_alone() -> None:
     world = World(deployment(), router())
     await world.cycle(ROUTER)
@@ -307,11 +363,12 @@ async def test_a_router_of_the_same_name_that_somebody_else_made_is_not_taken_ov
     assert not any("M3Router" in written for written in world.writer.written)
 
 
-async def test_an_event_that_cannot_be_written_stops_nothing() -> None:
+@pytest.mark.parametrize("error", [UnavailableError(503, "no"), RefusedError(403, "no"), ConflictError(409, "taken")])
+async def test_an_event_that_cannot_be_written_stops_nothing(error: OperatorError) -> None:
     world = World(deployment())
 
     async def record(event: Any) -> None:
-        raise UnavailableError(503, "no")
+        raise error
 
     world.writer.record = record  # type: ignore[method-assign]
     assert await world.cycle(M3) == DEADLINE_SECONDS
@@ -398,3 +455,8 @@ async def test_the_answer_to_its_own_status_wakes_nobody_for_a_second_look() -> 
     world = World(deployment())
     await world.cycle(M3)
     assert M3 not in world.woken
+
+
+def _manifest_of(one: ObservedPod) -> dict[str, Any]:
+    metadata = {"name": one.name, "namespace": "ns", "uid": one.uid, "resourceVersion": "900", "labels": {}}
+    return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": {}, "status": {}}

@@ -49,8 +49,8 @@ class Remembering:
         self.answers.append({**manifest, "metadata": metadata})
         return self.answers[-1]
 
-    async def apply(self, manifest: Any, *, is_known: bool) -> dict[str, Any]:
-        return self.answer("apply" if is_known else "make", manifest)
+    async def apply(self, manifest: Any, *, uid: str | None) -> dict[str, Any]:
+        return self.answer("make" if uid is None else "apply", manifest)
 
     async def create(self, manifest: Any) -> dict[str, Any] | None:
         return self.answer("create", manifest)
@@ -149,12 +149,23 @@ def change(world: World, kind: str, name: str, **changes: Any) -> None:
     world.store.put(kind, {**found, "metadata": metadata, **changes})
 
 
-def change_pod(world: World, **changes: Any) -> None:
+def change_deployment(world: World, **spec: Any) -> None:
+    """Another spec of the deployment."""
+    found = world.store.get(M3)
+    assert found is not None
     world.writer.version += 1
-    labels = {"serving.m3.dev/deployment": "m3", "serving.m3.dev/group": "0", "serving.m3.dev/rank": "0"}
+    generation = found["metadata"]["generation"] + 1
+    metadata = {**found["metadata"], "generation": generation, "resourceVersion": str(world.writer.version)}
+    world.store.put("M3Deployment", {**found, "metadata": metadata, "spec": deployment(**spec)["spec"]})
+
+
+def change_pod(world: World, group: int = 0, **changes: Any) -> None:
+    """An update of the one pod of a group."""
+    world.writer.version += 1
+    labels = {"serving.m3.dev/deployment": "m3", "serving.m3.dev/group": str(group), "serving.m3.dev/rank": "0"}
     snapshot = world.store.deployment_snapshot(M3)
     assert snapshot is not None
-    (pod,) = snapshot.pods
+    (pod,) = (pod for pod in snapshot.pods if pod.group == group)
     metadata = {
         "name": pod.name,
         "namespace": "ns",

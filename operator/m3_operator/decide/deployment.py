@@ -15,14 +15,14 @@ from m3_operator.decide.children import change_children
 from m3_operator.decide.diagnosis import diagnose
 from m3_operator.decide.equipment import extras, lacking
 from m3_operator.decide.installation import Installation
-from m3_operator.decide.memory import avoided_nodes, failure_records
+from m3_operator.decide.memory import Memory, read_memory
 from m3_operator.decide.model_names import name_problem
 from m3_operator.decide.problem import Problem
 from m3_operator.decide.revisions import Revisions, decide_revisions
 from m3_operator.decide.routing import routing_problem
 from m3_operator.groups import Group, by_index
 from m3_operator.observed import DeploymentSnapshot
-from m3_operator.plan.actions import DeletePods, ObjectAction
+from m3_operator.plan.actions import CreatePods, DeletePods, ObjectAction
 from m3_operator.plan.avoidance import still_avoided
 from m3_operator.plan.faults import HEALTHY, Health, examine
 from m3_operator.plan.gates import Turn, next_turn
@@ -62,9 +62,11 @@ class DeploymentDecision:
 
     @property
     def places(self) -> list[int]:
-        """Indexes of the groups that are there or missing."""
+        """Indexes of the groups that are there or missing; those about to be made beside groups that leave included,
+        or the memory of why they are made again would be lost."""
         name = self.deployment.metadata.name if self.deployment else ""
-        return places(name, self.wanted, self.groups)
+        made = {action.group for action in self.steps.actions if isinstance(action, CreatePods)}
+        return sorted({*places(name, self.wanted, self.groups), *made})
 
     @property
     def wake_at(self) -> datetime | None:
@@ -80,9 +82,12 @@ class DeploymentDecision:
         return self.wanted > 0 and self.assessment is not None and self.assessment.answer == "no"
 
 
-def decide_deployment(snapshot: DeploymentSnapshot, installation: Installation, now: datetime) -> DeploymentDecision:
-    """What one M3Deployment needs now."""
-    groups, records = by_index(snapshot.pods), failure_records(snapshot.manifest)
+def decide_deployment(
+    snapshot: DeploymentSnapshot, installation: Installation, now: datetime, memory: Memory | None = None
+) -> DeploymentDecision:
+    """What one M3Deployment needs now. `memory`: what is remembered of it, if that is more than its status tells."""
+    memory = memory or read_memory(snapshot.manifest)
+    groups, records = by_index(snapshot.pods), memory.records
     try:
         deployment = parse_deployment(snapshot.manifest, strict=False)
     except SpecError as error:
@@ -115,11 +120,12 @@ def decide_deployment(snapshot: DeploymentSnapshot, installation: Installation, 
         now=now,
         is_frozen=decision.is_refused,
     )
-    health = examine(groups, snapshot, spec.recovery, still_avoided(avoided_nodes(snapshot.manifest), now), now)
+    health = examine(groups, snapshot, spec.recovery, still_avoided(memory.avoided, now), now)
     decision = replace(decision, revisions=revisions, health=health)
     if decision.is_refused:
         return _refused(decision, revisions, snapshot, installation, now)
     steps = next_steps(revisions.wanted, groups, records, snapshot.names_in_the_way, now, health=health)
+    decision = replace(decision, steps=steps)
     held = (groups.keys() - steps.leaving) | (set(decision.places) - groups.keys())
     return replace(
         decision,
@@ -135,7 +141,6 @@ def decide_deployment(snapshot: DeploymentSnapshot, installation: Installation, 
             actions=steps.actions,
             extras=extras(deployment, installation),
         ),
-        steps=steps,
         turn=next_turn(groups, timedelta(seconds=spec.placement.gang.timeout_seconds), now),
     )
 

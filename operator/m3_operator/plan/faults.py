@@ -80,9 +80,9 @@ def _lost_node(
         due = _lost_at(node, recovery)
         if _OUT_OF_SERVICE in node.taints:
             lost[node.name] = "is out of service"
-        elif due is not None and due <= now:
+        elif due is not None and due <= now and not _is_back(node, group):
             lost[node.name] = f"has not been ready for {recovery.node_lost_seconds} s"
-        elif due is not None:
+        elif due is not None and due > now:
             wakes.append(due)
     if not lost:
         return None, min(wakes, default=None)
@@ -96,6 +96,12 @@ def _lost_at(node: ObservedNode, recovery: RecoverySpec) -> datetime | None:
     if node.is_ready or node.since is None:
         return None
     return node.since + timedelta(seconds=recovery.node_lost_seconds)
+
+
+def _is_back(node: ObservedNode, group: Group) -> bool:
+    """Whether a pod became ready there since: its node answers again, and what is known of the node is old."""
+    times = [pod.ready_at for pod in group.pods if pod.node_name == node.name and pod.is_ready]
+    return node.since is not None and any(at is not None and at > node.since for at in times)
 
 
 def _failed_gpu(group: Group, snapshot: DeploymentSnapshot) -> Fault | None:

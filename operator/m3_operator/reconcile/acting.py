@@ -7,12 +7,13 @@ refuses becomes a `Problem`; when it does not answer, UnavailableError ends the 
 import asyncio
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from m3_operator.decide.problem import Problem
 from m3_operator.errors import ChangedError, NameTakenError, RefusedError
 from m3_operator.events import Happening
 from m3_operator.observed import Key, Manifest, ObservedPod, uid
-from m3_operator.plan.actions import ApplyObject, CreateObject, CreatePods, ObjectAction, PodAction
+from m3_operator.plan.actions import ApplyObject, CreateObject, CreatePods, DeletePods, ObjectAction, PodAction
 from m3_operator.plan.gates import OpenGates
 from m3_operator.reconcile.writer import Writer
 from m3_operator.render.revisions import Template
@@ -21,6 +22,14 @@ from m3_operator.resources import table_kind
 from m3_operator.store import Store
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Deeds:
+    """What came of the actions of one cycle, also of one that ends by an error."""
+
+    done: list[PodAction] = field(default_factory=list)
+    begun: list[PodAction] = field(default_factory=list)  # some of the pods were deleted, not all
 
 
 class Actor:
@@ -40,8 +49,8 @@ class Actor:
             kind, metadata = table_kind(manifest), manifest["metadata"]
             try:
                 if isinstance(action, ApplyObject):
-                    is_known = self._store.knows(manifest)
-                    self.remember(owner, kind, await self._writer.apply(manifest, is_known=is_known))
+                    seen = self._store.uid_of(manifest)
+                    self.remember(owner, kind, await self._writer.apply(manifest, uid=seen))
                 elif isinstance(action, CreateObject):
                     self.remember(owner, kind, await self._writer.create(manifest))
                 else:
@@ -63,10 +72,11 @@ class Actor:
         templates: Mapping[str, Template],
         actions: Sequence[PodAction],
         happenings: list[Happening],
+        deeds: Deeds,
     ) -> Problem | None:
-        """All groups at once: they do not wait for one another."""
+        """All groups at once: they do not wait for one another. `deeds` is told what was done."""
         results = await asyncio.gather(
-            *(self._change_group(owner, templates, action) for action in actions), return_exceptions=True
+            *(self._change_group(owner, templates, action, deeds) for action in actions), return_exceptions=True
         )
         refusal: Problem | None = None
         for action, result in zip(actions, results, strict=True):
@@ -105,8 +115,12 @@ class Actor:
             concerned -= {owner}
         self._wake(concerned)
 
-    async def _change_group(self, owner: Key, templates: Mapping[str, Template], action: PodAction) -> None:
-        if isinstance(action, CreatePods):
+    async def _change_group(
+        self, owner: Key, templates: Mapping[str, Template], action: PodAction, deeds: Deeds
+    ) -> None:
+        if isinstance(action, DeletePods):
+            await self._delete_pods(owner.namespace, action, deeds)
+        else:
             template = templates[action.revision]
             pods = group_pods(
                 template.deployment,
@@ -120,19 +134,30 @@ class Actor:
             for pod in created:
                 if pod is not None:
                     self._store.put("Pod", pod)
-            return
-        await asyncio.gather(*(self._delete_pod(owner.namespace, pod, action.grace_seconds) for pod in action.pods))
+        deeds.done.append(action)
+
+    async def _delete_pods(self, namespace: str, action: DeletePods, deeds: Deeds) -> None:
+        """Rank 0 first: if it is not as it was seen, the group may serve by now, and none of it is touched."""
+        leaders, peers = [[pod for pod in action.pods if (pod.rank == 0) is is_leader] for is_leader in (True, False)]
+        deleted = 0
+        for ranks in (leaders, peers):
+            deletions = (self._delete_pod(namespace, pod, action.grace_seconds) for pod in ranks)
+            failures = [answer for answer in await asyncio.gather(*deletions, return_exceptions=True) if answer]
+            deleted += len(ranks) - len(failures)
+            if failures:
+                if deleted:
+                    deeds.begun.append(action)
+                raise failures[0]
 
     async def _delete_pod(self, namespace: str, pod: ObservedPod, grace_seconds: int | None) -> None:
         """Delete a pod as it was seen: what made it worth deleting may be over, and its event on the way.
 
-        By force it goes whatever it has become: its node does not answer.
+        By force as well: a pod that has changed lately is on a node that answers again.
         """
         name, uid = pod.name, pod.uid
-        version = pod.version if grace_seconds != 0 else None
         try:
             left = await self._writer.delete(
-                "Pod", namespace, name, uid=uid, version=version, grace_seconds=grace_seconds
+                "Pod", namespace, name, uid=uid, version=pod.version, grace_seconds=grace_seconds
             )
         except ChangedError as error:
             self._wake(self._store.put("Pod", error.found))

@@ -4,16 +4,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 
-from m3_operator.decide.deployment import DeploymentDecision, decide_deployment
+from m3_operator.decide.deployment import decide_deployment
 from m3_operator.decide.installation import Installation
+from m3_operator.decide.memory import Memory, read_memory, remember
 from m3_operator.decide.problem import Problem
 from m3_operator.decide.references import reference_problem, worker_references
 from m3_operator.events import Happening
 from m3_operator.observed import DeploymentSnapshot, Key, uid
-from m3_operator.plan.actions import DeletePods
-from m3_operator.plan.avoidance import AvoidedNode, blame
-from m3_operator.plan.recovery import FailureRecord, next_record
-from m3_operator.reconcile.acting import Actor
+from m3_operator.reconcile.acting import Actor, Deeds
 from m3_operator.reconcile.references import INTERVAL, ReferenceProbe
 from m3_operator.reconcile.telling import Teller
 from m3_operator.signals.steps import StepRecord, remember_steps
@@ -33,6 +31,7 @@ class DeploymentCycle:
     teller: Teller
     probe: ReferenceProbe
     clock: Callable[[], datetime]
+    _untold: dict[Key, Memory] = field(default_factory=dict)  # of cycles that ended before they could tell
     _steps: dict[str, Mapping[str, StepRecord]] = field(default_factory=dict)  # by uid: since when steps stand still
 
     async def run(self, key: Key) -> tuple[Problem | None, datetime | None]:
@@ -41,12 +40,21 @@ class DeploymentCycle:
         if snapshot is None:
             return None, None
         snapshot = self._with_steps(snapshot)
-        decision = decide_deployment(snapshot, self.installation, self.clock())
+        memory = self._untold.get(key) or read_memory(snapshot.manifest)
+        decision = decide_deployment(snapshot, self.installation, self.clock(), memory)
         happenings: list[Happening] = []
         refusal = await self.actor.change_objects(key, decision.objects, happenings)
-        pods_refused = await self.actor.change_pods(key, decision.templates, decision.steps.actions, happenings)
+        deeds = Deeds()
+        try:
+            pods_refused = await self.actor.change_pods(
+                key, decision.templates, decision.steps.actions, happenings, deeds
+            )
+        finally:
+            if deeds.done or deeds.begun:
+                recovery = decision.deployment.spec.recovery if decision.deployment is not None else RecoverySpec()
+                memory = remember(memory, deeds.done, deeds.begun, recovery, self.clock())
+                self._untold[key] = memory
         refusal = pods_refused or refusal
-        records, avoided = _updated_records(decision, self.clock()), _updated_avoided(decision, self.clock())
         if decision.turn.opening is not None:
             opened_at = timestamp(self.clock())
             refusal = await self.actor.open_gates(key, decision.turn.opening, opened_at, happenings) or refusal
@@ -56,13 +64,15 @@ class DeploymentCycle:
         after = replace(after, steps=snapshot.steps)
         # Where nothing was done and nothing came meanwhile, the first answer still holds.
         is_same = not (decision.objects or decision.steps.actions or decision.turn.opening) and after == snapshot
-        decision_after = decision if is_same else decide_deployment(after, self.installation, self.clock())
+        decision_after = decision if is_same else decide_deployment(after, self.installation, self.clock(), memory)
         deployment = decision_after.deployment
         references = () if deployment is None else worker_references(deployment, decision_after.groups)
         absent = reference_problem(await self.probe.missing(key.namespace, references))
         problem = refusal or absent or decision_after.problem
-        status = deployment_status(after, decision_after, records, problem, self.clock(), avoided=avoided)
+        avoided = decision_after.health.avoided
+        status = deployment_status(after, decision_after, memory.records, problem, self.clock(), avoided=avoided)
         self.actor.remember(key, key.kind, await self.teller.tell(key, after.manifest, status, happenings))
+        self._untold.pop(key, None)
         wakes = [decision_after.wake_at, self.clock() + INTERVAL if references else None]
         return refusal, min((wake for wake in wakes if wake is not None), default=None)
 
@@ -75,22 +85,3 @@ class DeploymentCycle:
         else:
             self._steps.pop(owner, None)
         return replace(snapshot, steps=records)
-
-
-def _updated_records(decision: DeploymentDecision, now: datetime) -> dict[int, FailureRecord]:
-    """The memory of failures after this cycle's replacements."""
-    records = dict(decision.records)
-    recovery = decision.deployment.spec.recovery if decision.deployment is not None else RecoverySpec()
-    for action in decision.steps.actions:
-        if isinstance(action, DeletePods) and action.counts_as_restart:
-            before, revision = records.get(action.group, FailureRecord()), action.pods[0].revision
-            records[action.group] = next_record(before, action.reason, now.replace(microsecond=0), recovery, revision)
-    return records
-
-
-def _updated_avoided(decision: DeploymentDecision, now: datetime) -> tuple[AvoidedNode, ...]:
-    """The nodes to stay away from after this cycle's replacements."""
-    if decision.deployment is None:
-        return decision.health.avoided
-    seconds = decision.deployment.spec.recovery.avoid_failed_node_seconds
-    return blame(decision.health.avoided, decision.steps.actions, seconds, now)

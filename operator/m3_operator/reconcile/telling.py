@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import Any, Final
 
-from m3_operator.errors import RefusedError, UnavailableError
+from m3_operator.errors import ApiError
 from m3_operator.events import Happening, event
 from m3_operator.observed import Key, Manifest, condition
 from m3_operator.reconcile.writer import Writer
@@ -36,7 +36,7 @@ class Teller:
             logger.info("%s: %s", key, happening.note)
             try:
                 await self._writer.record(event(manifest, happening, self._clock()))
-            except (RefusedError, UnavailableError) as error:
+            except ApiError as error:
                 # Events are for people to read and are lost without harm; what they tell of has happened.
                 logger.warning("%s: event not recorded: %s", key, error)
         return written

@@ -83,11 +83,19 @@ def _expected(server: ApiServer, deployment: Manifest) -> tuple[str, ...] | None
         (("Suspended",), bool(spec.get("suspend"))),
         (("ScaledToZero",), spec.get("replicas") == 0),
         (("DoesNotFit",), "accelerator" in spec),
-        (("ImagePullFailed", "Unschedulable"), BAD_IMAGE in spec["engine"]["image"]),
-        (_CRASHED, CRASHING_IMAGE in spec["engine"]["image"]),
+        (("ImagePullFailed", "Unschedulable"), _runs(server, deployment, BAD_IMAGE)),
+        (_CRASHED, _runs(server, deployment, CRASHING_IMAGE)),
         (("Unschedulable",), _lacks_gpus(server, deployment)),
     )
     return next((reasons for reasons, holds in causes if holds), None)
+
+
+def _runs(server: ApiServer, deployment: Manifest, image: str) -> bool:
+    """Whether such an image is asked for, or was, by a group that the rollout leaves as it is."""
+    spec, uid = deployment["spec"], deployment["metadata"]["uid"]
+    pods = () if reaches_all_groups(spec) else [pod for pod in server.of_kind("Pod") if owner_uid(pod) == uid]
+    images = {spec["engine"]["image"], *(pod["spec"]["containers"][0]["image"] for pod in pods)}
+    return any(image in one for one in images)
 
 
 def _lacks_gpus(server: ApiServer, deployment: Manifest) -> bool:

@@ -115,7 +115,7 @@ class Fleet:
         elif worker is None and pod["status"]["phase"] == "Pending":
             self._start(pod, node)
         elif worker is not None and worker.is_ready and _ready(pod) != "True":
-            self._tell(identity, uid, _running(is_ready=True))
+            self._tell(identity, uid, _running(self.server.timestamp(), is_ready=True))
 
     def crash(self, worker: Worker, exit_code: int = 1) -> None:
         """A process ends by itself."""
@@ -200,7 +200,7 @@ class Fleet:
         if self.workers.get(worker.uid) is not worker or worker.asked_at is not None:
             return
         worker.is_up = True
-        self._tell(worker.identity, worker.uid, _running(is_ready=worker.rank > 0))
+        self._tell(worker.identity, worker.uid, _running(self.server.timestamp(), is_ready=worker.rank > 0))
         worker.is_ready = worker.rank > 0
         if CRASHING_IMAGE in worker.image:
             self.clock.after(self.random.uniform(1.0, 5.0), self._crash_if_there, worker)
@@ -218,7 +218,7 @@ class Fleet:
             self.clock.after(self.random.uniform(1.0, 3.0), self._try_ready, leader)
             return
         leader.is_ready = True
-        self._tell(leader.identity, leader.uid, _running(is_ready=True))
+        self._tell(leader.identity, leader.uid, _running(self.server.timestamp(), is_ready=True))
         if self._serves(leader):
             self.on_serving(leader.group, leader.uid)
 
@@ -292,8 +292,8 @@ class Fleet:
         self.server.change(identity, "kubelet", edit)
 
 
-def _running(*, is_ready: bool) -> Manifest:
-    ready = {"type": "Ready", "status": str(is_ready)}
+def _running(time: str, *, is_ready: bool) -> Manifest:
+    ready = {"type": "Ready", "status": str(is_ready), "lastTransitionTime": time}
     return {
         "phase": "Running",
         "conditions": [ready],

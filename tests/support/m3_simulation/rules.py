@@ -102,11 +102,14 @@ class Rules:
         uid = found["metadata"]["uid"]
         told = f"{cycle.process} for {cycle.key}: {request} (uid {uid}, owner {owner_uid(found) or 'nobody'})"
         if request.method == "DELETE":
-            is_meant = request.body.get("preconditions", {}).get("uid") in (None, uid)
-            if is_meant:
+            # One that the server refuses, because the object is not as it was seen, does nothing.
+            preconditions = request.body.get("preconditions") or {}
+            if all(found["metadata"][name] == seen for name, seen in preconditions.items()):
                 self.require(OWN, holds=uid in cycle.seen_uids, message=told)
                 self._judge_deletion(cycle, request, found)
         elif request.method == "PATCH" and request.subresource != "status":
+            if request.body["metadata"].get("uid", uid) != uid:
+                return  # the server refuses it: this is not the object that was seen
             self.require(OWN, holds=_belongs_to(found, cycle), message=told)
         elif request.subresource == "status":
             self.require(OWN, holds=(request.kind, request.namespace, name) == _of(cycle.key), message=told)

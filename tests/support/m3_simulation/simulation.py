@@ -25,6 +25,7 @@ from m3_simulation.wire import Weather
 
 _TROUBLE_SECONDS = 3600.0
 _PEACE_SECONDS = 2700.0  # backoff of 5 min, eviction of 5 min, drains of 5 min, one after the other
+_FORGETTING_SECONDS = 2000.0  # with the peace: longer than any memory (a blamed node is avoided for an hour)
 _LOOKS_IN_QUIET = 3
 _RESTART_SECONDS = 4.0
 _TURN_SECONDS = 5.0
@@ -134,7 +135,7 @@ class World:
         self.users.settle()
         await self.pass_time(_PEACE_SECONDS)
         self.traffic.is_active = False
-        await self.pass_time(400.0)
+        await self.pass_time(_FORGETTING_SECONDS)
         judge_ending(self.server, self.fleet, self.rules)
         await self._stay_quiet()
         self._raise_if_broken()

@@ -169,7 +169,9 @@ class Client:
             return error.code, {"message": str(error)}
         if request.is_write and not is_late:
             self.after_write(request, before, server.objects.get(identity))
-        if is_told and not is_late and isinstance(answer, dict):
+        # Who asks for one object wants to know whose it is, and keeps nothing of it.
+        is_kept = request.method != "GET" or not request.name
+        if is_told and is_kept and not is_late and isinstance(answer, dict):
             for found in answer.get("items", [answer]):
                 self.told(found)
         return 200, answer if answer is not None else {"kind": "Status", "status": "Success"}
