@@ -5,6 +5,7 @@ that a pod may still set PYTHONPATH to packages that it mounts.
 """
 
 import importlib.metadata
+import tomllib
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -55,9 +56,13 @@ def source_layer() -> Layer:
 
 
 def extra_requirements(extra: str) -> list[str]:
-    """What a part of this project asks for: its extra and what every part needs."""
-    distribution = importlib.metadata.distribution(OWN_DISTRIBUTION)
-    return [str(requirement) for requirement in _requirements(distribution, {extra})]
+    """What a part of this project asks for: its extra and what every part needs.
+
+    From pyproject.toml: like the sources, as they are now, and not as they were when the project was installed.
+    """
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+    every = [Requirement(line) for line in (*project["dependencies"], *project["optional-dependencies"][extra])]
+    return [str(requirement) for requirement in every if requirement.marker is None or requirement.marker.evaluate()]
 
 
 def closure(requirements: Iterable[str]) -> dict[str, importlib.metadata.Distribution]:

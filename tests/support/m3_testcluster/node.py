@@ -94,13 +94,22 @@ class Node:
         self.ctr("images", "import", str(archive))
 
     def container_pid(self, container_id: str) -> int:
-        """The process id, on this machine, of the first process of a container (`containerd://...` or the bare id)."""
+        """The process id, on this machine, of the first process of a container (`containerd://...` or the bare id).
+
+        Raises LookupError where it has ended: the API server may not know it yet.
+        """
         bundle = self.directory / "state" / "io.containerd.runtime.v2.task" / "k8s.io" / container_id.rpartition("/")[2]
-        return int((bundle / "init.pid").read_text())
+        try:
+            return int((bundle / "init.pid").read_text())
+        except FileNotFoundError:
+            raise LookupError(f"container {container_id} has ended") from None
 
     def kill_container(self, container_id: str, signal_number: int = signal.SIGKILL) -> None:
-        """Sends a signal to the first process of a container."""
-        os.kill(self.container_pid(container_id), signal_number)
+        """Sends a signal to the first process of a container. Raises LookupError where it has ended."""
+        try:
+            os.kill(self.container_pid(container_id), signal_number)
+        except ProcessLookupError:
+            raise LookupError(f"container {container_id} has ended") from None
 
 
 def start_runtime(node: Node, stack: ExitStack) -> Daemon:
