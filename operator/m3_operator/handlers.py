@@ -21,6 +21,7 @@ from m3_operator.workqueue import WorkQueue
 _REQUEST_TIMEOUT_SECONDS: Final = 30
 # The server ends a watch after this time; a new one starts where it ended.
 _WATCH_SECONDS: Final = 290
+_CHUNK: Final = 500
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,7 @@ def build_settings(kinds: Iterable[str]) -> kopf.OperatorSettings:
     settings.persistence.diffbase_storage = NoDiffBase()
     settings.persistence.progress_storage = NoProgress()
     settings.watching.server_timeout = _WATCH_SECONDS
+    settings.watching.chunk_size = _CHUNK  # all pods of a large cluster at once are hundreds of megabytes
     settings.networking.request_timeout = _REQUEST_TIMEOUT_SECONDS
     for kind in kinds:
         selector, resource = CHILD_SELECTORS.get(kind), RESOURCES[kind]

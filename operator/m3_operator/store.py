@@ -14,6 +14,7 @@ from typing import Any
 
 from m3_operator import names
 from m3_operator.experts.window import ExpertState
+from m3_operator.kept_objects import KeptObjects
 from m3_operator.node_index import NodeIndex
 from m3_operator.observed import (
     DeploymentSnapshot,
@@ -42,7 +43,7 @@ class Store:
     """The last seen state. Snapshots are frozen views of one owner's part."""
 
     def __init__(self) -> None:
-        self._objects: dict[_Identity, Manifest] = {}
+        self._objects = KeptObjects()
         self._pods: dict[_Identity, ObservedPod] = {}
         self._versions: dict[_Identity, tuple[str, int]] = {}  # uid, resource version
         self._children: dict[Key, set[_Identity]] = {}  # by the owner that their labels name
@@ -152,8 +153,8 @@ class Store:
                 pods.append(pod)
             elif pod is not None:
                 strangers.add(pod.name)
-            elif owner_uid(self._objects[identity]) == own:
-                children[identity[0], identity[2]] = self._objects[identity]
+            elif owner_uid(found := self._objects[identity]) == own:
+                children[identity[0], identity[2]] = found
         return DeploymentSnapshot(
             manifest=manifest,
             pods=tuple(sorted(pods, key=lambda pod: (pod.group, pod.rank))),
@@ -173,9 +174,9 @@ class Store:
         if manifest is None:
             return None
         children = {
-            (identity[0], identity[2]): self._objects[identity]
+            (identity[0], identity[2]): found
             for identity in sorted(self._children.get(key, ()))
-            if owner_uid(self._objects[identity]) == uid(manifest)
+            if owner_uid(found := self._objects[identity]) == uid(manifest)
         }
         deployments = {
             name: self._objects.get((names.DEPLOYMENT_KIND, key.namespace, name)) for name in _listed_by(manifest)
@@ -308,7 +309,7 @@ class Store:
 
     def _siblings(self, key: Key, router: str) -> list[_Identity]:
         """The other deployments that this router lists, as far as there are such objects."""
-        listed = _listed_by(self._objects.get((names.ROUTER_KIND, key.namespace, router), {}))
+        listed = _listed_by(self._objects.get((names.ROUTER_KIND, key.namespace, router)) or {})
         found = ((names.DEPLOYMENT_KIND, key.namespace, name) for name in listed if name != key.name)
         return [identity for identity in found if identity in self._objects]
 

@@ -17,7 +17,7 @@ from m3_operator.experts.reading import ExpertReading
 from m3_operator.experts.window import Memory, Window, next_window
 from m3_operator.experts.worker_client import ExpertsUnavailableError, WorkerClient
 from m3_operator.groups import by_index
-from m3_operator.observed import Key, ObservedPod
+from m3_operator.observed import Key, Manifest, ObservedPod, uid
 from m3_operator.render.experts import has_plan
 from m3_operator.store import Store
 
@@ -45,6 +45,7 @@ class ExpertKeeper:
         self._clock = clock
         self._wake = wake
         self._memories: dict[str, Memory] = {}  # by the deployment's uid
+        self._specs: dict[str, tuple[int, M3Deployment | None]] = {}  # by uid: of which generation, and what it says
         self._looked_at: dict[str, tuple[datetime, frozenset[str]]] = {}  # when, and which pods there were
 
     async def run(self) -> None:
@@ -57,16 +58,17 @@ class ExpertKeeper:
         """One look at every deployment whose window is over, or that has a new group."""
         alive: set[str] = set()
         due: list[tuple[Key, M3Deployment, Mapping[str, ObservedPod]]] = []
+        known, self._specs = self._specs, {}
         for key in self._store.owners():
-            deployment, leaders = self._watched(key)
+            deployment, leaders = self._watched(key, known)
             if deployment is None:
                 continue
             alive.add(deployment.metadata.uid)
             if self._is_due(deployment, leaders):
                 due.append((key, deployment, leaders))
-        for uid in self._memories.keys() - alive:
-            del self._memories[uid]
-            self._looked_at.pop(uid, None)
+        for gone in self._memories.keys() - alive:
+            del self._memories[gone]
+            self._looked_at.pop(gone, None)
         limit = asyncio.Semaphore(_AT_ONCE)
 
         async def one(key: Key, deployment: M3Deployment, leaders: Mapping[str, ObservedPod]) -> None:
@@ -75,19 +77,31 @@ class ExpertKeeper:
 
         await asyncio.gather(*(one(*found) for found in due))
 
-    def _watched(self, key: Key) -> tuple[M3Deployment | None, Mapping[str, ObservedPod]]:
+    def _watched(
+        self, key: Key, known: Mapping[str, tuple[int, M3Deployment | None]]
+    ) -> tuple[M3Deployment | None, Mapping[str, ObservedPod]]:
         """The deployment and its serving rank 0 pods by uid, if it has experts to look after."""
-        snapshot = self._store.deployment_snapshot(key) if key.kind == names.DEPLOYMENT_KIND else None
+        manifest = self._store.get(key) if key.kind == names.DEPLOYMENT_KIND else None
+        deployment = self._read(manifest, known) if manifest is not None else None
+        if deployment is None or not has_plan(deployment):
+            return None, {}
+        snapshot = self._store.deployment_snapshot(key)
         if snapshot is None:
-            return None, {}
-        try:
-            deployment = parse_deployment(snapshot.manifest, strict=False)
-        except SpecError:
-            return None, {}
-        if not has_plan(deployment):
             return None, {}
         groups = by_index(snapshot.pods).values()
         return deployment, {group.pods[0].uid: group.pods[0] for group in groups if group.is_ready}
+
+    def _read(self, manifest: Manifest, known: Mapping[str, tuple[int, M3Deployment | None]]) -> M3Deployment | None:
+        """The typed form, the one that is known while the spec is the same; None if it cannot be read."""
+        generation = manifest["metadata"].get("generation", 0)
+        before = known.get(uid(manifest))
+        if before is None or before[0] != generation:
+            try:
+                before = generation, parse_deployment(manifest, strict=False)
+            except SpecError:
+                before = generation, None
+        self._specs[uid(manifest)] = before
+        return before[1]
 
     def _is_due(self, deployment: M3Deployment, leaders: Mapping[str, ObservedPod]) -> bool:
         if not leaders:
@@ -99,10 +113,10 @@ class ExpertKeeper:
         return not 0 <= passed < deployment.spec.expert_balancing.window_seconds
 
     async def _look_at(self, key: Key, deployment: M3Deployment, leaders: Mapping[str, ObservedPod]) -> None:
-        uid, now = deployment.metadata.uid, self._clock()
-        self._looked_at[uid] = (now, frozenset(leaders))
-        readings = await self._read(key, deployment, leaders)
-        memory = self._memories.get(uid, Memory())
+        owner, now = deployment.metadata.uid, self._clock()
+        self._looked_at[owner] = (now, frozenset(leaders))
+        readings = await self._ask(key, deployment, leaders)
+        memory = self._memories.get(owner, Memory())
         try:
             # The search for a plan takes up to a second of pure Python.
             window: Window = await asyncio.to_thread(
@@ -111,12 +125,12 @@ class ExpertKeeper:
         except ExpertPlanError as error:
             logger.warning("%s: experts are left where they are: %s", key, error)
             return
-        self._memories[uid] = window.memory
+        self._memories[owner] = window.memory
         self._wake(self._store.put_experts(key, window.memory.state))
         addresses = {pod_uid: _address(deployment, leaders[pod_uid]) for pod_uid in window.publish}
         await asyncio.gather(*(self._tell(key, addresses[who], plan) for who, plan in window.publish.items()))
 
-    async def _read(
+    async def _ask(
         self, key: Key, deployment: M3Deployment, leaders: Mapping[str, ObservedPod]
     ) -> dict[str, ExpertReading]:
         async def read(pod: ObservedPod) -> ExpertReading | None:
