@@ -400,6 +400,29 @@ async def test_a_group_behind_gates_is_opened_once_all_its_pods_are_there() -> N
     assert [event["reason"] for event in world.writer.events if event["reason"] == "OpenedGroup"] == ["OpenedGroup"]
 
 
+async def test_what_was_done_for_one_rank_is_not_done_again_because_another_failed() -> None:
+    world = World(deployment(parallelism={"nodes": 2, "gpusPerNode": 8}))
+    world.writer.failures = {"create Pod m3-g0-r0": UnavailableError(503, "no")}
+    await world.cycle(M3)
+    world.writer.failures.clear()
+    await world.cycle(M3)
+    assert world.writer.written.count("create Pod m3-g0-r1") == 1
+    opened: list[str] = []
+
+    async def open_gate(namespace: str, name: str, *, uid: str, at: str) -> dict[str, Any] | None:
+        opened.append(name)
+        if opened == ["m3-g0-r0"]:
+            raise UnavailableError(503, "no")
+        (found,) = (one for one in world.writer.answers if one["metadata"]["uid"] == uid)
+        metadata = {**found["metadata"], "resourceVersion": "900"}
+        return {**found, "metadata": metadata, "spec": {**found["spec"], "schedulingGates": []}}
+
+    world.writer.open_gate = open_gate  # type: ignore[method-assign]
+    for _ in range(3):
+        await world.cycle(M3)
+    assert opened == ["m3-g0-r0", "m3-g0-r1", "m3-g0-r0"]
+
+
 @pytest.mark.parametrize(
     ("write", "error"),
     [

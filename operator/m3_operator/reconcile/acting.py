@@ -91,12 +91,15 @@ class Actor:
     async def open_gates(self, owner: Key, opening: OpenGates, at: str, happenings: list[Happening]) -> Problem | None:
         """Let one group to the scheduler, all its pods at once; what is left of a half opened one is next in turn."""
         patches = (self._writer.open_gate(owner.namespace, pod.name, uid=pod.uid, at=at) for pod in opening.pods)
-        for answer in await asyncio.gather(*patches, return_exceptions=True):
+        answers = await asyncio.gather(*patches, return_exceptions=True)
+        for answer in answers:  # first what was done: it is not to be done again, whatever became of the others
+            if not isinstance(answer, BaseException):
+                self.remember(owner, "Pod", answer)
+        for answer in answers:
             if isinstance(answer, RefusedError):
                 return problem_of("Pod", answer)
             if isinstance(answer, BaseException):
                 raise answer
-            self.remember(owner, "Pod", answer)
         happenings.append(Happening("OpenedGroup", f"Let group {opening.group} to the scheduler: {opening.reason}"))
         return None
 
@@ -130,10 +133,14 @@ class Actor:
                 avoid=action.avoid_nodes,
                 gang=template.gang,
             )
-            created = await asyncio.gather(*(self._writer.create(pods[rank]) for rank in action.ranks))
-            for pod in created:
-                if pod is not None:
-                    self._store.put("Pod", pod)
+            creations = (self._writer.create(pods[rank]) for rank in action.ranks)
+            answers = await asyncio.gather(*creations, return_exceptions=True)
+            for answer in answers:
+                if answer is not None and not isinstance(answer, BaseException):
+                    self._store.put("Pod", answer)
+            for answer in answers:
+                if isinstance(answer, BaseException):
+                    raise answer
         deeds.done.append(action)
 
     async def _delete_pods(self, namespace: str, action: DeletePods, deeds: Deeds) -> None:

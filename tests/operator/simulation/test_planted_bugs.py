@@ -59,6 +59,16 @@ def test_a_uid_that_is_not_asked_for() -> None:
     assert_found(Plan(Wiring(tamper=by_name_alone)), rules.OWN)
 
 
+def test_a_version_that_is_not_asked_for() -> None:
+    def whatever_it_has_become(request: Request) -> Request:
+        asked = {key: value for key, value in request.body.get("preconditions", {}).items() if key == "uid"}
+        return (
+            replace(request, body={**request.body, "preconditions": asked}) if request.method == "DELETE" else request
+        )
+
+    assert_found(Plan(Wiring(tamper=whatever_it_has_become)), rules.BUDGET, rules.DRAIN)
+
+
 def test_a_budget_that_is_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
     def all_at_once(decision: DeploymentDecision) -> DeploymentDecision:
         outdated = [group for group in decision.groups.values() if group.revision != decision.revision]

@@ -22,7 +22,7 @@ Manifest = dict[str, Any]
 Identity = tuple[str, str, str]  # kind, namespace, name
 Watcher = Callable[[str, str, Manifest, Manifest | None], None]  # type, kind, object, what it was before
 _REQUIREMENT = re.compile(r"([^,=\s]+)(?:=([^,]*)| in \(([^)]*)\))")
-_COUNTED_GENERATIONS = (names.DEPLOYMENT_KIND, names.ROUTER_KIND, "Deployment")
+_COUNTED_GENERATIONS = (names.DEPLOYMENT_KIND, names.ROUTER_KIND, names.TENANT_KIND, "Deployment")
 
 
 class ApiStatusError(Exception):

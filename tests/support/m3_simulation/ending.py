@@ -34,11 +34,26 @@ def judge_ending(server: ApiServer, fleet: Fleet, rules: Rules) -> None:
         rules.require(LEFT_OVER, holds=worker.uid in server.uids, message=told)
     for deployment in server.of_kind(names.DEPLOYMENT_KIND):
         _judge_deployment(server, fleet, rules, deployment)
+    for tenant in server.of_kind(names.TENANT_KIND):
+        _judge_tenant(server, rules, tenant)
     for router in server.of_kind(names.ROUTER_KIND):
         ready = condition(router, "Ready")
         holds = ready.get("status") == "True" or _excuses_its_router(server, router)
         told = f"M3Router {router['metadata']['name']}: {dict(ready)}"
         rules.require(CAUSE, holds=bool(ready) and holds, message=told)
+
+
+def _judge_tenant(server: ApiServer, rules: Rules, tenant: Manifest) -> None:
+    """It is accepted, or told which of the things that it asks for is not there."""
+    spec, ready = tenant["spec"], condition(tenant, "Ready")
+    there = {found["metadata"]["name"] for found in server.of_kind(names.ROUTER_KIND)}
+    asked = spec.get("routers") or sorted(there)
+    expected = {"RouterNotFound" for name in asked or [""] if name not in there}
+    expected |= {"PlanNotFound" for name in asked if name in there and "plan" in spec}
+    is_told = ready.get("status") == str(not expected) and ready.get("reason") in (expected or {"Accepted"})
+    is_current = ready.get("observedGeneration") == tenant["metadata"]["generation"]
+    told = f"M3Tenant {tenant['metadata']['name']}: {dict(ready)}; expected {sorted(expected) or 'Accepted'}"
+    rules.require(CAUSE, holds=is_told and is_current, message=told)
 
 
 def _excuses_its_router(server: ApiServer, router: Manifest) -> bool:
@@ -59,12 +74,12 @@ def _judge_deployment(server: ApiServer, fleet: Fleet, rules: Rules, deployment:
         rules.require(CAUSE, holds=holds and is_current, message=f"{told}; expected {' or '.join(expected)}")
         return
     rules.require(CAUSE, holds=ready.get("status") == "True" and is_current, message=told)
-    pods = [pod for pod in server.of_kind("Pod") if owner_uid(pod) == uid]
+    pods = _pods(server, deployment)
     images = {pod["spec"]["containers"][0]["image"] for pod in pods}
     shapes = {pod["metadata"]["annotations"][names.NODES_ANNOTATION] for pod in pods}
     wanted = wanted_groups(spec)
     is_as_wanted = len(serving) == wanted and (
-        not reaches_all_groups(spec)
+        not _is_brought_to_all(deployment)
         or (
             images == {spec["engine"]["image"]}
             and shapes == {str(spec["parallelism"]["nodes"])}
@@ -75,7 +90,10 @@ def _judge_deployment(server: ApiServer, fleet: Fleet, rules: Rules, deployment:
 
 
 def _expected(server: ApiServer, deployment: Manifest) -> tuple[str, ...] | None:
-    """The reasons for not being Ready that the world gives; None: it must be Ready."""
+    """The reasons for not being Ready that the world gives; None: it must be Ready.
+
+    Of several causes any may be told: which of them to mend first is nobody's to say.
+    """
     spec = deployment["spec"]
     causes = (
         (("InvalidSpec",), int(spec.get("replicas", 1)) < 0),
@@ -85,26 +103,43 @@ def _expected(server: ApiServer, deployment: Manifest) -> tuple[str, ...] | None
         (("DoesNotFit",), "accelerator" in spec),
         (("ImagePullFailed", "Unschedulable"), _runs(server, deployment, BAD_IMAGE)),
         (_CRASHED, _runs(server, deployment, CRASHING_IMAGE)),
+        (("RecoveryOff", "Unschedulable"), _is_left_alone(server, deployment)),
         (("Unschedulable",), _lacks_gpus(server, deployment)),
     )
-    return next((reasons for reasons, holds in causes if holds), None)
+    return tuple(reason for reasons, holds in causes if holds for reason in reasons) or None
 
 
 def _runs(server: ApiServer, deployment: Manifest, image: str) -> bool:
-    """Whether such an image is asked for, or was, by a group that the rollout leaves as it is."""
-    spec, uid = deployment["spec"], deployment["metadata"]["uid"]
-    pods = () if reaches_all_groups(spec) else [pod for pod in server.of_kind("Pod") if owner_uid(pod) == uid]
-    images = {spec["engine"]["image"], *(pod["spec"]["containers"][0]["image"] for pod in pods)}
-    return any(image in one for one in images)
+    """Whether such an image is asked for of all groups, or is that of a group which the rollout leaves as it is."""
+    if _is_brought_to_all(deployment):
+        return image in deployment["spec"]["engine"]["image"]
+    return any(image in pod["spec"]["containers"][0]["image"] for pod in _pods(server, deployment))
+
+
+def _is_brought_to_all(deployment: Manifest) -> bool:
+    """Whether all groups are to be what the spec asks for: nobody holds the rollout back, and it was not given up."""
+    is_rolled_back = condition(deployment, "RolledBack").get("status") == "True"
+    return reaches_all_groups(deployment["spec"]) and not (is_rolled_back and _may_roll_back(deployment))
+
+
+def _may_roll_back(deployment: Manifest) -> bool:
+    rollout = deployment["spec"].get("rollout") or {}
+    return bool(rollout.get("autoRollback")) and bool(condition(deployment, "RolledBack").get("message"))
+
+
+def _is_left_alone(server: ApiServer, deployment: Manifest) -> bool:
+    """Whether a pod of it has ended, and nobody is to make its group again."""
+    is_off = (deployment["spec"].get("recovery") or {}).get("policy") == "None"
+    return is_off and any(pod["status"].get("phase") == "Failed" for pod in _pods(server, deployment))
+
+
+def _pods(server: ApiServer, deployment: Manifest) -> list[Manifest]:
+    return [pod for pod in server.of_kind("Pod") if owner_uid(pod) == deployment["metadata"]["uid"]]
 
 
 def _lacks_gpus(server: ApiServer, deployment: Manifest) -> bool:
     """Whether a pod of it waits for GPUs that others hold."""
-    return any(
-        gpus_of(pod) and not pod["spec"].get("nodeName")
-        for pod in server.of_kind("Pod")
-        if owner_uid(pod) == deployment["metadata"]["uid"]
-    )
+    return any(gpus_of(pod) and not pod["spec"].get("nodeName") for pod in _pods(server, deployment))
 
 
 def _short(spec: Mapping[str, Any]) -> str:

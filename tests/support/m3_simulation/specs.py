@@ -10,6 +10,7 @@ from m3_simulation.fleet import BAD_IMAGE, CRASHING_IMAGE
 Spec = dict[str, Any]
 NAMESPACE = "ns"
 NAMES = ("m3", "chat", "long")
+TENANTS = ("ada", "bob")
 GPUS_PER_NODE = 8
 
 
@@ -77,9 +78,16 @@ def _change_rollout(spec: Spec, random: Random) -> str:
             {"partition": 1},
             {"paused": True},
             {"minReadySeconds": 20},
+            {"autoRollback": True, "progressDeadlineSeconds": 300},
+            {"strategy": "Surge", "autoRollback": True, "progressDeadlineSeconds": 300, "minReadySeconds": 10},
         )
     )
     return f"rollouts by {spec['rollout']}"
+
+
+def _change_recovery(spec: Spec, random: Random) -> str:
+    spec["recovery"] = random.choice(({"policy": "None"}, {"policy": "RecreateGroup"}, {"maxRestarts": 2}))
+    return f"recovery by {spec['recovery']}"
 
 
 def _make_invalid(spec: Spec, _: Random) -> str:
@@ -106,11 +114,29 @@ CHANGES: tuple[tuple[int, Callable[[Spec, Random], str]], ...] = (
     (1, _suspend),
     (2, _change_nodes),
     (1, _change_drain),
-    (3, _change_rollout),
+    (4, _change_rollout),
+    (1, _change_recovery),
     (1, _make_invalid),
     (1, _outgrow),
     (1, _refer_to_no_router),
 )
+
+
+def new_tenant(random: Random, name: str) -> dict[str, Any]:
+    """An M3Tenant as somebody may write it."""
+    metadata = {"name": name, "namespace": NAMESPACE}
+    return {
+        "apiVersion": names.API_VERSION,
+        "kind": names.TENANT_KIND,
+        "metadata": metadata,
+        "spec": tenant_spec(random),
+    }
+
+
+def tenant_spec(random: Random) -> Spec:
+    """What a tenant may ask for: any router, one that is there or not, a plan that no router has."""
+    asked: Spec = random.choice(({}, {}, {"routers": [NAMES[0]]}, {"routers": list(NAMES[:2])}, {"plan": "gold"}))
+    return {**asked, "keys": [{"sha256": f"{random.getrandbits(256):064x}"}]}
 
 
 def mend(spec: Spec, random: Random) -> None:
@@ -124,6 +150,7 @@ def mend(spec: Spec, random: Random) -> None:
         spec["engine"] = {**spec["engine"], "image": image(random)}
     spec.pop("router", None)
     spec.get("rollout", {}).pop("paused", None)
+    spec.get("recovery", {}).pop("policy", None)
 
 
 def change(spec: Spec, random: Random) -> str:

@@ -62,6 +62,7 @@ class Users:
             (2, self._delete_pod),
             (1, self._replace_child),
             (1, self._change_router),
+            (2, self._change_tenants),
         )
         self.random.choices([do for _, do in actions], [weight for weight, _ in actions])[0]()
         self._later()
@@ -149,6 +150,17 @@ class Users:
             self.server.change(
                 identity_of(one), "user", lambda new: new["spec"].update(replicas=self.random.choice((1, 2, 3)))
             )
+
+    def _change_tenants(self) -> None:
+        """A tenant comes, changes its mind, or goes."""
+        name = self.random.choice(specs.TENANTS)
+        identity = (names.TENANT_KIND, specs.NAMESPACE, name)
+        if identity not in self.server.objects:
+            self.server.create(specs.new_tenant(self.random, name), "user")
+        elif self.random.random() < 0.3:
+            self.server.delete(identity, "user")
+        else:
+            self.server.change(identity, "user", lambda new: new.update(spec=specs.tenant_spec(self.random)))
 
     def _say(self, what: str) -> None:
         self.history.add(self.clock.seconds, "user", what)
