@@ -7,8 +7,9 @@ else is real: two nodes, the chart, two replicas of the operator, pods, Services
 import contextlib
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import openai
@@ -16,6 +17,7 @@ import pytest
 
 from m3_installation import MODEL, NAME, Installation, installed
 from m3_load import Load, Outcome, steady_load
+from m3_redis.in_cluster import cluster_redis
 from m3_testcluster.real import RealCluster
 
 SIMULATED = ["--simulate", "--simulate-token-seconds=0.05"]
@@ -24,16 +26,22 @@ pytestmark = pytest.mark.timeout(420, func_only=True)
 
 @pytest.fixture(scope="module")
 def installation(real_cluster: RealCluster, project_images: dict[str, str]) -> Iterator[Installation]:
-    with installed(real_cluster, project_images, "m3-scenarios") as found:
+    with installed(real_cluster, project_images, "m3-scenarios", "operator.replicas=2") as found:
         yield found
 
 
 @pytest.fixture
 def two_groups(installation: Installation) -> Installation:
     """Two groups that serve, whatever the test before left."""
-    installation.deploy(replicas=2, engine={"args": SIMULATED})
+    deploy(installation, replicas=2)
     installation.await_ready(replicas=2)
     return installation
+
+
+def deploy(installation: Installation, *flags: str, image: str | None = None, **spec: Any) -> None:
+    """Apply the example with simulated workers, whose answers take a second: drains are short."""
+    engine = {"args": [*SIMULATED, *flags], **({} if image is None else {"image": image})}
+    installation.deploy(engine=engine, drain={"timeoutSeconds": 10}, **spec)
 
 
 @contextmanager
@@ -73,7 +81,7 @@ def test_scaling_out_and_in_drops_no_request(two_groups: Installation) -> None:
 def test_a_rolling_update_drops_no_request(two_groups: Installation) -> None:
     before = revisions(two_groups)
     with requests_flowing(two_groups) as load:
-        two_groups.deploy(replicas=2, engine={"args": [*SIMULATED, "--simulate-load-factor=0.02"]})
+        deploy(two_groups, "--simulate-load-factor=0.02", replicas=2)
         load.await_count(lambda: revisions(two_groups).isdisjoint(before), 180, "every pod of the new revision")
         two_groups.await_ready(replicas=2)
     assert failed(load) == []
@@ -139,10 +147,59 @@ def test_a_worker_that_hangs_is_replaced(two_groups: Installation) -> None:
     two_groups.await_ready(replicas=2)
 
 
+def test_a_bad_image_is_rolled_back_and_drops_no_request(two_groups: Installation) -> None:
+    before = revisions(two_groups)
+    rollout = {"autoRollback": True, "progressDeadlineSeconds": 15}
+    with requests_flowing(two_groups) as load:
+        deploy(two_groups, image="m3serve.test/worker:absent", replicas=2, rollout=rollout)
+        load.await_count(lambda: not revisions(two_groups) <= before, 60, "a pod with the bad image")
+        two_groups.kubectl("wait", "--for=condition=RolledBack", f"m3d/{NAME}", "--timeout=120s")
+        load.await_count(lambda: revisions(two_groups) == before, 120, "only pods of the former revision")
+        two_groups.await_ready(replicas=2)
+    assert failed(load) == []
+
+
+def test_a_deployment_that_sleeps_is_woken_by_a_request_which_is_answered(
+    two_groups: Installation, record_property: Callable[[str, object], None]
+) -> None:
+    signals = [{"type": "QueueWait", "target": 2}]
+    bounds = {"minReplicas": 0, "maxReplicas": 2, "idleSeconds": 30, "holdSeconds": 120}
+    deploy(two_groups, autoscaling={**bounds, "signals": signals})
+    two_groups.kubectl("wait", "--for=jsonpath={.status.replicas}=0", f"m3d/{NAME}", "--timeout=120s")
+    assert group_pods(two_groups) == {}
+    asked = time.monotonic()
+    answer = two_groups.client().chat.completions.create(
+        model=MODEL, messages=[{"role": "user", "content": "Good morning"}], max_tokens=4, timeout=120
+    )
+    seconds = round(time.monotonic() - asked, 1)
+    record_property("seconds to the first answer after zero", seconds)
+    print(f"first answer after zero: {seconds} s")
+    assert answer.choices[0].message.content
+    assert len(group_pods(two_groups)) == 1
+
+
+def test_routers_answer_on_while_redis_is_gone_and_meet_there_again_when_it_is_back(
+    two_groups: Installation, tmp_path: Path
+) -> None:
+    with cluster_redis(two_groups.cluster.network, tmp_path) as redis:
+        two_groups.route(replicas=2, redis={"url": redis.url})
+        try:
+            with requests_flowing(two_groups) as load:
+                load.await_count(lambda: len(redis.users()) == 2, 60, "both routers at Redis")
+                redis.kill()
+                enough = len(load.outcomes) + 20
+                load.await_count(lambda: len(load.outcomes) >= enough, 60, "answers without Redis")
+                redis.start()
+                load.await_count(lambda: len(redis.users()) == 2, 60, "both routers at Redis again")
+            assert failed(load) == []
+        finally:
+            two_groups.route(replicas=1, redis=None)
+
+
 def test_an_operator_killed_again_and_again_finishes_its_rollout(two_groups: Installation) -> None:
     before = revisions(two_groups)
     with requests_flowing(two_groups) as load:
-        two_groups.deploy(replicas=3, engine={"args": [*SIMULATED, "--simulate-load-factor=0.03"]})
+        deploy(two_groups, "--simulate-load-factor=0.03", replicas=3)
         for pause_seconds in (0.1, 0.4, 1.5, 4.0):
             time.sleep(pause_seconds)
             for pod in two_groups.get("pods", "--selector=app.kubernetes.io/component=operator")["items"]:

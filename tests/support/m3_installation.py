@@ -1,6 +1,7 @@
 """The chart installed on the real cluster, in a namespace of its own, and what a test does with it as a user would."""
 
 import base64
+import json
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -53,12 +54,20 @@ class Installation:
     def status(self) -> dict[str, Any]:
         return self.get("m3deployment", NAME)["status"]
 
+    def route(self, **spec: Any) -> None:
+        """Set these fields of the example's router, and return when all its pods have them."""
+        self.kubectl("patch", f"m3r/{NAME}", "--type=merge", f"--patch={json.dumps({'spec': spec})}")
+        self.kubectl("wait", "--for=condition=Ready", f"m3r/{NAME}", "--timeout=60s")
+        self.kubectl("rollout", "status", f"deployment/{NAME}-router", "--timeout=120s")
+
     def await_ready(self, replicas: int) -> None:
+        """Wait until this many groups serve what was applied last, and nothing is on its way."""
         try:
             self.kubectl("wait", "--for=condition=Ready", f"m3d/{NAME}", "--timeout=180s")
             self.kubectl(
                 "wait", f"--for=jsonpath={{.status.readyReplicas}}={replicas}", f"m3d/{NAME}", "--timeout=180s"
             )
+            self.kubectl("wait", "--for=condition=Progressing=False", f"m3d/{NAME}", "--timeout=180s")
             self.kubectl("wait", "--for=condition=Ready", f"m3r/{NAME}", "--timeout=180s")
         except KubectlError as error:
             error.add_note(self.kubectl("describe", "pods"))
