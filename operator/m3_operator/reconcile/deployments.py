@@ -31,7 +31,7 @@ class DeploymentCycle:
     teller: Teller
     probe: ReferenceProbe
     clock: Callable[[], datetime]
-    _untold: dict[Key, Memory] = field(default_factory=dict)  # of cycles that ended before they could tell
+    _untold: dict[str, Memory] = field(default_factory=dict)  # by uid: more than the status tells
     _steps: dict[str, Mapping[str, StepRecord]] = field(default_factory=dict)  # by uid: since when steps stand still
 
     async def run(self, key: Key) -> tuple[Problem | None, datetime | None]:
@@ -40,7 +40,8 @@ class DeploymentCycle:
         if snapshot is None:
             return None, None
         snapshot = self._with_steps(snapshot)
-        memory = self._untold.get(key) or read_memory(snapshot.manifest)
+        owner = uid(snapshot.manifest)
+        memory = self._untold.get(owner) or read_memory(snapshot.manifest)
         decision = decide_deployment(snapshot, self.installation, self.clock(), memory)
         happenings: list[Happening] = []
         refusal = await self.actor.change_objects(key, decision.objects, happenings)
@@ -53,7 +54,7 @@ class DeploymentCycle:
             if deeds.done or deeds.begun:
                 recovery = decision.deployment.spec.recovery if decision.deployment is not None else RecoverySpec()
                 memory = remember(memory, deeds.done, deeds.begun, recovery, self.clock())
-                self._untold[key] = memory
+                self._untold[owner] = memory
         refusal = pods_refused or refusal
         if decision.turn.opening is not None:
             opened_at = timestamp(self.clock())
@@ -72,7 +73,8 @@ class DeploymentCycle:
         avoided = decision_after.health.avoided
         status = deployment_status(after, decision_after, memory.records, problem, self.clock(), avoided=avoided)
         self.actor.remember(key, key.kind, await self.teller.tell(key, after.manifest, status, happenings))
-        self._untold.pop(key, None)
+        if not memory.halves.keys() & set(decision_after.places):
+            self._untold.pop(owner, None)  # all of it was told
         wakes = [decision_after.wake_at, self.clock() + INTERVAL if references else None]
         return refusal, min((wake for wake in wakes if wake is not None), default=None)
 
