@@ -99,7 +99,7 @@ def outlook_of(group: Group, record: FailureRecord, recovery: RecoverySpec, now:
         return Outlook(now)
     failed_at = group.failed_at or record.failed_at or now
     began = record.since or record.failed_at
-    if began is None or not _is_in_window(record, recovery, group.revision or "", now):
+    if began is None or not is_in_window(record, recovery, group.revision or "", now):
         return Outlook(failed_at)
     if record.restarts >= recovery.max_restarts:
         return Outlook(began + timedelta(seconds=recovery.window_seconds), is_exhausted=True)
@@ -119,12 +119,12 @@ def next_record(
     record: FailureRecord, reason: str, now: datetime, recovery: RecoverySpec = _DEFAULT, revision: str = ""
 ) -> FailureRecord:
     """The record after one more failure, of a group of this revision."""
-    if not _is_in_window(record, recovery, revision, now):
+    if not is_in_window(record, recovery, revision, now):
         return FailureRecord(1, now, reason, now, revision)
     return FailureRecord(record.restarts + 1, now, reason, record.since or record.failed_at, revision)
 
 
-def _is_in_window(record: FailureRecord, recovery: RecoverySpec, revision: str, now: datetime) -> bool:
+def is_in_window(record: FailureRecord, recovery: RecoverySpec, revision: str, now: datetime) -> bool:
     """Whether the restarts that are remembered count still. A record that names no revision is of any."""
     since = record.since or record.failed_at
     if since is None or (record.revision and revision and record.revision != revision):

@@ -3,7 +3,7 @@
 Two builds from the same observation are equal, times included, so that an unchanged status is never written.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -15,7 +15,7 @@ from m3_operator.decide.problem import Problem
 from m3_operator.groups import Group
 from m3_operator.observed import DeploymentSnapshot, condition
 from m3_operator.plan.avoidance import AvoidedNode
-from m3_operator.plan.recovery import FailureRecord
+from m3_operator.plan.recovery import FailureRecord, is_in_window
 from m3_operator.spec.autoscaling import AutoscalingSpec
 from m3_operator.spec.status import GROUPS_SHOWN
 from m3_operator.status.autoscaling import asleep_message, autoscaling_status, in_flight, scaling_verdicts
@@ -61,7 +61,8 @@ def deployment_status(
     if deployment is not None:
         status["gpus"] = sum(_gpus(decision, deployment, group) for group in groups.values())
     # Those that failed come first: what is remembered of them is remembered here.
-    shown = sorted(sorted(decision.places, key=lambda index: index not in records)[:GROUPS_SHOWN])
+    told = {*decision.places, *_remembered(decision, records, now)}
+    shown = sorted(sorted(told, key=lambda index: index not in records)[:GROUPS_SHOWN])
     if shown:
         left = in_flight(snapshot)
         status["groups"] = [
@@ -72,6 +73,14 @@ def deployment_status(
 
 def _autoscaling(decision: DeploymentDecision) -> AutoscalingSpec | None:
     return None if decision.deployment is None else decision.deployment.spec.autoscaling
+
+
+def _remembered(decision: DeploymentDecision, records: Mapping[int, FailureRecord], now: datetime) -> Iterable[int]:
+    """Groups whose failures count still, also of those that are not there: with a surge, one goes as another comes."""
+    if decision.deployment is None:
+        return ()
+    recovery = decision.deployment.spec.recovery
+    return (index for index, record in records.items() if is_in_window(record, recovery, "", now))
 
 
 def _gpus(decision: DeploymentDecision, deployment: M3Deployment, group: Group) -> int:
