@@ -120,6 +120,7 @@ def test_a_stream_that_goes_on_has_only_what_is_new(tiny: httpx.Client, biases: 
         "continue_final_message": True,
         "add_generation_prompt": False,
         "max_tokens": 3,
+        "temperature": 0,
         "logit_bias": biases,
         "stream": True,
     }
