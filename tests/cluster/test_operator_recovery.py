@@ -2,12 +2,14 @@
 
 import json
 from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from m3_testcluster.cluster import Cluster, KubectlError
-from operator_process import Account, Operator
+from operator_process import Operator, chart_permissions, install_account, running_operator
 
 StartOperator = Callable[..., Operator]
 READY_REASON = ".status.conditions[?(@.type=='Ready')].reason"
@@ -116,22 +118,22 @@ def test_evictions_take_one_serving_group_at_a_time(
 
 
 def test_a_group_of_a_node_that_is_lost_comes_back_elsewhere(
-    watch: Watcher, account: Account, gpu_nodes: dict[str, str], start_operator: StartOperator
+    watch: Watcher, gpu_nodes: dict[str, str], tmp_path: Path
 ) -> None:
-    role = f"{watch.namespace}-nodes"
-    watch.cluster.kubectl("create", "clusterrole", role, "--verb=get,list,watch", "--resource=nodes")
-    who = f"--serviceaccount={account.namespace}:{account.name}"
-    watch.cluster.kubectl("create", "clusterrolebinding", role, f"--clusterrole={role}", who)
+    """An operator of the whole cluster: one of a namespace may not see nodes."""
+    account = install_account(watch.cluster, watch.namespace, "cluster")
     try:
-        start_operator()
-        watch.apply(deployment("m3", gpu_nodes, recovery={"nodeLostSeconds": 5}))
-        watch.kubectl("wait", "--for=condition=Ready", "m3d/m3", "--timeout=60s")
-        lost = watch.get("pod", "m3-g0-r0")["spec"]["nodeName"]
-        _lose(watch.cluster, lost)
-        watch.kubectl("wait", "--for=jsonpath={.status.groups[0].restarts}=1", "m3d/m3", "--timeout=60s")
-        watch.kubectl("wait", "--for=condition=Ready", "m3d/m3", "--timeout=60s")
+        with running_operator(account, tmp_path, all_namespaces=True):
+            watch.apply(deployment("m3", gpu_nodes, recovery={"nodeLostSeconds": 5}))
+            watch.kubectl("wait", "--for=condition=Ready", "m3d/m3", "--timeout=60s")
+            lost = watch.get("pod", "m3-g0-r0")["spec"]["nodeName"]
+            _lose(watch.cluster, lost)
+            watch.kubectl("wait", "--for=jsonpath={.status.groups[0].restarts}=1", "m3d/m3", "--timeout=60s")
+            watch.kubectl("wait", "--for=condition=Ready", "m3d/m3", "--timeout=60s")
     finally:
-        watch.cluster.kubectl("delete", f"clusterrolebinding/{role}", f"clusterrole/{role}")
+        for found in chart_permissions(watch.namespace, "cluster"):
+            if found["kind"].startswith("Cluster"):
+                watch.cluster.kubectl("delete", found["kind"], found["metadata"]["name"], "--ignore-not-found")
     assert watch.get("pod", "m3-g0-r0")["spec"]["nodeName"] != lost
     status = watch.get("m3d", "m3")["status"]
     assert [node["name"] for node in status["avoidedNodes"]] == [lost]
@@ -142,7 +144,7 @@ def test_an_operator_of_one_namespace_does_without_nodes_and_says_so(
     watch: Watcher, gpu_nodes: dict[str, str], start_operator: StartOperator
 ) -> None:
     operator = start_operator()
-    operator.await_line("nodes are not used")
+    operator.await_line("nodes are not watched")
     watch.apply(deployment("m3", gpu_nodes))
     watch.kubectl("wait", "--for=condition=Ready", "m3d/m3", "--timeout=60s")
 
@@ -157,5 +159,6 @@ def _lose(cluster: Cluster, node: str) -> None:
     """Nobody simulates the node any more, and it says so."""
     cluster.kubectl("annotate", f"node/{node}", "kwok.x-k8s.io/node-")
     ready = {"type": "Ready", "status": "Unknown", "reason": "NodeStatusUnknown", "message": "gone"}
-    patch = json.dumps({"status": {"conditions": [ready]}})
+    now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")  # a pod that became ready later would mean that it is back
+    patch = json.dumps({"status": {"conditions": [{**ready, "lastTransitionTime": now}]}})
     cluster.kubectl("patch", f"node/{node}", "--subresource=status", f"--patch={patch}")

@@ -165,7 +165,7 @@ def test_a_deployment_that_sleeps_is_woken_by_a_request_which_is_answered(
     signals = [{"type": "QueueWait", "target": 2}]
     bounds = {"minReplicas": 0, "maxReplicas": 2, "idleSeconds": 30, "holdSeconds": 120}
     deploy(two_groups, autoscaling={**bounds, "signals": signals})
-    two_groups.kubectl("wait", "--for=jsonpath={.status.replicas}=0", f"m3d/{NAME}", "--timeout=120s")
+    two_groups.kubectl("wait", "--for=jsonpath={.status.replicas}=0", f"m3d/{NAME}", "--timeout=280s")
     assert group_pods(two_groups) == {}
     asked = time.monotonic()
     answer = two_groups.client().chat.completions.create(
