@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
+import kopf
 import pytest
-from kopf._cogs.structs.references import Resource  # what it matches selectors against, and does not export
 
 from m3_operator.cluster import classify
 from m3_operator.errors import ApiError, ConflictError, NotFoundError, RefusedError, UnavailableError
@@ -113,6 +113,6 @@ def test_kopf_writes_nothing_and_sees_only_what_is_ours() -> None:
 def test_kopf_asks_for_nobody_s_objects_but_ours(kind: str) -> None:
     """By what kopf itself makes of the settings: a selector that it does not understand would select everything."""
     resource = RESOURCES[kind]
-    of_kopf = Resource(resource.group, resource.api_version.rpartition("/")[2], resource.plural)
+    of_kopf = kopf.Resource(resource.group, resource.api_version.rpartition("/")[2], resource.plural)
     collected = build_settings(WATCHED_KINDS).watching.label_selectors.collect(of_kopf)
     assert collected == [CHILD_SELECTORS[kind]]
