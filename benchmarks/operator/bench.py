@@ -112,8 +112,7 @@ def measure(cluster: Cluster, crowd: Crowd, size: Size, table: Table, directory:
     account = install_account(cluster, NAMESPACE)
     with running_operator(account, directory, "--log-level=warning", first_line="") as operator:
         started = time.monotonic()
-        crowd.create()
-        crowd.await_ready(timeout_seconds=120 + size.deployments)
+        crowd.grow(timeout_seconds=120 + size.deployments)
         await_settled(operator)
         made = time.monotonic() - started
         table.add(
