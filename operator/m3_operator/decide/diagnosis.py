@@ -131,7 +131,9 @@ def _config_problem(pod: ObservedPod | HelperPod) -> Problem:
     if config is not None:
         remedy = f"create ConfigMap {config[1] or config[2]} with what it asks for, or correct its name"
         return Problem("ConfigNotFound", f"{pod.name}: {pod.message}; {remedy}")
-    return Problem("ContainerNotStarted", f"{pod.name}: {pod.message}; correct spec.engine.env or spec.template")
+    return Problem(
+        "ContainerNotStarted", f"{pod.name}: {pod.message}; correct the environment or volume that asks for it"
+    )
 
 
 def _scheduling_problem(pod: ObservedPod | HelperPod, health: Health) -> Problem:

@@ -230,6 +230,7 @@ def _container(router: M3Router, image: str, tenants: Sequence[M3Tenant]) -> dic
         "livenessProbe": probe("/healthz", 10, 3),
         "lifecycle": pod.drained_lifecycle(),
         "securityContext": pod.CONTAINER_SECURITY,
+        "terminationMessagePolicy": "FallbackToLogsOnError",  # why a router ended is told in a condition
         "volumeMounts": [pod.TMP_MOUNT, *volume_mounts(router, tenants)],
     }
 
