@@ -99,7 +99,7 @@ async def test_how_far_the_download_is_shows_in_the_condition_and_in_the_status(
         (
             ended("RepositoryForbidden: https://hub answers 403 for a/b: it is gated"),
             "RepositoryForbidden",
-            "https://hub answers 403 for a/b: it is gated; see model.source.huggingFace.repo and tokenSecret",
+            "https://hub answers 403 for a/b: it is gated; see model.source.huggingFace.repo and tokenSecretRef",
         ),
         (ended("RepositoryNotFound: 404"), "RepositoryNotFound", "404; correct model.source.huggingFace"),
         (ended("CacheFull: 9.0 GiB more are needed"), "CacheFull", "9.0 GiB more are needed; enlarge the volume"),
@@ -405,7 +405,7 @@ def test_no_pod_is_replaced_for_a_token_or_a_size_and_every_pod_for_a_commit() -
         return worker.revision(parsed(cached(**changes)), "i")
 
     assert revision(cache={**SHARED, "size": "2Ti"}) == revision()
-    assert revision(source={"tokenSecret": {"name": "another", "key": "token"}}) == revision()
+    assert revision(source={"tokenSecretRef": {"name": "another", "key": "token"}}) == revision()
     assert revision(source={"revision": "f" * 40}) != revision()
     assert revision(cache={**SHARED, "storageClassName": "slow"}) != revision()
 

@@ -6,7 +6,7 @@ from m3_operator import names
 from operator_cycles import World, deployment
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
-HUB_SOURCE = {"repo": "MiniMaxAI/MiniMax-M3", "revision": COMMIT, "tokenSecret": {"name": "hub", "key": "token"}}
+HUB_SOURCE = {"repo": "MiniMaxAI/MiniMax-M3", "revision": COMMIT, "tokenSecretRef": {"name": "hub", "key": "token"}}
 SHARED = {"size": "1Ti", "storageClassName": "fast"}
 
 

@@ -19,7 +19,7 @@ from m3_operator.render.revisions import Template
 from m3_operator.signals.values import FetchSignals
 
 FAILURES: Final[Mapping[str, str]] = {
-    "RepositoryForbidden": "see model.source.huggingFace.repo and tokenSecret",
+    "RepositoryForbidden": "see model.source.huggingFace.repo and tokenSecretRef",
     "RepositoryNotFound": "correct model.source.huggingFace",
     "HubUnreachable": "see that pods reach model.source.huggingFace.endpoint; it is tried again",
     "CacheFull": "enlarge the volume; it is tried again",

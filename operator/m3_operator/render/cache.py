@@ -133,8 +133,8 @@ def fetch_container(deployment: M3Deployment, image: str) -> dict[str, Any]:
         message_file=_MESSAGE_FILE,
     )
     environment: list[Mapping[str, Any]] = [pod.HOME, *(variable.manifest() for variable in engine.env)]
-    if source.token_secret is not None:
-        reference = {"name": source.token_secret.name, "key": source.token_secret.key}
+    if source.token_secret_ref is not None:
+        reference = {"name": source.token_secret_ref.name, "key": source.token_secret_ref.key}
         environment.append({"name": "HF_TOKEN", "valueFrom": {"secretKeyRef": reference}})
     return {
         "name": CONTAINER,

@@ -67,7 +67,7 @@ def _carried(model: ModelSpec) -> ModelSpec:
     """What of a model makes pods what they are: not its declared size, nor how its weights were come by."""
     update: dict[str, Any] = {"release": None}
     if model.cache is not None and model.source.hugging_face is not None:
-        anybody = model.source.hugging_face.model_copy(update={"token_secret": None})
+        anybody = model.source.hugging_face.model_copy(update={"token_secret_ref": None})
         update["source"] = model.source.model_copy(update={"hugging_face": anybody})
         update["cache"] = model.cache.model_copy(update={"size": None})
     return model.model_copy(update=update)

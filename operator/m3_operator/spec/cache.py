@@ -23,7 +23,7 @@ class HuggingFaceSource(Model):
     """Repository, as organization/name."""
     revision: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{40}$", max_length=40)]
     """Commit, in full: a branch or tag may be another model tomorrow, and pods of one group would serve two."""
-    token_secret: SecretKey | None = None
+    token_secret_ref: SecretKey | None = None
     """Where the hub's access token is, for gated and private repositories."""
     endpoint: Annotated[str, StringConstraints(pattern=r"^https?://[^\s/?#@]+(/[^\s?#]*)?$", max_length=512)] = HUB
     """URL of the hub, or of a mirror that speaks its API."""
