@@ -320,6 +320,7 @@ def test_on_a_node_each_pod_fills_the_directory_before_its_engine_starts() -> No
         assert first["command"] == ["python3", "-m", "m3_worker.fetch"]
         assert {"name": "model", "mountPath": "/cache"} in first["volumeMounts"]
         assert "nvidia.com/gpu" not in str(first.get("resources"))
+        assert "ports" not in first
         volume = {"name": "model", "hostPath": {"path": "/mnt/nvme", "type": "DirectoryOrCreate"}}
         assert volume in pod["spec"]["volumes"]
         mounts = pod["spec"]["containers"][0]["volumeMounts"]

@@ -114,6 +114,17 @@ def test_a_hub_that_is_busy_is_asked_again_and_at_last_given_up(hub: FakeHub, tm
         bring(hub, tmp_path / "two")
 
 
+def test_a_refusal_of_where_the_hub_sends_us_is_the_address_s_fault_and_another_one_is_asked_for(
+    hub: FakeHub, tmp_path: Path
+) -> None:
+    hub.faults[SHARD_PATH] = Fault(status=403, times=2)
+    assert bring(hub, tmp_path) == [1, 2]
+    asked = [
+        path for path, _, _ in hub.requests if path.endswith("/resolve/" + hub.revision + "/model-00001.safetensors")
+    ]
+    assert len(asked) == 3
+
+
 @pytest.mark.parametrize(
     ("fault", "message"),
     [

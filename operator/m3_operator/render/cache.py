@@ -157,7 +157,8 @@ def node_fetch_containers(deployment: M3Deployment, image: str) -> list[dict[str
     found = cached_model(deployment)
     if found is None or found[1].mode != "NodeLocal":
         return []
-    container = fetch_container(deployment, image)
+    # The port is the engine's, which says so itself; it is free until then.
+    container = {field: value for field, value in fetch_container(deployment, image).items() if field != "ports"}
     resources = {kind: amounts for kind, amounts in deployment.spec.template.resources.manifest().items() if amounts}
     return [{**container, "resources": resources} if resources else container]
 

@@ -139,6 +139,9 @@ class Hub:
         status, settings = answer.status_code, self._settings
         if status < 300:
             return
+        if answer.url.host != httpx.URL(settings.endpoint).host:
+            # Addresses that the hub redirects to are signed, and for a while: the next attempt gets another one.
+            raise TransientError(f"{answer.url.host}, where {settings.endpoint} sends us, answers {status}")
         where = f"{settings.endpoint} answers {status} for {settings.repo} at {settings.revision}"
         if status in _PASSING or status >= 500:
             raise TransientError(where)
