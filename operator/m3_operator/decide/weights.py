@@ -57,9 +57,6 @@ class Weights:
     """When to look again: a Job is made after the claim that it fills."""
 
 
-NO_WEIGHTS: Final = Weights()
-
-
 def decide_weights(
     snapshot: DeploymentSnapshot, templates: Mapping[str, Template], asked: str, now: datetime
 ) -> Weights:
