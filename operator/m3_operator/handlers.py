@@ -71,8 +71,8 @@ def build_settings(kinds: Iterable[str]) -> kopf.OperatorSettings:
         selector, resource = CHILD_SELECTORS.get(kind), RESOURCES[kind]
         if selector is None:
             continue
-        where = f"{resource.plural}.{resource.group}" if resource.group else f"v1/{resource.plural}"
-        settings.watching.label_selectors[where] = selector
+        version = resource.api_version.rpartition("/")[2]
+        settings.watching.label_selectors[resource.group, version, resource.plural] = selector
     return settings
 
 
