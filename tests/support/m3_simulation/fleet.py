@@ -65,7 +65,7 @@ class Fleet:
     history: History
     on_loss: Callable[[Worker, int, str, float | None], None]  # rank 0, requests, who ended it, its drain's end
     on_serving: Callable[[GroupKey, str], None]  # a group has begun to serve
-    on_crash: Callable[[GroupKey, str], None]  # a process of this group and revision has ended by itself
+    on_crash: Callable[[Worker], None]  # a process ends by itself
     load_seconds: float = 30.0
     nodes: dict[str, Node] = field(default_factory=dict)
     workers: dict[str, Worker] = field(default_factory=dict)  # by uid of the pod
@@ -119,8 +119,8 @@ class Fleet:
 
     def crash(self, worker: Worker, exit_code: int = 1) -> None:
         """A process ends by itself."""
+        self.on_crash(worker)
         self._end(worker, "fault")
-        self.on_crash(worker.group, worker.revision)
         self._tell(worker.identity, worker.uid, _ended(self.server.timestamp(), exit_code, "simulated"))
         self.sync(worker.identity, worker.uid)
 

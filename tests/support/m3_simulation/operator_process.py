@@ -211,9 +211,9 @@ class OperatorProcess:
                     seen.add(uid(found.namesake))
             elif (routed := self.store.router_snapshot(key)) is not None:
                 seen |= {uid(child) for child in routed.children.values()}
-        return Cycle(
-            self.name, key, manifest, frozenset(seen), self._clock.seconds, self.store, self.told, self.skew_seconds
-        )
+        now = self._clock.seconds
+        known = {found: version for found, (version, at) in self.told.items() if at < now}
+        return Cycle(self.name, key, manifest, frozenset(seen), now, self.store, self.told, known, self.skew_seconds)
 
     def _now(self) -> datetime:
         return self._clock.now + timedelta(seconds=self.skew_seconds)

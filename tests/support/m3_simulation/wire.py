@@ -172,7 +172,9 @@ class Client:
         # Who asks for one object wants to know whose it is, and keeps nothing of it.
         is_kept = request.method != "GET" or not request.name
         if is_told and is_kept and not is_late and isinstance(answer, dict):
-            for found in answer.get("items", [answer]):
+            # A list says also what is not there any more.
+            gone = server.gone.get(request.kind, ()) if "items" in answer else ()
+            for found in (*answer.get("items", [answer]), *gone):
                 self.told(found)
         return 200, answer if answer is not None else {"kind": "Status", "status": "Success"}
 
