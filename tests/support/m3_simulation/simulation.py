@@ -19,8 +19,8 @@ from m3_simulation.history import BrokenRuleError, History
 from m3_simulation.operator_process import OperatorProcess, Wiring, living
 from m3_simulation.rules import DEFECT, Rules
 from m3_simulation.specs import GPUS_PER_NODE
-from m3_simulation.users import Traffic, Users
 from m3_simulation.standing import Standing
+from m3_simulation.users import Traffic, Users
 from m3_simulation.virtual_time import Clock, run_in_virtual_time
 from m3_simulation.wire import Weather
 
