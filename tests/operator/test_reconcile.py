@@ -235,12 +235,28 @@ async def test_peers_are_left_alone_where_rank_0_is_not_as_it_was_seen() -> None
     peers = tuple(members(0, 3))
     world.writer.failures = {"delete Pod m3-g0-r0": ChangedError("it serves by now", _manifest_of(peers[0]))}
     actor = Actor(world.writer, world.store, world.woken.update)
-    with pytest.raises(ChangedError):
-        await actor.change_pods(M3, {}, [DeletePods(0, peers, "its group loads")], [], Deeds())
+    deeds = Deeds()
+    await actor.change_pods(M3, {}, [DeletePods(0, peers, "its group loads")], [], deeds)
     assert world.writer.written == ["delete Pod m3-g0-r0"]
+    assert (str(deeds.changed), deeds.done) == ("it serves by now", [])
     world.writer.failures.clear()
     await actor.change_pods(M3, {}, [DeletePods(0, peers, "its group loads")], [], Deeds())
     assert world.writer.written[1:] == [f"delete Pod m3-g0-r{rank}" for rank in range(3)]
+
+
+async def test_a_pod_that_has_changed_keeps_nobody_from_being_told_what_was_done_for_other_groups() -> None:
+    world = World(deployment(replicas=2))
+    await world.cycle(M3)
+    for group in (0, 1):
+        change_pod(world, group=group, status={"phase": "Failed"})
+    changed = ChangedError("it is another by now", world.writer.answers[-1])
+    world.writer.failures = {"delete Pod m3-g0-r0": changed}
+    pause = await world.cycle(M3)
+    assert pause is not None
+    assert 0.8 <= pause <= 1.2, "to be tried again"
+    assert [group["restarts"] for group in world.writer.statuses[-1]["groups"]] == [0, 1]
+    notes = [event["note"] for event in world.writer.events if event["reason"] == "DeletedPods"]
+    assert [note.partition(":")[0] for note in notes] == ["Deleted m3-g1-r0"]
 
 
 async def test_the_key_is_offered_before_the_routers_start_and_then_left_alone() -> None:

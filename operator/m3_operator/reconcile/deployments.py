@@ -35,7 +35,10 @@ class DeploymentCycle:
     _steps: dict[str, Mapping[str, StepRecord]] = field(default_factory=dict)  # by uid: since when steps stand still
 
     async def run(self, key: Key) -> tuple[Problem | None, datetime | None]:
-        """What was refused, and when the plan wants to be asked again."""
+        """What was refused, and when the plan wants to be asked again.
+
+        Raises ChangedError when all is done and told but what was decided for a pod that had changed meanwhile.
+        """
         snapshot = self.store.deployment_snapshot(key)
         if snapshot is None:
             return None, None
@@ -75,6 +78,8 @@ class DeploymentCycle:
         self.actor.remember(key, key.kind, await self.teller.tell(key, after.manifest, status, happenings))
         if not memory.halves.keys() & set(decision_after.places):
             self._untold.pop(owner, None)  # all of it was told
+        if deeds.changed is not None:
+            raise deeds.changed
         wakes = [decision_after.wake_at, self.clock() + INTERVAL if references else None]
         return refusal, min((wake for wake in wakes if wake is not None), default=None)
 
