@@ -9,6 +9,7 @@ from m3_operator.decide.installation import Installation
 from m3_operator.errors import (
     ChangedError,
     ConflictError,
+    GoneError,
     NameTakenError,
     NotFoundError,
     OperatorError,
@@ -228,6 +229,21 @@ async def test_a_failure_counts_though_the_api_server_failed_before_it_could_be_
         await world.cycle(M3)
         assert [group["restarts"] for group in world.writer.statuses[-1]["groups"]] == [restarts]
         world.clock.now += timedelta(seconds=30)
+
+
+async def test_an_older_status_that_is_written_late_takes_no_failure_from_memory() -> None:
+    world = World(deployment())
+    await world.cycle(M3)
+    older = world.store.get(M3)
+    assert older is not None
+    change_pod(world, status={"phase": "Failed"})
+    await world.cycle(M3)
+    world.writer.version += 1
+    metadata = {**older["metadata"], "resourceVersion": str(world.writer.version)}
+    world.store.put("M3Deployment", {**older, "metadata": metadata})
+    await world.cycle(M3)
+    assert [group["restarts"] for group in world.writer.statuses[-1]["groups"]] == [1]
+    assert world.store.get(M3) != older
 
 
 async def test_peers_are_left_alone_where_rank_0_is_not_as_it_was_seen() -> None:
@@ -480,7 +496,7 @@ async def test_what_takes_the_place_of_a_pod_that_went_at_once_waits_for_no_even
 async def test_a_spec_that_changed_while_its_status_was_written_is_looked_at_again() -> None:
     world = World(deployment())
 
-    async def write_status(owner: Any, status: dict[str, Any]) -> dict[str, Any] | None:
+    async def write_status(owner: Any, status: dict[str, Any]) -> dict[str, Any]:
         # Somebody was quicker: the answer has their spec, and the event of it will look old.
         metadata = {**owner["metadata"], "generation": 4, "resourceVersion": "500"}
         return {**owner, "metadata": metadata, "spec": {**owner["spec"], "replicas": 2}, "status": status}
@@ -488,6 +504,43 @@ async def test_a_spec_that_changed_while_its_status_was_written_is_looked_at_aga
     world.writer.write_status = write_status  # type: ignore[method-assign]
     await world.cycle(M3)
     assert M3 in world.woken
+
+
+async def test_an_object_that_is_gone_when_its_status_is_written_is_forgotten_and_nothing_more_is_made_for_it() -> None:
+    world = World(deployment())
+    world.writer.failures = {"status M3Deployment": GoneError("not found", "uid-m3")}
+    assert await world.cycle(M3) is None
+    assert world.store.get(M3) is None
+    world.writer.written.clear()
+    assert await world.cycle(M3) is None
+    assert world.writer.written == []
+    world.store.put("M3Deployment", deployment())
+    assert world.store.get(M3) is not None, "its kind may have been away for a moment only"
+
+
+async def test_a_namesake_is_kept_where_the_one_before_it_is_gone() -> None:
+    world = World(deployment())
+
+    async def write_status(owner: Any, status: dict[str, Any]) -> dict[str, Any]:
+        later = deployment()
+        world.store.put("M3Deployment", {**later, "metadata": {**later["metadata"], "uid": "uid-2"}})
+        raise GoneError("uid mismatch", owner["metadata"]["uid"])
+
+    world.writer.write_status = write_status  # type: ignore[method-assign]
+    await world.cycle(M3)
+    found = world.store.get(M3)
+    assert found is not None
+    assert found["metadata"]["uid"] == "uid-2"
+
+
+async def test_a_status_that_lost_a_race_is_written_again() -> None:
+    world = World(deployment())
+    world.writer.failures = {"status M3Deployment": ConflictError(409, "try again")}
+    assert await world.cycle(M3) is not None
+    assert world.writer.statuses == []
+    world.writer.failures.clear()
+    await world.cycle(M3)
+    assert len(world.writer.statuses) == 1
 
 
 async def test_the_answer_to_its_own_status_wakes_nobody_for_a_second_look() -> None:
