@@ -40,6 +40,7 @@ class Plan:
     trouble_seconds: float = _TROUBLE_SECONDS
     fault_every_seconds: float = 45.0
     change_every_seconds: float = 60.0
+    watch_delay_seconds: float = 0.1  # of an event, at most, while nothing is wrong with the watch
 
 
 @dataclass(frozen=True)
@@ -118,6 +119,7 @@ class World:
             weather=self.weather,
             wiring=self.plan.wiring,
             absent_kinds=self._absent_kinds,
+            usual_delay_seconds=self.plan.watch_delay_seconds,
         )
         self.processes.append(process)
         start = asyncio.create_task(process.run())
