@@ -8,7 +8,7 @@ left behind is in the way until the garbage collector has taken it.
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
+from typing import Any, Final
 
 from m3_operator import names
 from m3_operator.experts.window import ExpertState
@@ -16,6 +16,10 @@ from m3_operator.signals.steps import StepRecord
 from m3_operator.signals.values import NO_SIGNALS, DeploymentSignals
 
 Manifest = Mapping[str, Any]
+
+
+_ROUTED_METADATA: Final = ("name", "namespace", "uid", "creationTimestamp")
+_ROUTED_SPEC: Final = ("model", "engine", "parallelism", "autoscaling")
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +114,7 @@ class DeploymentSnapshot:
     experts: ExpertState | None = None  # what the last window found; None: not looked at yet
     steps: Mapping[str, StepRecord] = field(default_factory=dict)  # by pod uid: since when its steps stand still
     nodes: Mapping[str, ObservedNode] = field(default_factory=dict)  # those its pods are on, as far as they are known
-    siblings: tuple[Manifest, ...] = ()  # the other M3Deployments that the same router lists
+    siblings: tuple[Manifest, ...] = ()  # the other M3Deployments that the same router lists, as `routed`
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,7 +122,9 @@ class RouterSnapshot:
     """Everything the plan of one M3Router may look at."""
 
     manifest: Manifest
-    deployments: Mapping[str, Manifest | None]  # those it names, in its order; None: there is no such object
+    deployments: Mapping[
+        str, Manifest | None
+    ]  # those it names, in order, as `routed`; None: there is none
     children: Mapping[tuple[str, str], Manifest]  # by kind and name
     tenants: tuple[Manifest, ...] = ()  # M3Tenants that are meant for it, the oldest first
 
@@ -148,6 +154,19 @@ def served_model(deployment: Manifest) -> str:
     """The name by which clients ask for an M3Deployment's model; empty if its spec does not say."""
     model = deployment.get("spec", {}).get("model") or {}
     return str(next(iter(model.get("servedNames") or ()), model.get("name", "")))
+
+
+def routed(deployment: Manifest) -> Manifest:
+    """What others may know of an M3Deployment: all that the configuration of a router is made from.
+
+    Whatever else changes concerns the deployment alone.
+    """
+    metadata, spec = deployment.get("metadata", {}), deployment.get("spec", {})
+    return {
+        **{part: deployment[part] for part in ("apiVersion", "kind") if part in deployment},
+        "metadata": {part: metadata[part] for part in _ROUTED_METADATA if part in metadata},
+        "spec": {part: spec[part] for part in _ROUTED_SPEC if part in spec},
+    }
 
 
 def resource_version(manifest: Manifest) -> int:

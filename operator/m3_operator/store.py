@@ -28,6 +28,7 @@ from m3_operator.observed import (
     read_pod,
     read_router_pod,
     resource_version,
+    routed,
     served_model,
     uid,
 )
@@ -44,6 +45,7 @@ class Store:
 
     def __init__(self) -> None:
         self._objects = KeptObjects()
+        self._routed: dict[_Identity, Manifest] = {}  # of each deployment, what routers and siblings may know
         self._pods: dict[_Identity, ObservedPod] = {}
         self._versions: dict[_Identity, tuple[str, int]] = {}  # uid, resource version
         self._children: dict[Key, set[_Identity]] = {}  # by the owner that their labels name
@@ -172,7 +174,7 @@ class Store:
             signals=self._signals.get(key, NO_SIGNALS),
             experts=self._experts.get(key),
             nodes=self._nodes.of(pods),
-            siblings=tuple(self._objects[identity] for identity in self._siblings(key, _router_of(manifest))),
+            siblings=tuple(self._routed[identity] for identity in self._siblings(key, _router_of(manifest))),
         )
 
     def router_snapshot(self, key: Key) -> RouterSnapshot | None:
@@ -186,7 +188,7 @@ class Store:
             if owner_uid(found := self._objects[identity]) == uid(manifest)
         }
         deployments = {
-            name: self._objects.get((names.DEPLOYMENT_KIND, key.namespace, name)) for name in _listed_by(manifest)
+            name: self._routed.get((names.DEPLOYMENT_KIND, key.namespace, name)) for name in _listed_by(manifest)
         }
         tenants = tuple(
             self._objects[names.TENANT_KIND, key.namespace, name]
@@ -214,12 +216,20 @@ class Store:
             self._index_router(namespace, name, before, manifest)
         told = self._tenancy.put(kind, namespace, name, before, manifest)
         self._objects[identity] = _without_managed_fields(manifest)
-        if kind == names.DEPLOYMENT_KIND and before is not None and _has_same_spec(before, manifest):
-            return {Key(*identity)}  # routers read nothing of its status
+        if kind == names.DEPLOYMENT_KIND:
+            return self._remember_deployment(identity, manifest)
         if kind in OWN_KINDS:
-            is_renamed = before is None or served_model(before) != served_model(manifest)
-            return self._related(identity) | told | (self._rivals(identity) if is_renamed else set())
+            return self._related(identity) | told
         return self._own(identity, manifest)
+
+    def _remember_deployment(self, identity: _Identity, manifest: Manifest) -> set[Key]:
+        """Its router and its siblings are told of what they may know of it, and of nothing else."""
+        before, after = self._routed.get(identity), routed(manifest)
+        if before == after:
+            return {Key(*identity)}
+        self._routed[identity] = after
+        is_renamed = before is None or served_model(before) != served_model(after)
+        return self._related(identity) | (self._rivals(identity) if is_renamed else set())
 
     def _remember_pod(self, identity: _Identity, manifest: Manifest) -> set[Key]:
         _, namespace, name = identity
@@ -263,6 +273,7 @@ class Store:
         if identity[0] in OWN_KINDS:
             self._experts.pop(Key(*identity), None)
             touched = self._related(identity) | self._rivals(identity) | self._tenancy.remove(*identity, manifest)
+            self._routed.pop(identity, None)
             if identity[0] == names.ROUTER_KIND:
                 self._index_router(identity[1], identity[2], manifest, None)
             del self._objects[identity]
@@ -318,7 +329,7 @@ class Store:
         """The other deployments that this router lists, as far as there are such objects."""
         listed = _listed_by(self._objects.get((names.ROUTER_KIND, key.namespace, router)) or {})
         found = ((names.DEPLOYMENT_KIND, key.namespace, name) for name in listed if name != key.name)
-        return [identity for identity in found if identity in self._objects]
+        return [identity for identity in found if identity in self._routed]
 
 
 def _deployments(found: Iterable[tuple[str, str]]) -> set[Key]:
@@ -330,12 +341,6 @@ def _identity(kind: str, manifest: Manifest) -> _Identity:
         raise ValueError(f"{kind}: not a kind that is watched")
     # Objects of the whole cluster have no namespace.
     return kind, manifest["metadata"].get("namespace", ""), manifest["metadata"]["name"]
-
-
-def _has_same_spec(one: Manifest, other: Manifest) -> bool:
-    """Whether two versions of an object have one generation, which every change of the spec and a deletion raise."""
-    generations = [manifest["metadata"].get("generation") for manifest in (one, other)]
-    return generations[0] is not None and generations[0] == generations[1]
 
 
 def _without_managed_fields(manifest: Manifest) -> dict[str, Any]:

@@ -159,7 +159,6 @@ def test_a_bad_image_is_rolled_back_and_drops_no_request(two_groups: Installatio
     assert failed(load) == []
 
 
-@pytest.mark.xfail(run=False, reason="it did fall asleep on real nodes, and of late does not: a defect to be found")
 def test_a_deployment_that_sleeps_is_woken_by_a_request_which_is_answered(
     two_groups: Installation, record_property: Callable[[str, object], None]
 ) -> None:

@@ -241,7 +241,7 @@ def _same(router_key: Key) -> Key:
     return Key("M3Deployment", router_key.namespace, router_key.name)
 
 
-def test_the_status_of_a_deployment_wakes_no_router_and_a_new_spec_does() -> None:
+def test_a_router_is_woken_by_what_its_configuration_is_made_from_and_by_nothing_else_of_a_deployment() -> None:
     store = Store()
 
     def manifest(kind: str, version: int, generation: int, spec: dict[str, Any]) -> dict[str, Any]:
@@ -257,4 +257,11 @@ def test_the_status_of_a_deployment_wakes_no_router_and_a_new_spec_does() -> Non
     store.put("M3Router", manifest("M3Router", 1, 1, {"deployments": [{"name": "m3"}]}))
     assert store.put("M3Deployment", manifest("M3Deployment", 2, 1, {})) == {deployment, router}
     assert store.put("M3Deployment", manifest("M3Deployment", 3, 1, {})) == {deployment}
-    assert store.put("M3Deployment", manifest("M3Deployment", 4, 2, {})) == {deployment, router}
+    assert store.put("M3Deployment", manifest("M3Deployment", 4, 2, {"replicas": 3})) == {deployment}
+    engine = {"replicas": 3, "engine": {"maxContextTokens": 8192}}
+    assert store.put("M3Deployment", manifest("M3Deployment", 5, 3, engine)) == {deployment, router}
+    snapshot = store.router_snapshot(router)
+    assert snapshot is not None
+    shown = snapshot.deployments["m3"]
+    assert shown is not None
+    assert shown["spec"] == {"engine": {"maxContextTokens": 8192}}
