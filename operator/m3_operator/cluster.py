@@ -195,16 +195,14 @@ class Cluster:
 
     async def write_status(self, owner: Manifest, status: Mapping[str, Any]) -> dict[str, Any]:
         """Server-side apply of the status; returns the object. Raises GoneError if it is gone or another by now, and
-        ConflictError if nothing was done though it is there."""
+        ConflictError or NotFoundError if nothing was done though it is there, or its whole kind is not."""
         metadata = {key: owner["metadata"][key] for key in ("name", "namespace", "uid")}
         body = {"apiVersion": names.API_VERSION, "kind": owner["kind"], "metadata": metadata, "status": status}
         query = {"fieldManager": names.FIELD_MANAGER, "force": "true"}
         path = RESOURCES[owner["kind"]].path(metadata["namespace"], metadata["name"], "status")
         try:
             return await self._request("PATCH", path, query=query, body=body, content_type=_APPLY)
-        except NotFoundError as error:
-            raise GoneError(str(error), metadata["uid"]) from None
-        except ConflictError as error:
+        except (NotFoundError, ConflictError) as error:
             if await self._is_there(owner):
                 raise
             raise GoneError(str(error), metadata["uid"]) from None

@@ -122,9 +122,7 @@ class RouterSnapshot:
     """Everything the plan of one M3Router may look at."""
 
     manifest: Manifest
-    deployments: Mapping[
-        str, Manifest | None
-    ]  # those it names, in order, as `routed`; None: there is none
+    deployments: Mapping[str, Manifest | None]  # those it names, in order, as `routed`; None: there is none
     children: Mapping[tuple[str, str], Manifest]  # by kind and name
     tenants: tuple[Manifest, ...] = ()  # M3Tenants that are meant for it, the oldest first
 

@@ -95,13 +95,6 @@ class Store:
         known = self._versions.get(identity)
         return self._forget(identity) if known is not None and known[0] == uid(manifest) else set()
 
-    def miss(self, kind: str, manifest: Manifest) -> set[Key]:
-        """Forget an object that an answer said is not there; unlike one that was told to be deleted, it may come back
-        with another word of it (where its kind was not served for a moment, say)."""
-        touched = self.remove(kind, manifest)
-        self._buried.pop(uid(manifest), None)
-        return touched
-
     def put_signals(self, key: Key, signals: DeploymentSignals) -> None:
         """Remember what was scraped of a deployment, unless that is gone; whom to wake is the scraper's to say."""
         if self.get(key) is not None:

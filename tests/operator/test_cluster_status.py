@@ -10,15 +10,15 @@ import pytest
 from kubernetes.client import ApiClient
 
 from m3_operator.cluster import Cluster
-from m3_operator.errors import ConflictError, GoneError
+from m3_operator.errors import ConflictError, GoneError, NotFoundError
 from operator_cycles import deployment
 
 
 class StatusServer:
-    """Answers a PATCH with this code, and lists objects of these uids."""
+    """Answers a PATCH with this code, and a list with another one or objects of these uids."""
 
-    def __init__(self, code: int, *uids: str) -> None:
-        self.code, self.uids = code, uids
+    def __init__(self, code: int, *uids: str, lists: int = 200) -> None:
+        self.code, self.uids, self.lists = code, uids, lists
         self.asked: list[tuple[str, str]] = []
 
     def param_serialize(self, method: str, path: str, **options: Any) -> tuple[str, str, Any]:
@@ -28,7 +28,7 @@ class StatusServer:
     def call_api(self, method: str, path: str, *_: Any, **options: Any) -> Any:
         self.asked.append((method, path.rpartition("/")[2]))
         listed = {"items": [{"metadata": {"name": "m3", "uid": uid}} for uid in self.uids]}
-        code, document = (200, listed) if method == "GET" else (self.code, {"message": "no"})
+        code, document = (self.lists, listed) if method == "GET" else (self.code, {"message": "no"})
         return SimpleNamespace(status=code, response=SimpleNamespace(data=json.dumps(document).encode()))
 
 
@@ -40,7 +40,9 @@ def executor() -> Iterator[ThreadPoolExecutor]:
 
 LIST = ("GET", "m3deployments?metadata.name=m3")
 CASES = [
-    ("it is gone", StatusServer(404), GoneError, []),
+    ("it is gone", StatusServer(404), GoneError, [LIST]),
+    ("its kind has no status, or had none", StatusServer(404, "uid-m3"), NotFoundError, [LIST]),
+    ("its kind is not served now", StatusServer(404, lists=404), NotFoundError, [LIST]),
     ("it went before somebody looked", StatusServer(409), GoneError, [LIST]),
     ("another has its name", StatusServer(409, "uid-2"), GoneError, [LIST]),
     ("somebody was quicker", StatusServer(409, "uid-m3"), ConflictError, [LIST]),

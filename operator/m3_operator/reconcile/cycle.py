@@ -72,7 +72,7 @@ class Reconciler:
             result = "done"
             logger.info("%s: is gone, though nobody told: %s", key, error)
             lost = {"metadata": {"namespace": key.namespace, "name": key.name, "uid": error.uid}}
-            self._wake(self._store.miss(key.kind, lost))
+            self._wake(self._store.remove(key.kind, lost))
             return None
         except ApiError as error:
             result = "unavailable" if isinstance(error, UnavailableError) else "refused"
