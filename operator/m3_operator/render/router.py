@@ -228,6 +228,8 @@ def _container(router: M3Router, image: str, tenants: Sequence[M3Tenant]) -> dic
             {"name": names.HTTP_PORT_NAME, "containerPort": DATA_PORT, "protocol": "TCP"},
             {"name": names.ADMIN_PORT_NAME, "containerPort": ADMIN_PORT, "protocol": "TCP"},
         ],
+        # A crowded node may take long to start it; liveness counts from then on.
+        "startupProbe": probe("/healthz", 2, 90),
         "readinessProbe": probe("/readyz", 2, 2),
         "livenessProbe": probe("/healthz", 10, 3),
         "lifecycle": pod.drained_lifecycle(),
