@@ -1,12 +1,17 @@
 """A model is downloaded once: the claim, the Job, the groups that wait for it, and what is told meanwhile."""
 
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import kubernetes_validate
 import pytest
+import yaml
 
 from m3_operator.api import SpecError, parse_deployment
+from m3_operator.capacity.assessment import assess
+from m3_operator.capacity.releases import RELEASES
+from m3_operator.capacity.startup import checkpoint_bytes
 from m3_operator.decide.installation import Installation
 from m3_operator.render import worker
 from m3_operator.render.cache import cache_claim, claim_of, fetch_job
@@ -15,6 +20,7 @@ from m3_worker.config import FetchSettings
 from operator_cache import COMMIT, SHARED, cached, ended, fetch_pod, finish, made, put
 from operator_cycles import M3, World, change_deployment, deployment
 
+EXAMPLES = Path(__file__).parents[2] / "manifests" / "examples"
 MODEL_PATH = f"MiniMaxAI--MiniMax-M3/{COMMIT}"
 NODE_LOCAL = {"mode": "NodeLocal", "path": "/mnt/nvme"}
 
@@ -422,3 +428,14 @@ def test_a_source_that_is_mounted_has_no_cache_and_says_nothing_of_weights() -> 
         parsed(deployment(model={"name": "M", "source": {"tiny": {}}, "cache": SHARED}))
     with pytest.raises(SpecError, match=r"model\.cache: needed by model\.source\.huggingFace"):
         parsed(deployment(model={"name": "M", "source": cached()["spec"]["model"]["source"]}))
+
+
+async def test_the_example_is_good_once_its_commit_is_replaced() -> None:
+    manifest = yaml.safe_load((EXAMPLES / "from-a-hub.yaml").read_text())
+    found = parsed(manifest)
+    assert set(found.spec.model.source.hugging_face.revision) == {"0"}
+    assert assess(found).answer == "yes"
+    room = int(found.spec.model.cache.size.removesuffix("Gi")) * 2**30
+    assert room > checkpoint_bytes(RELEASES[found.spec.model.release])
+    world, _ = await begun({**manifest, "metadata": cached()["metadata"]})
+    assert world.reason() == "DownloadWaiting"
