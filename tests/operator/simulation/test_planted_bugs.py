@@ -123,7 +123,7 @@ def test_a_rank_of_another_revision(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_group_that_crashes_and_never_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("m3_operator.plan.recovery.restart_delay", lambda *_: timedelta())
-    assert_found(Plan(change_every_seconds=30.0, fault_every_seconds=120.0), rules.BACKOFF)
+    assert_found(Plan(change_every_seconds=20.0, fault_every_seconds=600.0), rules.BACKOFF)
 
 
 def test_an_old_version_that_replaces_a_newer_one() -> None:
