@@ -34,7 +34,7 @@ from m3_operator.observed import Manifest, owner_uid, uid
 from m3_operator.resources import RESOURCES, table_kind
 
 _TIMEOUT_SECONDS: Final = 30
-_PAGE: Final = 500
+_PAGE: Final = 100
 _TRANSIENT: Final = (408, 429)
 _JSON: Final = "application/json"
 _APPLY: Final = "application/apply-patch+yaml"

@@ -552,3 +552,20 @@ async def test_the_answer_to_its_own_status_wakes_nobody_for_a_second_look() -> 
 def _manifest_of(one: ObservedPod) -> dict[str, Any]:
     metadata = {"name": one.name, "namespace": "ns", "uid": one.uid, "resourceVersion": "900", "labels": {}}
     return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": {}, "status": {}}
+
+
+async def test_a_router_pod_that_cannot_pull_its_image_is_told_as_soon_as_it_is_seen() -> None:
+    world = World(deployment(), router())
+    await world.cycle(ROUTER)
+    assert world.reason() == "RoutersNotReady"
+    labels = {"app.kubernetes.io/component": "router", "serving.m3.dev/router": "m3"}
+    waiting = {"reason": "ImagePullBackOff", "message": "Back-off pulling image router.test/m3:1"}
+    status = {"containerStatuses": [{"name": "router", "state": {"waiting": waiting}}]}
+    metadata = {"name": "m3-router-1", "namespace": "ns", "uid": "uid-1", "resourceVersion": "1", "labels": labels}
+    pod = {"kind": "Pod", "metadata": metadata, "spec": {}, "status": status}
+    assert world.store.put("Pod", pod) == {ROUTER}
+    await world.cycle(ROUTER)
+    assert world.reason() == "ImagePullFailed"
+    world.store.remove("Pod", pod)
+    await world.cycle(ROUTER)
+    assert world.reason() == "RoutersNotReady"

@@ -136,6 +136,7 @@ class Actor:
                 image=template.image,
                 avoid=action.avoid_nodes,
                 gang=template.gang,
+                fetch_image=template.fetch_image,
             )
             creations = (self._writer.create(pods[rank]) for rank in action.ranks)
             answers = await asyncio.gather(*creations, return_exceptions=True)
