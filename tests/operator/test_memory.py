@@ -3,7 +3,7 @@
 from dataclasses import replace
 from datetime import timedelta
 
-from m3_operator.decide.memory import Memory, remember
+from m3_operator.decide.memory import Memory, remember, told
 from m3_operator.plan.actions import CreatePods, DeletePods
 from m3_operator.spec.recovery import RecoverySpec
 from operator_world import NOW, members
@@ -34,3 +34,13 @@ def test_what_is_done_to_one_group_says_nothing_of_another() -> None:
     after = remember(half, (CreatePods(1, (0,), "r1", "one more is wanted"),), (), RECOVERY, NOW)
     assert after.records == {}
     assert after.halves == {0: DEAD}
+
+
+def test_once_it_was_told_no_more_is_known_than_the_next_process_would_read() -> None:
+    half = DeletePods(1, tuple(members(1, 2)), "it ended", counts_as_restart=True)
+    before = remember(remember(Memory(), (DEAD,), (), RECOVERY, NOW), (), (half,), RECOVERY, NOW)
+    failure = {"reason": "it ended", "time": "2026-11-21T12:00:00Z", "revision": "r1"}
+    shown = {"index": 0, "restarts": 1, "lastFailure": failure, "restartsSince": "2026-11-21T12:00:00Z"}
+    after = told(before, {"groups": [shown]}, places=(0, 1))
+    assert (after.records, after.avoided, after.halves) == (before.records, (), {1: half})
+    assert told(before, {}, places=(0,)) == Memory(), "nothing is left of group 1, nor will be"
