@@ -9,7 +9,7 @@ from typing import Final
 
 import msgspec
 
-from m3_router.bodies.bodies import ABSENT
+from m3_router.bodies.absent import ABSENT
 from m3_router.bodies.dialects import Dialect
 
 _UNREAD_BYTES: Final = 64 * 1024  # some 300 events: shorter answers are never read unless they break off
