@@ -33,6 +33,7 @@ ROUTER_HOT_PATH = [
         "bodies/dialects",
         "bodies/request",
         "bodies/splice",
+        "bodies/transcript",
         "bodies/usage",
         "errors",
         "http/alike",
