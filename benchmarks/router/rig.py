@@ -74,7 +74,7 @@ def compile_program(name: str, directory: Path) -> str:
 
 def compile_router() -> str:
     """The directory in which the router is with its hot path compiled, as its image ships it."""
-    built = subprocess.run([ROOT / "scripts" / "compile-router"], stdout=subprocess.PIPE, check=True)
+    built = subprocess.run([ROOT / "scripts" / "compile-router", "--profiled"], stdout=subprocess.PIPE, check=True)
     return built.stdout.decode().strip()
 
 

@@ -11,20 +11,17 @@ import logging
 import socket
 import ssl
 import time
-from collections.abc import Coroutine, Iterator, Mapping
+from collections.abc import Coroutine, Iterator
 from importlib.metadata import version
 from pathlib import Path
 from secrets import token_hex
 from typing import Any, BinaryIO
 
 from prometheus_client.registry import Collector
-from pydantic.alias_generators import to_camel
 from starlette.types import ASGIApp
 
 from m3_router.admin import Access as AdminAccess
 from m3_router.admin import (
-    ActError,
-    Acts,
     AdminServer,
     Audit,
     Observatory,
@@ -37,8 +34,9 @@ from m3_router.admin import (
     tenants_of,
 )
 from m3_router.admin.document import LimitNow, RedisMode, TenantNow
+from m3_router.changes import Changes
 from m3_router.collectors import PartsCollector
-from m3_router.config import Access, ConfigError, ExternalUpstream, RouterConfig, ServiceWorkers, load_access
+from m3_router.config import ExternalUpstream, RouterConfig, ServiceWorkers, load_access
 from m3_router.http.client_end import ClientConnection
 from m3_router.http.connections import Connections
 from m3_router.http.worker_end import WorkerConnections
@@ -71,7 +69,7 @@ from m3_router.tenants.key_file import KeyFile
 from m3_router.tenants.quotas import Quotas
 from m3_router.tenants.tenants import Tenants
 from m3_router.workers.endpoints import EndpointWatch
-from m3_router.workers.workers import Worker, WorkerAddress
+from m3_router.workers.workers import WorkerAddress
 
 TICK_SECONDS = 0.25
 RECOVERY_SECONDS = 60.0  # that bills of an earlier process wait for a worker which could say what they used
@@ -117,7 +115,6 @@ class Router:
         # Without Redis, the processes cannot lend each other what they do not use.
         quotas = Quotas() if config.redis is not None else Quotas(config.processes, process)
         self._tenants = Tenants(access, quotas)
-        self._access_file = AccessFile(path, config, access, self._take_config, wall_clock=wall_clock)
 
         # workers, and the ways to them
         self._pools = Pools.from_config(config, clock())
@@ -148,7 +145,7 @@ class Router:
                 wall_clock=wall_clock,
             )
         self._attainment = Attainment(config.lanes)
-        readers = [self._metrics.count, self._attainment.read, self._spend.count, self._learn, self._observe]
+        readers = [self._metrics.count, self._attainment.read, self._spend.count, self._estimates.read, self._observe]
         if self._spans is not None:
             readers.append(self._spans.read)
         self._ledger = Ledger(
@@ -180,7 +177,7 @@ class Router:
             note_placement=None if shared_log is None else shared_log.note,
             moderator=self._moderator,
             workers=self._worker_connections,
-            limits=config.limits,
+            limits=self._connections.limits,
             loop=self._loop,
             clock=clock,
             wall_clock=wall_clock,
@@ -195,15 +192,9 @@ class Router:
 
         # people
         self._audit = Audit(self._lines.write, wall_clock)
-        self._acts = Acts(
-            {
-                "drain": self._drain_worker,
-                "undrain": self._undrain_worker,
-                "reload": self._reload,
-                "reset-affinity": self._reset_affinity,
-                "revoke": self._revoke,
-            }
-        )
+        changes = Changes(config, self._tenants, self._pools, self._sharing)
+        self._access_file = AccessFile(path, config, access, changes.take, wall_clock=wall_clock)
+        self._acts = changes.acts(self._access_file)
         self._observatory = Observatory(
             RouterSources(
                 name=self._name,
@@ -377,67 +368,8 @@ class Router:
 
     # ---- what bills teach
 
-    def _learn(self, bills: list[Bill]) -> None:
-        """Workers have counted tokens."""
-        for bill in bills:
-            if bill.outcome == "ok" and not bill.estimated and bill.status == 200:
-                self._estimates.learn(bill.model, bill.text_bytes, bill.media_items, bill.input_tokens)
-
     def _observe(self, bills: list[Bill]) -> None:
         self._observatory.read(bills, time.monotonic())
-
-    # ---- what administrators and files change
-
-    def _take_config(self, config: RouterConfig, access: Access | None) -> None:
-        """A changed file. Raises ConfigError for what takes a restart."""
-        changed = [name for name in RouterConfig.model_fields if getattr(config, name) != getattr(self._config, name)]
-        fixed = [name for name in changed if name != "auth"]
-        if fixed or (config.auth == "none") != (self._config.auth == "none"):
-            names = ", ".join(to_camel(name) for name in fixed or ["auth"])
-            raise ConfigError(f"a change of {names} takes a restart; only keys, tenants and plans do not")
-        self._config = config
-        self._tenants.swap(access)
-
-    async def _reload(self, _: Mapping[str, str]) -> str:
-        if not await self._access_file.reload() and self._access_file.last_error is not None:
-            raise ActError(409, f"The configuration was not taken: {self._access_file.last_error}")
-        return "The configuration and its keys were read again."
-
-    async def _reset_affinity(self, _: Mapping[str, str]) -> str:
-        if not self._config.affinity.enabled:
-            raise ActError(409, "Placement by prefix is switched off.")
-        for pool in self._pools:
-            if pool.affinity is not None:
-                pool.affinity.reset()
-        return "This replica has forgotten which worker has which prefix."
-
-    async def _revoke(self, fields: Mapping[str, str]) -> str:
-        digest = bytes.fromhex(fields["sha256"])
-        if not self._tenants.has_key(digest):
-            raise ActError(404, "No key has this digest.")
-        if self._sharing is None:
-            self._tenants.revoke(self._tenants.revoked | {digest})
-            return "The key is revoked."
-        if await self._sharing.revocations.revoke(digest):
-            return "The key is revoked on every replica."
-        return "The key is revoked here; the other replicas hear of it once Redis is back."
-
-    async def _drain_worker(self, fields: Mapping[str, str]) -> str:
-        worker, pool = self._worker(fields)
-        pool.workers.hold(worker, is_held=True)
-        return f"Worker {worker.name} gets no new requests; {worker.requests} go on."
-
-    async def _undrain_worker(self, fields: Mapping[str, str]) -> str:
-        worker, pool = self._worker(fields)
-        pool.workers.hold(worker, is_held=False)
-        return f"Worker {worker.name} takes requests again once a probe finds it ready."
-
-    def _worker(self, fields: Mapping[str, str]) -> tuple[Worker, Pool]:
-        for pool in self._pools:
-            for worker in pool.workers:
-                if (pool.name, worker.name) == (fields["pool"], fields["worker"]):
-                    return worker, pool
-        raise ActError(404, f"Pool {fields['pool']!r} has no worker {fields['worker']!r}.")
 
     # ---- the admin port
 

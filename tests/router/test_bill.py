@@ -3,10 +3,12 @@
 from typing import Any
 
 from m3_router.money.bill import Bill, Usage, continued
+from m3_router.money.bill_lines import bill_from
+from m3_router.money.bill_records import Line
 
 
 def bill_of(**fields: Any) -> Bill:
-    return Bill(time=1.0, request_id="r", path="/v1/completions", **fields)
+    return bill_from(Line(time=1.0, request_id="r", path="/v1/completions", **fields))
 
 
 def test_an_undisturbed_answer_is_what_its_worker_says() -> None:

@@ -5,6 +5,7 @@ import pytest
 from m3_mock.client_bench import CHUNKED, GET, LIMITS, POST, FakeApplication, FakeTransport, bench, statuses
 from m3_router.errors import Refusal
 from m3_router.http.client_end import ClientConnection
+from m3_router.http.request_reader import MAX_HEADERS
 
 
 @pytest.mark.parametrize("message", [GET, POST, CHUNKED])
@@ -147,6 +148,14 @@ def test_a_target_without_a_path_is_400(target: bytes) -> None:
     one = bench()
     assert statuses(one.feed(b"GET %b HTTP/1.1\r\nHost: r\r\n\r\n" % target)) == [400]
     assert one.application.served == []
+
+
+def test_a_head_of_too_many_lines_is_431_however_short_they_are() -> None:
+    line = b"a:\r\n"
+    head = b"GET /a HTTP/1.1\r\nHost: r\r\n"
+    assert len(head + line * MAX_HEADERS) < LIMITS.head_bytes
+    assert statuses(bench().feed(head + line * (MAX_HEADERS - 1) + b"\r\n")) == [200]
+    assert statuses(bench().feed(head + line * MAX_HEADERS + b"\r\n")) == [431]
 
 
 def test_a_head_over_the_limit_is_431_with_the_limit() -> None:

@@ -15,7 +15,9 @@ from m3_router.money import segments
 from m3_router.money.journal import Journal
 from m3_router.money.segments import (
     HEAD,
+    MAX_PAYLOAD_BYTES,
     OPENED,
+    READ_BYTES,
     RECORD,
     SETTLED,
     JournalError,
@@ -76,6 +78,18 @@ def test_numbers_and_sequences_are_never_given_twice(start: Start) -> None:
         journal.close()
     assert given == sorted(set(given))
     assert given[-1] < 2**53  # a JSON number, wherever it is read
+
+
+def test_a_record_that_lies_across_two_reads_of_its_file_is_read(start: Start) -> None:
+    journal = start(segment_bytes=4 * READ_BYTES)
+    written = []
+    while sum(map(len, written)) < 3 * READ_BYTES:
+        written.append(bytes([1 + len(written) % 255]) * (1 + 7919 * len(written) % MAX_PAYLOAD_BYTES))
+        journal.settled(journal.last_sequence + 1, written[-1])
+    (path,) = segment_paths(journal.directory)
+    assert [one.payload for one in read_records(path)] == written  # while it is open
+    journal.close()
+    assert [one.payload for one in read_records(path)] == written
 
 
 def test_records_are_read_as_they_were_written_over_many_segments(start: Start) -> None:

@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 
 from m3_router.http.worker_end import WorkerConnections
-from m3_router.money.bill import Bill, Usage
+from m3_router.money.bill import Usage
+from m3_router.money.bill_lines import bill_from
+from m3_router.money.bill_records import Line
 from m3_router.relay.settlement import MAX_ANSWER_BYTES, Settlement
 from m3_router.workers.workers import WorkerAddress
 
@@ -92,7 +94,7 @@ class Bench:
 
     async def ask(self, attempt: str = "a-1-1", request_id: str = "r") -> Usage | None:
         done: asyncio.Future[Usage | None] = asyncio.get_running_loop().create_future()
-        bill = Bill(1.0, request_id, "/v1/completions", pool="p", worker="w")
+        bill = bill_from(Line(1.0, request_id, "/v1/completions", pool="p", worker="w"))
 
         def take(usage: Usage | None) -> None:
             self.told.append(usage)

@@ -12,6 +12,8 @@ from m3_fakes.worker import FakeWorker, running_worker
 from m3_router.config import ContextTier, ServiceTier
 from m3_router.http.worker_end import WorkerConnections
 from m3_router.money.bill import Bill, Usage
+from m3_router.money.bill_lines import bill_from
+from m3_router.money.bill_records import Line
 from m3_router.money.ledger import Ledger
 from m3_router.relay.settlement import Settlement
 from m3_router.workers.workers import WorkerAddress
@@ -82,7 +84,7 @@ async def test_an_abort_after_k_tokens_costs_the_prompt_and_k_tokens(
     worker: FakeWorker, settlement: Settlement, tokens: int
 ) -> None:
     ledger, read = ledger_of(settlement)
-    bill = Bill(1.0, "a/b c?d", "/v1/completions", service_tier="standard", attempts=1)
+    bill = bill_from(Line(1.0, "a/b c?d", "/v1/completions", service_tier="standard", attempts=1))
     ledger.open(bill)
     gate = worker.hold_steps()
     connection = await asyncio.to_thread(dispatch, worker, bill, ledger.attempt(bill), [5, 6, 7])
@@ -100,7 +102,7 @@ async def test_an_abort_in_prefill_costs_what_was_computed_of_the_prompt(
     worker: FakeWorker, settlement: Settlement
 ) -> None:
     ledger, read = ledger_of(settlement)
-    bill = Bill(1.0, "early", "/v1/completions", service_tier="standard", attempts=1)
+    bill = bill_from(Line(1.0, "early", "/v1/completions", service_tier="standard", attempts=1))
     ledger.open(bill)
     gate = worker.hold_steps()
     connection = await asyncio.to_thread(dispatch, worker, bill, ledger.attempt(bill), [9] * 200)
@@ -120,7 +122,9 @@ async def test_another_request_that_came_with_the_same_id_is_not_mistaken_for_it
     worker: FakeWorker, settlement: Settlement
 ) -> None:
     ledger, read = ledger_of(settlement)
-    ours, other = (Bill(1.0, "same", "/v1/completions", service_tier="standard", attempts=1) for _ in range(2))
+    ours, other = (
+        bill_from(Line(1.0, "same", "/v1/completions", service_tier="standard", attempts=1)) for _ in range(2)
+    )
     for bill, prompt in ((other, [1] * 20), (ours, [2] * 3)):
         ledger.open(bill)
         connection = await asyncio.to_thread(dispatch, worker, bill, ledger.attempt(bill), prompt)

@@ -6,9 +6,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
 from m3_router.money.bill import Bill
+from m3_router.money.bill_lines import bill_from, line_of
+from m3_router.money.bill_records import Line
 from m3_router.money.journal import Journal
 from m3_router.money.spend import CSV_COLUMNS, Spend, csv_lines, rebuild
 
@@ -17,10 +17,10 @@ DAY = 86_400
 
 
 def bill_of(tenant: str = "t", *, time: float = MONDAY, number: int = 1, **fields: Any) -> Bill:
-    return Bill(
+    return bill_from(Line(
         time, "r", "/v1/completions", tenant, model="m", number=number, service_tier="standard",
         context_tier="standard", input_tokens=10, cached_tokens=4, output_tokens=2, cost_nanousd=1000, **fields
-    )  # fmt: skip
+    ))  # fmt: skip
 
 
 def test_bills_of_a_tenant_a_day_a_model_and_both_tiers_are_one_row() -> None:
@@ -72,8 +72,8 @@ def journal_of(directory: Path, bills: list[Bill]) -> list[int]:
     journal = Journal(directory, 2**16, 100, awaits_redis=False)
     sequences = []
     for bill in bills:
-        bill.number = journal.opened(0, msgspec.json.encode(bill))
-        sequences.append(journal.settled(bill.number, msgspec.json.encode(bill)))
+        bill.number = journal.opened(0, line_of(bill))
+        sequences.append(journal.settled(bill.number, line_of(bill)))
     journal.close()
     return sequences
 

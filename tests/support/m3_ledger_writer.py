@@ -15,6 +15,8 @@ from pathlib import Path
 
 from m3_router.config import ContextTier, RedisSettings, ServiceTier
 from m3_router.money.bill import Bill, Usage
+from m3_router.money.bill_lines import bill_from
+from m3_router.money.bill_records import Line
 from m3_router.money.journal import Journal
 from m3_router.money.ledger import Ledger
 from m3_router.shared.ledger_stream import LedgerStream
@@ -67,7 +69,8 @@ class _Workers:
 async def _work(ledger: Ledger, life: str, requests: int, random_: random.Random) -> None:
     running: list[Bill] = []
     for number in range(requests):
-        bill = Bill(number, f"{life}-{number}", "/v1/completions", service_tier="standard", worker="w", attempts=1)
+        line = Line(number, f"{life}-{number}", "/v1/completions", service_tier="standard", worker="w", attempts=1)
+        bill = bill_from(line)
         sys.stdout.write(f"sent {bill.request_id}\n")
         sys.stdout.flush()
         ledger.open(bill)

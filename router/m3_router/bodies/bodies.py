@@ -6,15 +6,17 @@ stays raw, a view into the request's bytes.
 
 Messages are read in the same pass as the rest (at 2 MB the pass is what costs), each as its role and raw parts:
 whoever needs a conversation takes `messages` and does not decode the body again. `input` of responses and embeddings
-is a text or a list, and so raw: `decode_items` reads the list.
+is a text or a list, and so raw: `decode_items` reads the list. Not compiled: the compiler does not
+keep the types of the fields, by which msgspec reads.
 """
 
 from typing import Annotated
 
 import msgspec
 
+from m3_router.bodies.absent import ABSENT
+
 Count = Annotated[int, msgspec.Meta(ge=0)]
-ABSENT = msgspec.Raw()
 
 
 class Message(msgspec.Struct, gc=False):
@@ -167,6 +169,19 @@ class AnswerEvent(msgspec.Struct, gc=False):
     error: msgspec.Raw = ABSENT
 
 
+class ReportedError(msgspec.Struct, gc=False):
+    """`error` of a worker that has failed."""
+
+    message: str
+
+
+class ReportedFailure(msgspec.Struct, gc=False):
+    """The failure of a worker, in any dialect; in an event of OpenAI's responses, the message stands by itself."""
+
+    error: ReportedError | None = None
+    message: str = ""
+
+
 decode_request = msgspec.json.Decoder(RequestBody).decode
 decode_resumed = msgspec.json.Decoder(ResumedBody).decode
 decode_items = msgspec.json.Decoder(list[Item]).decode
@@ -180,3 +195,4 @@ decode_text = msgspec.json.Decoder(str | None).decode
 decode_answer = msgspec.json.Decoder(AnswerUsage).decode
 decode_event = msgspec.json.Decoder(AnswerEvent).decode
 decode_usage = msgspec.json.Decoder(ReportedUsage).decode
+decode_failure = msgspec.json.Decoder(ReportedFailure).decode

@@ -12,8 +12,8 @@ from typing import Final
 import msgspec
 from mypy_extensions import mypyc_attr
 
+from m3_router.bodies.absent import ABSENT
 from m3_router.bodies.bodies import (
-    ABSENT,
     Conversation,
     RequestBody,
     decode_conversation,

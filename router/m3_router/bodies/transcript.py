@@ -9,56 +9,11 @@ from typing import Final
 
 import msgspec
 
-from m3_router.bodies.bodies import ABSENT
 from m3_router.bodies.dialects import Dialect
+from m3_router.bodies.events import NO_DELTA, Event, decode_event, decode_events
 
 _UNREAD_BYTES: Final = 64 * 1024  # some 300 events: shorter answers are never read unless they break off
 _NO_CALLS: Final = frozenset({b"", b"null", b"[]"})
-
-
-class _Delta(msgspec.Struct, gc=False):
-    """`delta` of OpenAI's choices and of Anthropic's blocks, whose names do not collide."""
-
-    content: str | None = None
-    reasoning_content: str | None = None
-    reasoning: str | None = None
-    tool_calls: msgspec.Raw = ABSENT
-    refusal: str | None = None
-    type: str | None = None
-    text: str | None = None
-    thinking: str | None = None
-    stop_reason: str | None = None
-
-
-class _Choice(msgspec.Struct, gc=False):
-    delta: _Delta | None = None
-    text: str | None = None
-    finish_reason: str | None = None
-
-
-class _Block(msgspec.Struct, gc=False):
-    type: str = ""
-
-
-class _Message(msgspec.Struct, gc=False):
-    id: str = ""
-
-
-class _Event(msgspec.Struct, gc=False):
-    """An event of chat, completions or messages, as far as it says what was answered."""
-
-    id: str | None = None
-    created: int | None = None
-    choices: list[_Choice] | None = None
-    type: str | None = None
-    message: _Message | None = None
-    index: int = 0
-    content_block: _Block | None = None
-    delta: _Delta | None = None
-
-
-_decode = msgspec.json.Decoder(_Event).decode
-_decode_all = msgspec.json.Decoder(list[_Event]).decode
 
 
 class Transcript:
@@ -142,21 +97,21 @@ class Transcript:
         """What it answered, as far as it was sent."""
         return "".join(self._content)
 
-    def _add(self, event: _Event) -> None:
+    def _add(self, event: Event) -> None:
         if self._dialect.has_named_events:
             self._add_block_event(event)
             return
         if event.id is not None and not self.id:
             self.id, self.created = event.id, event.created or 0
         for choice in event.choices or ():
-            delta = choice.delta or _Delta()
+            delta = choice.delta or NO_DELTA
             calls = bytes(memoryview(delta.tool_calls))
             if choice.finish_reason is not None or delta.refusal or calls not in _NO_CALLS:
                 self.is_resumable = False
             self._text(self._reasoning, delta.reasoning_content or delta.reasoning)
             self._text(self._content, delta.content or choice.text)
 
-    def _add_block_event(self, event: _Event) -> None:
+    def _add_block_event(self, event: Event) -> None:
         match event.type:
             case "message_start" if event.message is not None:
                 self.id = event.message.id
@@ -184,14 +139,14 @@ class Transcript:
             self.events += 1
 
 
-def _events(data: bytes, *, has_names: bool) -> list[_Event]:
+def _events(data: bytes, *, has_names: bool) -> list[Event]:
     """The events in whole events' bytes, without comments and `[DONE]`. Raises msgspec.DecodeError."""
     if not has_names and data.startswith(b"data: {") and data.endswith(b"}\n\n"):
         # As nearly every server writes them: one array of all is read three times as fast as each by itself.
         try:
-            return _decode_all(b"[%b]" % data[6:-2].replace(b"\n\ndata: ", b","))
+            return decode_events(b"[%b]" % data[6:-2].replace(b"\n\ndata: ", b","))
         except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
             pass  # there is something else among them
     lines = data.replace(b"\r\n", b"\n").split(b"\n")
     values = [line[5:].strip() for line in lines if line.startswith(b"data:")]
-    return [_decode(value) for value in values if value not in (b"", b"[DONE]")]
+    return [decode_event(value) for value in values if value not in (b"", b"[DONE]")]

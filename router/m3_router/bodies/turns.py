@@ -6,7 +6,7 @@ is walked over once and never built. What is not named here is skipped.
 
 import msgspec
 
-from m3_router.bodies.bodies import ABSENT
+from m3_router.bodies.absent import ABSENT
 
 
 class Turn(msgspec.Struct, gc=False):

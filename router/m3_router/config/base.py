@@ -15,7 +15,7 @@ from pydantic.alias_generators import to_camel
 
 ServiceTier = Literal["standard", "priority", "batch"]
 ContextTier = Literal["standard", "long"]
-NANOUSD_PER_USD = 10**9
+NANOUSD_PER_USD: Final = 1_000_000_000
 TOKENS_PER_PRICE_UNIT = 10**6  # prices are written in USD per this many tokens
 
 _DECIMAL: Final = re.compile(r"\d{1,9}(\.\d{1,9})?")

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from m3_router.config import LimitSettings
+from m3_router.http.limits import Limits
 from m3_router.http.messages import Request
 
 
@@ -20,7 +21,7 @@ class Connections:
     """All connections of a server, and what they hold together. `clock` is monotonic, in seconds."""
 
     def __init__(self, limits: LimitSettings, clock: Callable[[], float]) -> None:
-        self.limits = limits
+        self.limits = Limits(limits)
         self.clock = clock
         self.all: set[Connection] = set()
         self.buffered_bytes = 0  # request bodies in memory

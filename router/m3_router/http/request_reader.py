@@ -19,6 +19,7 @@ from m3_router.http.messages import Application, Request, Start
 
 # A body over the limit is read and dropped up to this many times the limit, so that the connection stays usable.
 DRAIN_FACTOR: Final = 4
+MAX_HEADERS: Final = 128  # of a head: each costs a hundred bytes beside its own
 
 
 @trait
@@ -117,8 +118,10 @@ class RequestReader:
     def on_header(self, name: bytes, value: bytes) -> None:
         if len(name) == 14 and name.lower() == b"content-length":
             self._body_bytes = int(value)  # the parser has refused all but one decimal number
-        else:
+        elif len(self._headers) < MAX_HEADERS:
             self._headers.append((name, value))
+        else:
+            raise self._head_too_large()
 
     def on_headers_complete(self) -> None:
         if self._head_bytes > self._limits.head_bytes:  # which also counts what came with the head in one read
@@ -241,7 +244,7 @@ class RequestReader:
             raise request.refusal
 
     def _head_too_large(self) -> Refusal:
-        message = f"The request's headers exceed the limit of {self._limits.head_bytes} bytes."
+        message = f"The request's headers exceed the limit of {self._limits.head_bytes} bytes or {MAX_HEADERS} lines."
         return Refusal(431, message, code="headers_too_large", closes=True)
 
     def _body_too_large(self) -> Refusal:

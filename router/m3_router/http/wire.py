@@ -130,8 +130,8 @@ def refusal_head(refusal: Refusal) -> bytes:
 
 def request_id_lines(request_id: str, *, is_anthropic: bool) -> bytes:
     """The id of the request that is answered; Anthropic's clients look for it under a name of their own."""
-    line = b"request-id: %b\r\n" % request_id.encode()
-    return b"x-%b%b" % (line, line) if is_anthropic else b"x-" + line
+    line = b"x-request-id: " + request_id.encode() + b"\r\n"
+    return line + line[2:] if is_anthropic else line
 
 
 def chunk(data: bytes) -> bytes:

@@ -13,8 +13,6 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import msgspec
-import zmq
-import zmq.asyncio
 
 HIGH_WATER_MESSAGES: Final = 16_384
 _FIELDS: Final = {
@@ -78,6 +76,9 @@ class Subscriber:
 
     async def run(self) -> None:
         """Take in what is published."""
+        import zmq  # heavy, and only for who has such workers
+        import zmq.asyncio
+
         context = zmq.asyncio.Context()
         socket = context.socket(zmq.SUB)
         try:

@@ -1,7 +1,8 @@
-"""What one request used and what it cost, from its arrival to its line in the log.
+"""What one request used and what it cost, from its arrival until it is settled.
 
-Owns the two records and what of them is billed. A `Bill` is filled by the exchange and closed by the ledger; its
-fields, in this order, are those of the log's lines, of the journal, of the Redis stream and of `GET /ledger`.
+Owns the two records and what of them is billed. A `Bill` is filled by the exchange, closed by the ledger, and read by
+all who count what was settled; how it is written is `bill_records`'. Both are plain classes, since a compiled attribute
+costs a tenth of a record's that msgspec makes, and a bill is asked for a hundred of them.
 
 What is billed, by outcome; tokens are always the worker's own count where there is one:
 
@@ -21,99 +22,126 @@ prompt and the delivered tokens again is our cost, not the client's.
 
 from typing import Final, Literal
 
-import msgspec
-
 from m3_router.config import ContextTier, ServiceTier
 
 Outcome = Literal["ok", "client_gone", "worker_error", "rejected", "router_lost"]
 BILLED: Final[frozenset[Outcome]] = frozenset({"ok", "client_gone", "router_lost"})
 
 
-class Usage(msgspec.Struct, frozen=True, gc=False):
-    """Tokens of one request, as its worker counted them.
+class Usage:
+    """Tokens of one request, as its worker counted them. Not to be changed.
 
     `cached_tokens` (read from the cache) and `cache_write_tokens` (written to it, where a model's prices tell them
     apart) are parts of `input_tokens`.
     """
 
-    input_tokens: int
-    cached_tokens: int
-    cache_write_tokens: int
-    output_tokens: int
+    __slots__ = ("cache_write_tokens", "cached_tokens", "input_tokens", "output_tokens")
+
+    def __init__(self, input_tokens: int, cached_tokens: int, cache_write_tokens: int, output_tokens: int) -> None:
+        self.input_tokens = input_tokens
+        self.cached_tokens = cached_tokens
+        self.cache_write_tokens = cache_write_tokens
+        self.output_tokens = output_tokens
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Usage) and self._counts() == other._counts()
+
+    def __hash__(self) -> int:
+        return hash(self._counts())
+
+    def __repr__(self) -> str:
+        return f"Usage{self._counts()}"
+
+    def _counts(self) -> tuple[int, int, int, int]:
+        return self.input_tokens, self.cached_tokens, self.cache_write_tokens, self.output_tokens
 
 
 NOTHING_USED: Final = Usage(0, 0, 0, 0)
 
 
-class Bill(msgspec.Struct, gc=False):
+class Bill:
     """One request. Token counts of the answer and the cost are what was settled."""
 
-    time: float  # when it came, seconds since the epoch; its prices are those of that moment
-    request_id: str
-    path: str
-    tenant: str = ""
-    dialect: str = ""
-    model: str = ""
-    pool: str = ""
-    context_tier: ContextTier | None = None
-    service_tier: ServiceTier | None = None
-    worker: str = ""
-    outcome: Outcome | None = None  # None until it is settled
-    status: int = 0
-    stream: bool = False
-    input_tokens: int = 0
-    cached_tokens: int = 0
-    cache_write_tokens: int = 0
-    output_tokens: int = 0
-    cost_nanousd: int = 0
-    estimated: bool = False
-    queue_ms: float = 0.0
-    first_byte_ms: float | None = None
-    duration_ms: float = 0.0
-    attempts: int = 0
-    continuations: int = 0  # workers that went on with the answer of one that died
-    preemptions: int = 0  # times it was put back for a priority request, before its first byte
-    reason: str = ""  # why this worker was chosen
-    runner_up: str = ""  # the worker that would have been next
-    cost_tokens: int = 0  # what placement weighed them at
-    runner_up_cost_tokens: int = 0
-    predicted_cached_tokens: int = 0  # what placement expected the worker to have cached
-    quoted_nanousd: int = 0  # the upper bound of the cost that was reserved for it
-    text_bytes: int = 0  # of the body, without inline media: what the estimate of its tokens was made from
-    media_items: int = 0
-    trace_id: str = ""
-    span_id: str = ""
-    parent_span_id: str = ""
-    number: int = 0  # the ledger's own, given at the first dispatch; no other bill of this journal has it
-    error: str | None = None
+    __slots__ = (
+        "attempts",
+        "cache_write_tokens",
+        "cached_tokens",
+        "context_tier",
+        "continuations",
+        "cost_nanousd",
+        "cost_tokens",
+        "dialect",
+        "duration_ms",
+        "error",
+        "estimated",
+        "first_byte_ms",
+        "input_tokens",
+        "media_items",
+        "model",
+        "number",
+        "outcome",
+        "output_tokens",
+        "parent_span_id",
+        "path",
+        "pool",
+        "predicted_cached_tokens",
+        "preemptions",
+        "queue_ms",
+        "quoted_nanousd",
+        "reason",
+        "request_id",
+        "runner_up",
+        "runner_up_cost_tokens",
+        "service_tier",
+        "span_id",
+        "status",
+        "stream",
+        "tenant",
+        "text_bytes",
+        "time",
+        "trace_id",
+        "worker",
+    )
 
-
-class OpenedBill(msgspec.Struct, array_like=True, frozen=True, gc=False):
-    """What of a bill is noted at each dispatch: enough to settle it by, should this process be killed.
-
-    Written as a tuple in this order; a field may be added at the end alone.
-    """
-
-    time: float
-    request_id: str
-    path: str
-    tenant: str
-    dialect: str
-    model: str
-    pool: str
-    service_tier: ServiceTier | None
-    worker: str
-    stream: bool
-    attempts: int
-    continuations: int
-    input_tokens: int
-    cached_tokens: int
-    cache_write_tokens: int
-    output_tokens: int
-
-    def bill(self, number: int) -> Bill:
-        """The bill as it was at that dispatch."""
-        return Bill(**msgspec.structs.asdict(self), number=number)
+    def __init__(self, time: float, request_id: str, path: str) -> None:
+        self.time = time  # when it came, seconds since the epoch; its prices are those of that moment
+        self.request_id = request_id
+        self.path = path
+        self.tenant = ""
+        self.dialect = ""
+        self.model = ""
+        self.pool = ""
+        self.context_tier: ContextTier | None = None
+        self.service_tier: ServiceTier | None = None
+        self.worker = ""
+        self.outcome: Outcome | None = None  # None until it is settled
+        self.status = 0
+        self.stream = False
+        self.input_tokens = 0
+        self.cached_tokens = 0
+        self.cache_write_tokens = 0
+        self.output_tokens = 0
+        self.cost_nanousd = 0
+        self.estimated = False
+        self.queue_ms = 0.0
+        self.first_byte_ms: float | None = None
+        self.duration_ms = 0.0
+        self.attempts = 0
+        self.continuations = 0  # workers that went on with the answer of one that died
+        self.preemptions = 0  # times it was put back for a priority request, before its first byte
+        self.reason = ""  # why this worker was chosen
+        self.runner_up = ""  # the worker that would have been next
+        self.cost_tokens = 0  # what placement weighed them at
+        self.runner_up_cost_tokens = 0
+        self.predicted_cached_tokens = 0  # what placement expected the worker to have cached
+        self.quoted_nanousd = 0  # the upper bound of the cost that was reserved for it
+        self.text_bytes = 0  # of the body, without inline media: what the estimate of its tokens was made from
+        self.media_items = 0
+        self.trace_id = ""
+        self.span_id = ""
+        self.parent_span_id = ""
+        self.number = 0  # the ledger's own, given at the first dispatch; no other bill of this journal has it
+        self.error: str | None = None
 
 
 def used_until_now(bill: Bill) -> Usage:

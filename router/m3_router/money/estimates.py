@@ -17,6 +17,8 @@ from typing import Final
 
 from mypy_extensions import mypyc_attr
 
+from m3_router.money.bill import Bill
+
 MIN_SAMPLES: Final = 16  # of one model and size, before they replace the prior
 MARGIN: Final = 0.1  # beyond what was seen, on both sides
 MAX_MODELS: Final = 256  # that are learnt; names come from the configuration, so more would be a fault of the caller
@@ -116,6 +118,12 @@ class TokenEstimates:
                 likely += items * media.mean
                 high += items * media.high * (1 + MARGIN)
         return Interval(int(low), int(likely), int(high) + 1)
+
+    def read(self, bills: list[Bill]) -> None:
+        """Learn from settled bills, where a worker has counted."""
+        for bill in bills:
+            if bill.outcome == "ok" and not bill.estimated and bill.status == 200:
+                self.learn(bill.model, bill.text_bytes, bill.media_items, bill.input_tokens)
 
     def learn(self, model: str, text_bytes: int, media_items: int, actual_input_tokens: int) -> None:
         """A worker has counted a request whose prompt was text. Numbers that cannot be are left out."""

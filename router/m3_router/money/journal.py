@@ -19,6 +19,7 @@ from pathlib import Path
 from secrets import token_hex
 from typing import Final
 
+from mypy_extensions import i64
 from xxhash import xxh32_intdigest
 
 from m3_router.config import ConfigError, RouterConfig
@@ -43,7 +44,9 @@ from m3_router.money.segments import (
 # seen, is never given again. Room for 64 billion records a start, and for 131,072 starts below 2^53.
 START_BITS: Final = 36
 
-_RECORD_BYTES: Final = RECORD.size
+# Compiled, these are machine words; what is made of them for each record would otherwise be objects.
+_RECORD_BYTES: Final[i64] = RECORD.size
+_SEED_MASK: Final[i64] = SEED_MASK
 _pack: Final = RECORD.pack
 
 
@@ -72,7 +75,7 @@ class Journal:
         self._open: dict[int, Segment] = {}  # by number: where a bill that is not settled was opened first
         self._unsettled: dict[int, bytes] = {}
         self._segments: list[Segment] = []  # the oldest first; the last one is being written
-        self._sequence = 0  # the last that was given
+        self._sequence: i64 = 0  # the last that was given
         self._confirmed = 0 if awaits_redis else -1  # the last that Redis has; -1: nobody waits for that
         try:
             self._recover()
@@ -84,8 +87,8 @@ class Journal:
         self.first_sequence = self._sequence + 1  # of this process; all earlier ones were there when it began
         # the segment being written
         self._mapping: mmap.mmap | None = None
-        self._at = 0
-        self._end = 0
+        self._at: i64 = 0
+        self._end: i64 = 0
         self._is_dirty = False
         self._keeper = JournalKeeper(directory, segment_bytes, self.synced)
         if not self._begin_segment():
@@ -152,19 +155,20 @@ class Journal:
 
     # ---- inside
 
-    def _append(self, number: int, kind: int, payload: bytes) -> int:
-        sequence = self._sequence = self._sequence + 1
-        length = len(payload)
+    def _append(self, number: i64, kind: i64, payload: bytes) -> i64:
+        self._sequence += 1
+        sequence = self._sequence
+        length: i64 = len(payload)
         if length > MAX_PAYLOAD_BYTES or (self._at + _RECORD_BYTES + length > self._end and not self._begin_segment()):
             self.lost_records += 1
             return sequence
         mapping = self._mapping
         assert mapping is not None  # noqa: S101 - there is room in it
         begin = self._at
-        self._at = end = begin + _RECORD_BYTES + length
-        check = xxh32_intdigest(payload, (sequence ^ sequence >> 32 ^ number ^ number >> 32 ^ kind) & SEED_MASK)
+        end = begin + _RECORD_BYTES + length
+        self._at = end
+        check = xxh32_intdigest(payload, (sequence ^ sequence >> 32 ^ number ^ number >> 32 ^ kind) & _SEED_MASK)
         mapping[begin:end] = _pack(length, check, sequence, number, kind) + payload
-        self._segments[-1].last_sequence = sequence
         if not self._is_dirty:
             self._is_dirty = True
             self._keeper.sync_soon()
@@ -173,6 +177,8 @@ class Journal:
     def _begin_segment(self) -> bool:
         """Go on in a new file. False if there is none: the disk is full."""
         if self._mapping is not None:
+            # The record for which there was no room has a sequence already.
+            self._segments[-1].last_sequence = self._sequence - 1
             self._keeper.seal(self._segments[-1], self._at)
             self._mapping = None
             self._at = self._end = 0

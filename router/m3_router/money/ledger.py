@@ -18,21 +18,16 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Final, Protocol
 
-import msgspec
-
 from m3_router.config import ContextTier, ServiceTier
-from m3_router.money.bill import BILLED, NOTHING_USED, Bill, OpenedBill, Outcome, Usage, continued, used_until_now
+from m3_router.money.bill import BILLED, NOTHING_USED, Bill, Outcome, Usage, continued, used_until_now
+from m3_router.money.bill_lines import line_of, note_of, reopened
+from m3_router.money.bill_records import Line, decode_lines, decode_opened
 from m3_router.money.journal import Journal
 
 RING_BILLS: Final = 10_000
 # A batch costs its readers half of what as many single bills would.
 PUBLISH_SECONDS: Final = 0.02
 PUBLISH_BILLS: Final = 64
-
-_encode: Final = msgspec.json.Encoder().encode
-_encode_opened: Final = msgspec.msgpack.Encoder().encode
-_decode_opened: Final = msgspec.msgpack.Decoder(OpenedBill).decode
-_decode_lines: Final = msgspec.json.Decoder(Bill).decode_lines
 
 
 class AlreadySettledError(Exception):
@@ -107,29 +102,7 @@ class Ledger:
         number. What is noted is what a replacement of this process would settle it by.
         """
         if self._journal is not None:
-            bill.number = self._journal.opened(
-                bill.number,
-                _encode_opened(
-                    (  # the fields of OpenedBill
-                        bill.time,
-                        bill.request_id,
-                        bill.path,
-                        bill.tenant,
-                        bill.dialect,
-                        bill.model,
-                        bill.pool,
-                        bill.service_tier,
-                        bill.worker,
-                        bill.stream,
-                        bill.attempts,
-                        bill.continuations,
-                        bill.input_tokens,
-                        bill.cached_tokens,
-                        bill.cache_write_tokens,
-                        bill.output_tokens,
-                    )
-                ),
-            )
+            bill.number = self._journal.opened(bill.number, note_of(bill))
         elif bill.number == 0:
             self._last_number += 1
             bill.number = self._last_number
@@ -163,7 +136,7 @@ class Ledger:
             return 0
         unsettled = self._journal.take_unsettled()
         for one in unsettled:
-            bill = _decode_opened(one.payload).bill(one.number)
+            bill = reopened(decode_opened(one.payload), one.number)
             # Of a continuation it is known what the client had got before.
             self.settle_later(bill, "router_lost", used_until_now(bill) if bill.continuations else None)
         return len(unsettled)
@@ -203,14 +176,14 @@ class Ledger:
             pending.done(None)
         self.publish()
 
-    def newest(self, limit: int) -> list[Bill]:
+    def newest(self, limit: int) -> list[Line]:
         """The newest settled bills, the newest first."""
         self.publish()
-        newest: list[Bill] = []
+        newest: list[Line] = []
         for _, lines in reversed(self._ring):
             if len(newest) >= limit:
                 break
-            newest += reversed(_decode_lines(lines))
+            newest += reversed(decode_lines(lines))
         return newest[: min(limit, self._ring_bills)]
 
     # ---- inside
@@ -247,7 +220,7 @@ class Ledger:
                     bill.context_tier, bill.cost_nanousd = self._prices.cost(bill.model, service_tier, usage, bill.time)
                 else:
                     bill.context_tier = self._prices.context_tier(bill.model, usage.input_tokens, bill.time)
-        line = _encode(bill)
+        line = line_of(bill)
         if self._journal is not None and bill.number != 0:
             self._sequences.append(self._journal.settled(bill.number, line))
         unpublished = self._unpublished

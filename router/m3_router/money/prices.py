@@ -210,8 +210,8 @@ class PriceTable:
 
 def format_usd(nanousd: int) -> bytes:
     """Nano-dollars (0 or more) as an exact decimal number of US dollars, such as `0.000123400`."""
-    digits = str(NANOUSD_PER_USD + nanousd % NANOUSD_PER_USD)[1:]
-    return f"{nanousd // NANOUSD_PER_USD}.{digits}".encode()
+    nano = str(NANOUSD_PER_USD + nanousd % NANOUSD_PER_USD).encode()
+    return str(nanousd // NANOUSD_PER_USD).encode() + b"." + nano[1:]
 
 
 def _schedule(config: RouterConfig, model: str) -> _Schedule:

@@ -33,6 +33,7 @@ HEAD: Final = struct.Struct("<8s16sQ")
 RECORD: Final = struct.Struct("<IIQQB")
 MAX_PAYLOAD_BYTES: Final = 2**15  # a bill has a kilobyte, and the smallest segment 64
 
+READ_BYTES: Final = 2**18  # of a segment at a time
 SEED_MASK: Final = 0xFFFFFFFF
 
 
@@ -116,22 +117,27 @@ def read_head(path: Path) -> SegmentHead | None:
 def read_records(path: Path) -> Iterator[Record]:
     """Every whole record of a segment, in order, up to its end or to where a crash or a power loss has cut it.
 
-    Safe while another thread appends to it: what is not yet complete is not read.
+    Safe while another thread appends to it: what is not yet complete is not read. Holds a part of the file at a time,
+    since memory that was used once for all of it stays with the process.
     """
-    data = path.read_bytes()
-    if data[: len(MAGIC)] != MAGIC:
-        return
-    at, end = HEAD.size, len(data)
-    while at + RECORD.size <= end:
-        length, check, sequence, number, kind = RECORD.unpack_from(data, at)
-        begin = at + RECORD.size
-        at = begin + length
-        if length == 0 or length > MAX_PAYLOAD_BYTES or at > end:
+    with path.open("rb") as file:
+        if file.read(HEAD.size)[: len(MAGIC)] != MAGIC:
             return
-        payload = data[begin:at]
-        if checksum(payload, sequence, number, kind) != check:
-            return
-        yield Record(sequence, number, kind, payload)
+        data, at = b"", 0
+        while True:
+            if len(data) - at < RECORD.size + MAX_PAYLOAD_BYTES:
+                data, at = data[at:] + file.read(READ_BYTES), 0
+            if len(data) - at < RECORD.size:
+                return
+            length, check, sequence, number, kind = RECORD.unpack_from(data, at)
+            begin = at + RECORD.size
+            at = begin + length
+            if length == 0 or length > MAX_PAYLOAD_BYTES or at > len(data):
+                return
+            payload = data[begin:at]
+            if checksum(payload, sequence, number, kind) != check:
+                return
+            yield Record(sequence, number, kind, payload)
 
 
 def settled_after(directory: Path, sequence: int, max_bytes: int) -> list[Record]:

@@ -12,10 +12,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
-import msgspec
-
 from m3_router.config import ContextTier, ServiceTier
 from m3_router.money.bill import Bill
+from m3_router.money.bill_records import Line, decode_line
 from m3_router.money.segments import SETTLED, read_records, segment_paths
 from m3_router.money.spend_rows import Row, in_order
 
@@ -23,10 +22,7 @@ MAX_ROWS: Final = 100_000
 _DAY_SECONDS: Final = 86_400
 _CSV_ROWS_AT_ONCE: Final = 500
 
-_decode: Final = msgspec.json.Decoder(Bill).decode
-
-CSV_COLUMNS: Final = tuple(name for name in Bill.__struct_fields__)
-
+CSV_COLUMNS: Final = Line.__struct_fields__
 
 _Key = tuple[str, str, ServiceTier | None, ContextTier | None]  # tenant, model and tiers
 
@@ -48,6 +44,14 @@ class _Sums:
         self.cache_write_tokens += bill.cache_write_tokens
         self.output_tokens += bill.output_tokens
         self.cost_nanousd += bill.cost_nanousd
+
+    def count_line(self, line: Line) -> None:
+        self.requests += 1
+        self.input_tokens += line.input_tokens
+        self.cached_tokens += line.cached_tokens
+        self.cache_write_tokens += line.cache_write_tokens
+        self.output_tokens += line.output_tokens
+        self.cost_nanousd += line.cost_nanousd
 
     def add(self, more: "_Sums") -> None:
         self.requests += more.requests
@@ -76,6 +80,16 @@ class Spend:
             sums = self._sums(int(bill.time) // _DAY_SECONDS, key)
             if sums is not None:
                 sums.count(bill)
+
+    def count_lines(self, lines: Iterable[Line]) -> None:
+        """Add bills as they are read back: of this replica's earlier processes, or of others."""
+        for line in lines:
+            if line.number == 0:
+                continue
+            key: _Key = (line.tenant, line.model, line.service_tier, line.context_tier)
+            sums = self._sums(int(line.time) // _DAY_SECONDS, key)
+            if sums is not None:
+                sums.count_line(line)
 
     def add(self, earlier: "Spend") -> None:
         """Add the sums of another period, such as those that were rebuilt beside the event loop."""
@@ -123,8 +137,8 @@ class Spend:
 def rebuild(directory: Path, before_sequence: int) -> Spend:
     """The sums of what is settled in a journal before a sequence. Reads every file: not for an event loop."""
     spend = Spend()
-    for bills in _settled_bills(directory, before_sequence):
-        spend.count(bills)
+    for lines in _settled_lines(directory, before_sequence):
+        spend.count_lines(lines)
     return spend
 
 
@@ -136,18 +150,18 @@ def csv_lines(
     A text that a spreadsheet would take for a formula is given with a leading quote (OWASP, "CSV Injection").
     """
     yield _csv([CSV_COLUMNS])
-    for bills in _settled_bills(directory, None):
+    for lines in _settled_lines(directory, None):
         rows = [
-            [_csv_value(getattr(bill, name)) for name in CSV_COLUMNS]
-            for bill in bills
-            if (tenant is None or bill.tenant == tenant) and _is_within(_day_of(bill), first_day, last_day)
+            [_csv_value(getattr(line, name)) for name in CSV_COLUMNS]
+            for line in lines
+            if (tenant is None or line.tenant == tenant) and _is_within(_day_of(line), first_day, last_day)
         ]
         if rows:
             yield _csv(rows)
 
 
-def _settled_bills(directory: Path, before_sequence: int | None) -> Iterator[list[Bill]]:
-    bills: list[Bill] = []
+def _settled_lines(directory: Path, before_sequence: int | None) -> Iterator[list[Line]]:
+    lines: list[Line] = []
     for path in segment_paths(directory):
         try:
             records = read_records(path)
@@ -156,14 +170,14 @@ def _settled_bills(directory: Path, before_sequence: int | None) -> Iterator[lis
                     continue
                 if before_sequence is not None and record.sequence >= before_sequence:
                     break
-                bills.append(_decode(record.payload))
-                if len(bills) >= _CSV_ROWS_AT_ONCE:
-                    yield bills
-                    bills = []
+                lines.append(decode_line(record.payload))
+                if len(lines) >= _CSV_ROWS_AT_ONCE:
+                    yield lines
+                    lines = []
         except FileNotFoundError:
             continue  # retired meanwhile
-    if bills:
-        yield bills
+    if lines:
+        yield lines
 
 
 def _row(day: str, key: _Key, sums: _Sums) -> Row:
@@ -187,8 +201,8 @@ def _is_within(day: str, first_day: str, last_day: str) -> bool:
     return first_day <= day and (not last_day or day <= last_day)
 
 
-def _day_of(bill: Bill) -> str:
-    return _day_name(int(bill.time) // _DAY_SECONDS)
+def _day_of(line: Line) -> str:
+    return _day_name(int(line.time) // _DAY_SECONDS)
 
 
 def _day_name(day: int) -> str:

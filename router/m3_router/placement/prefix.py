@@ -17,7 +17,8 @@ import msgspec
 from mypy_extensions import mypyc_attr
 from xxhash import xxh3_64_intdigest
 
-from m3_router.bodies.bodies import ABSENT, Message, RequestBody
+from m3_router.bodies.absent import ABSENT
+from m3_router.bodies.bodies import Message, RequestBody
 from m3_router.bodies.turns import (
     Function,
     Part,

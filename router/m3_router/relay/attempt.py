@@ -11,7 +11,7 @@ from typing import Final
 
 from mypy_extensions import mypyc_attr, trait
 
-from m3_router.config import LimitSettings
+from m3_router.http.limits import Limits
 from m3_router.http.messages import Answer
 from m3_router.http.worker_end import AnswerSink, WorkerConnection, WorkerConnections
 from m3_router.placement.pools import Pool
@@ -67,7 +67,7 @@ class Attempt(AnswerSink):
         charge: Charge,
         *,
         connections: WorkerConnections,
-        limits: LimitSettings,
+        limits: Limits,
         clock: Callable[[], float],
     ) -> None:
         self._owner: AttemptOwner | None = owner

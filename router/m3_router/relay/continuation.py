@@ -14,7 +14,8 @@ from typing import Any, Final
 
 import msgspec
 
-from m3_router.bodies.bodies import ABSENT, ResumedBody, decode_resumed
+from m3_router.bodies.absent import ABSENT
+from m3_router.bodies.bodies import ResumedBody, decode_resumed
 from m3_router.bodies.dialects import CHAT, COMPLETIONS, MESSAGES
 from m3_router.bodies.request import RequestView
 from m3_router.bodies.splice import with_member

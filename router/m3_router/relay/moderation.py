@@ -20,7 +20,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final, Literal
 
-import httpx
 import msgspec
 
 from m3_router.bodies.texts import StreamTexts
@@ -87,6 +86,8 @@ class Moderator:
         if settings.api_key_file is not None:
             _read_key(settings.api_key_file)  # refused at start, not with the first request
         self._settings = settings
+        import httpx  # heavy, and only for who moderates
+
         limits = httpx.Limits(max_connections=MAX_CONNECTIONS)
         # No time limits of its own, phase by phase: a question has one for all of them.
         self._client = httpx.AsyncClient(timeout=None, limits=limits, trust_env=False)  # noqa: S113
@@ -116,6 +117,8 @@ class Moderator:
         await self._client.aclose()
 
     async def _ask(self, stage: Stage, model: str, text: str) -> Verdict:
+        import httpx
+
         timeout_seconds = self._settings.timeout_seconds
         try:
             async with asyncio.timeout(timeout_seconds):

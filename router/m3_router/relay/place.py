@@ -141,7 +141,8 @@ class Place:
             return
         ticket.holder = ticket.order.holder = None
         if ticket.state == "admitted":
-            pool.lanes.release(ticket, now, self._weighted_tokens())
+            # Without a flow, nobody else waited when it was let in: there is no counter to be put right.
+            pool.lanes.release(ticket, now, None if ticket.flow is None else self._weighted_tokens())
         elif ticket.state == "waiting":
             pool.lanes.cancel(ticket, now)
         services.follow(pool)

@@ -2,8 +2,8 @@
 
 Owns an exchange while it lasts, and the order of things. It decides nothing itself; whom to let in, where to send and
 what it costs is asked of tenants, prices, lanes, placement. What a request is and may cost is found out by `intake`,
-what it holds of a quota and of the lanes is its `place`, one try at a worker is an `attempt`, the form of what the
-client gets is the `reply`'s.
+what it holds of a quota and of the lanes is its `place`, one try at a worker is an `attempt`, who has failed it is in
+`tries`, the form of what the client gets is the `reply`'s, and what it is settled with is `closing`'s.
 
     intake -> queue -> dispatch -> attempt ... reply -> settle
                 ^         ^          |
@@ -29,12 +29,14 @@ from m3_router.money.bill import Outcome, Usage
 from m3_router.placement.pools import Pool
 from m3_router.relay.attempt import Attempt, AttemptOwner
 from m3_router.relay.caller import Caller
+from m3_router.relay.closing import outcome_of_status, settle
 from m3_router.relay.guard import AnswerGuard
 from m3_router.relay.intake import Intake, IntakeOwner, open_bill
 from m3_router.relay.outbound import head_for
 from m3_router.relay.place import Place
 from m3_router.relay.reply import Reply
 from m3_router.relay.services import Services, Waiting
+from m3_router.relay.tries import Tries
 from m3_router.workers.workers import Worker
 
 # What a worker says that has begun nothing: it loads, drains or has no room. Another one may take the request.
@@ -61,7 +63,7 @@ class Exchange(messages.Exchange, IntakeOwner, AttemptOwner, Waiting):
         "_request",
         "_services",
         "_trace_line",
-        "_tried",
+        "_tries",
     )
 
     def __init__(self, services: Services, request: Request, client: Client, caller: Caller, dialect: Dialect) -> None:
@@ -82,7 +84,7 @@ class Exchange(messages.Exchange, IntakeOwner, AttemptOwner, Waiting):
         # set on the way
         self._reply: Reply | None = None
         self._guard: AnswerGuard | None = None  # where answers are moderated
-        self._tried: tuple[Worker, ...] = ()
+        self._tries = Tries(services.limits.attempts)
 
     # ---- 1. understand and price it
 
@@ -169,7 +171,7 @@ class Exchange(messages.Exchange, IntakeOwner, AttemptOwner, Waiting):
         view, pool = self._understood()
         now = services.clock()
         choice = pool.placement.choose(
-            pool.workers.ready, intake.want(self._tried, now, is_long=self._place.charge.is_long), now
+            pool.workers.ready, intake.want(self._tries.workers, now, is_long=self._place.charge.is_long), now
         )
         if choice is None:
             if not self._place.wait_for_worker(now):  # else the last one has left since the place was given
@@ -264,7 +266,7 @@ class Exchange(messages.Exchange, IntakeOwner, AttemptOwner, Waiting):
         """The last part of a stream."""
         reply = self._reply
         assert reply is not None  # noqa: S101 - it was streamed through it
-        self._finish(self._outcome_of_status(), reply.usage)
+        self._finish(outcome_of_status(self._bill.status), reply.usage)
         reply.end(data)
 
     def _take_head(self, reply: Reply, attempt: Attempt, answer: Answer, now: float) -> None:
@@ -303,7 +305,7 @@ class Exchange(messages.Exchange, IntakeOwner, AttemptOwner, Waiting):
         dialect, reply = self._dialect, self._reply
         assert reply is not None  # noqa: S101 - it has taken the head
         usage = usage_of_body(dialect, body) if self._bill.status == 200 and not dialect.is_free else None
-        self._finish(self._outcome_of_status(), usage)
+        self._finish(outcome_of_status(self._bill.status), usage)
         reply.respond(body, has_cost=usage is not None)
 
     # ---- 5. when a worker fails
@@ -327,20 +329,14 @@ class Exchange(messages.Exchange, IntakeOwner, AttemptOwner, Waiting):
         if attempt is None or reply.has_content:
             return False
         _, pool = self._understood()
-        if len(self._tried) + 1 >= self._services.limits.attempts:
-            return False
-        return self._has_other(pool, attempt.worker)
-
-    def _has_other(self, pool: Pool, worker: Worker | None) -> bool:
-        """Whether a worker is ready that is not this one, and has not failed the request."""
-        return any(other is not worker and other not in self._tried for other in pool.workers.ready)
+        return not self._tries.is_last() and self._tries.has_other(pool, attempt.worker)
 
     def _end_attempt(self) -> Worker:
         attempt = self._attempt
         assert attempt is not None  # noqa: S101 - there is one to end
         attempt.end()
         self._attempt = None
-        self._tried = (*self._tried, attempt.worker)
+        self._tries.add(attempt.worker)
         return attempt.worker
 
     def _try_another(self, reason: str) -> None:
@@ -354,7 +350,7 @@ class Exchange(messages.Exchange, IntakeOwner, AttemptOwner, Waiting):
         if can_try:
             self._dispatch(view.body)
         elif self._place.wait_again(self._services.clock()):
-            self._tried = ()  # whoever comes, even the same one, has begun anew
+            self._tries.forget()
         elif not pool.workers.ready:
             self._refuse(no_worker(view.model), outcome="worker_error")
         else:
@@ -366,12 +362,12 @@ class Exchange(messages.Exchange, IntakeOwner, AttemptOwner, Waiting):
 
     def _go_on_elsewhere(self, refusal: Refusal) -> None:
         """A part of the answer was sent: another worker goes on with it where that can be done, or it is broken off."""
-        services, bill, reply = self._services, self._bill, self._reply
+        bill, reply = self._bill, self._reply
         assert reply is not None  # noqa: S101 - it has content
         _, pool = self._understood()
         self._end_attempt()
-        resumption = reply.resumption(pool.engine) if len(self._tried) < services.limits.attempts else None
-        if resumption is None or not self._has_other(pool, None):
+        resumption = None if self._tries.are_used_up() else reply.resumption(pool.engine)
+        if resumption is None or not self._tries.has_other(pool, None):
             self._break_off(refusal)
             return
         # What the client has got until now; the next worker's part is added to it (bill.continued).
@@ -462,8 +458,8 @@ class Exchange(messages.Exchange, IntakeOwner, AttemptOwner, Waiting):
     def _finish(self, outcome: Outcome, usage: Usage | None) -> None:
         """The only way out: give back all that is held, settle the bill once."""
         self._is_finished = True
-        services, bill, reply = self._services, self._bill, self._reply
-        now = services.clock()
+        bill = self._bill
+        now = self._services.clock()
         self._intake.cancel()
         if self._guard is not None:
             self._guard.cancel()
@@ -472,28 +468,17 @@ class Exchange(messages.Exchange, IntakeOwner, AttemptOwner, Waiting):
         if attempt is not None:
             attempt.end()
         bill.duration_ms = int((now - self._arrived_at) * 1e6) / 1e3
-        is_free = self._dialect.is_free
-        estimate: Usage | None = None
-        if outcome == "client_gone" and usage is None and attempt is not None and not is_free:
-            estimate = reply.estimate() if reply is not None and bill.status == 200 else None
-            services.ledger.settle_later(bill, outcome, estimate)
-        else:
-            if usage is None and outcome == "ok" and not is_free and reply is not None:
-                usage = reply.estimate()
-            services.ledger.settle(bill, outcome, usage)
-        if attempt is not None and self._intake.chain:
-            counted = usage.input_tokens if usage is not None and not bill.estimated else None
-            services.caches.answered(attempt.worker, bill.request_id, counted)
-        if attempt is not None and usage is not None and outcome == "ok":
-            workers = self._understood()[1].workers
-            workers.note_cached(attempt.worker, bill.predicted_cached_tokens, usage.cached_tokens)
+        estimate = settle(
+            self._services,
+            bill,
+            outcome,
+            usage,
+            is_free=self._dialect.is_free,
+            intake=self._intake,
+            reply=self._reply,
+            attempt=attempt,
+        )
         self._place.give_back(now, estimate)
-
-    def _outcome_of_status(self) -> Outcome:
-        status = self._bill.status
-        if status < 400:
-            return "ok"
-        return "rejected" if status < 500 else "worker_error"
 
     def _elapsed_ms(self) -> float:
         return int((self._services.clock() - self._arrived_at) * 1e6) / 1e3

@@ -10,6 +10,7 @@ from typing import Final
 import msgspec
 from mypy_extensions import mypyc_attr
 
+from m3_router.bodies.bodies import decode_failure
 from m3_router.bodies.request import RequestView
 from m3_router.bodies.transcript import Transcript
 from m3_router.bodies.usage import BodyTail, EventStream, with_cost
@@ -31,20 +32,6 @@ _TIERS: Final = {
     for service in ("standard", "priority", "batch")
 }
 _Scanner = EventStream | BodyTail
-
-
-class _Error(msgspec.Struct):
-    message: str
-
-
-class _Failure(msgspec.Struct):
-    """The error of a worker, in any dialect; in an event of OpenAI's responses, the message stands by itself."""
-
-    error: _Error | None = None
-    message: str = ""
-
-
-_decode_failure: Final = msgspec.json.Decoder(_Failure).decode
 
 
 @mypyc_attr(free_list_len=1)
@@ -214,14 +201,12 @@ class Reply:
         if self.is_head_out:  # as an event stream, with comments: what comes instead can only be a failure
             self._cut(_refusal_of(answer.status, body))
             return
-        head = self._head(
-            answer.status, answer.head.known.get(b"content-type", b"application/json"), answer.head.forward
-        )
+        cost_usd = b""
         if has_cost:
-            head += b"x-m3-cost-usd: " + format_usd(bill.cost_nanousd) + b"\r\n"
+            cost_usd = format_usd(bill.cost_nanousd)
             if self._view.include_cost:
                 body = with_cost(self._view.dialect, body, bill.cost_nanousd)
-        self._client.respond(head, body)
+        self._client.respond(self._head(answer.status, _content_type(answer), answer.head.forward, cost_usd), body)
 
     # ---- broken off
 
@@ -295,10 +280,9 @@ class Reply:
         answer = self._answer
         assert answer is not None  # noqa: S101 - there is a head to relay
         self.is_head_out = True
-        content_type = answer.head.known.get(b"content-type", b"application/json")
-        self._client.start_response(self._head(answer.status, content_type, answer.head.forward), data)
+        self._client.start_response(self._head(answer.status, _content_type(answer), answer.head.forward), data)
 
-    def _head(self, status: int, content_type: bytes, forward: bytes) -> bytes:
+    def _head(self, status: int, content_type: bytes, forward: bytes, cost_usd: bytes = b"") -> bytes:
         """Status and headers of the answer, without its framing."""
         bill = self._bill
         context_tier, service_tier = bill.context_tier, bill.service_tier
@@ -315,11 +299,16 @@ class Reply:
                 b"\r\nx-m3-queue-ms: %d\r\n" % bill.queue_ms if bill.queue_ms else b"\r\nx-m3-queue-ms: 0\r\n",
                 b"" if context_tier is None or service_tier is None else _TIERS[context_tier, service_tier],
                 self._limit_headers,
+                b"x-m3-cost-usd: " + cost_usd + b"\r\n" if cost_usd else b"",
             )
         )
 
     def _request_id(self) -> bytes:
         return wire.request_id_lines(self._bill.request_id, is_anthropic=self._view.dialect.is_anthropic)
+
+
+def _content_type(answer: Answer) -> bytes:
+    return answer.head.known.get(b"content-type", b"application/json")
 
 
 def _is_event_stream(answer: Answer) -> bool:
@@ -335,7 +324,7 @@ def _refusal_of(status: int, body: bytes) -> Refusal:
 def _message_of(failure: bytes) -> str:
     """What a worker's error says, in any dialect; nothing if it cannot be read."""
     try:
-        told = _decode_failure(failure)
+        told = decode_failure(failure)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return ""
     message: str = told.message if told.error is None else told.error.message

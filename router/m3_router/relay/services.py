@@ -8,7 +8,7 @@ from typing import Final, cast
 
 from mypy_extensions import trait
 
-from m3_router.config import LimitSettings
+from m3_router.http.limits import Limits
 from m3_router.http.worker_end import WorkerConnections
 from m3_router.money.estimates import TokenEstimates
 from m3_router.money.ledger import Ledger
@@ -104,7 +104,7 @@ class Services:
         note_placement: NotePlacement | None,
         moderator: Moderator | None,
         workers: WorkerConnections,
-        limits: LimitSettings,
+        limits: Limits,
         loop: asyncio.AbstractEventLoop,
         clock: Callable[[], float],
         wall_clock: Callable[[], float],

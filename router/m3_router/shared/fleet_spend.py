@@ -9,10 +9,9 @@ away: the sums stay as they were, and catch up later.
 import asyncio
 from typing import Any, Final
 
-import msgspec
 from redis.asyncio import Redis
 
-from m3_router.money.bill import Bill
+from m3_router.money.bill_records import decode_lines
 from m3_router.money.spend import Spend
 from m3_router.shared.ledger_stream import BILLS, JOURNAL, SEQUENCES
 from m3_router.shared.link import Failure, Link
@@ -21,8 +20,6 @@ READ_ENTRIES: Final = 16
 WAIT_SECONDS: Final = 1.0
 PAUSE_SECONDS: Final = 0.25  # between two reads: what came meanwhile is one reply
 RETRY_SECONDS: Final = 0.25
-
-_decode_lines: Final = msgspec.json.Decoder(Bill).decode_lines
 
 
 class FleetSpend:
@@ -64,15 +61,15 @@ class FleetSpend:
             return
         try:
             sequences = [int(sequence) for sequence in fields[SEQUENCES].split()]
-            bills = _decode_lines(fields[BILLS])
+            lines = decode_lines(fields[BILLS])
         except (KeyError, ValueError):  # msgspec's errors among them
             self.malformed_entries += 1
             return
-        if journal is None or len(bills) != len(sequences):
+        if journal is None or len(lines) != len(sequences):
             self.malformed_entries += 1
             return
         if not sequences:
             return
         counted = self._counted.get(journal, 0)
-        self.others.count(bill for bill, sequence in zip(bills, sequences, strict=True) if sequence > counted)
+        self.others.count_lines(line for line, sequence in zip(lines, sequences, strict=True) if sequence > counted)
         self._counted[journal] = max(counted, sequences[-1])

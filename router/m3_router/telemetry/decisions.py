@@ -11,6 +11,7 @@ import msgspec
 
 from m3_router.config import ContextTier, ServiceTier
 from m3_router.money.bill import Bill, Outcome
+from m3_router.money.bill_records import Line
 
 RING_DECISIONS: Final = 256  # bills that are kept alive: few, since the collector wades through what lives
 
@@ -50,7 +51,7 @@ class Decision(msgspec.Struct, frozen=True, gc=False):
     error: str | None = None
 
 
-_SHARED: Final = tuple(name for name in Decision.__struct_fields__ if name in Bill.__struct_fields__)
+_SHARED: Final = tuple(name for name in Decision.__struct_fields__ if name in Line.__struct_fields__)
 
 
 class Decisions:

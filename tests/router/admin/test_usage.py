@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import msgspec
 import pytest
 
 from m3_console.scene import ADMIN_DIGEST, ADMIN_KEY, Scene, bill
@@ -15,6 +14,7 @@ from m3_mock import MockEngine
 from m3_mock.running import StartRouter
 from m3_router.admin import UsageSource
 from m3_router.money.bill import Bill
+from m3_router.money.bill_lines import line_of
 from m3_router.money.journal import Journal
 from m3_router.money.spend import CSV_COLUMNS, Spend
 from m3_router.money.spend_rows import summed
@@ -37,8 +37,8 @@ def scene(tmp_path: Path) -> Scene:
     scene.spend.count(bills())
     journal = Journal(tmp_path, 2**16, 100, awaits_redis=False)
     for one in bills():
-        one.number = journal.opened(0, msgspec.json.encode(one))
-        journal.settled(one.number, msgspec.json.encode(one))
+        one.number = journal.opened(0, line_of(one))
+        journal.settled(one.number, line_of(one))
     journal.close()
     return scene
 

@@ -10,7 +10,8 @@ import pytest
 
 from m3_redis import CALL_SECONDS, RedisServer, eventually, running_link
 from m3_router.config import RedisSettings
-from m3_router.money.bill import Bill
+from m3_router.money.bill_lines import bill_from, line_of
+from m3_router.money.bill_records import Line
 from m3_router.money.journal import Journal
 from m3_router.money.spend import Spend
 from m3_router.shared import fleet_spend, ledger_stream
@@ -39,8 +40,9 @@ class Replica:
         bills = []
         for _ in range(count):
             number = self.journal.opened(0, b"o")
-            bills.append(Bill(1.0, "r", "/", "t", model="m", number=number, output_tokens=1, cost_nanousd=1200))
-        lines = [msgspec.json.encode(bill) for bill in bills]
+            line = Line(1.0, "r", "/", "t", model="m", number=number, output_tokens=1, cost_nanousd=1200)
+            bills.append(bill_from(line))
+        lines = [line_of(bill) for bill in bills]
         sequences = [self.journal.settled(bill.number, line) for bill, line in zip(bills, lines, strict=True)]
         self.own.count(bills)
         self.stream.offer(sequences, lines)
@@ -102,7 +104,7 @@ async def test_bills_that_are_sent_again_to_an_emptied_redis_are_not_counted_aga
 
 async def test_what_is_no_entry_is_counted_as_such_and_passed_over(redis_server: RedisServer, tmp_path: Path) -> None:
     async with running_replica(redis_server, tmp_path) as replica:
-        bill = msgspec.json.encode(Bill(1.0, "r", "/", "t", number=1))
+        bill = msgspec.json.encode(Line(1.0, "r", "/", "t", number=1))
         with redis_server.client() as client:
             client.xadd(KEY, {"something": "else"})
             client.xadd(KEY, {"journal": "x", "sequences": "1 2", "bills": bill})

@@ -20,7 +20,7 @@ import m3_ledger_writer
 from m3_ledger_writer import cost_of, usage_of
 from m3_redis import CALL_SECONDS, RedisServer, eventually, running_link
 from m3_router.config import RedisSettings
-from m3_router.money.bill import Bill
+from m3_router.money.bill_records import Line
 from m3_router.money.journal import Journal
 from m3_router.money.segments import HEAD, RECORD, read_records, segment_paths
 from m3_router.shared import ledger_stream
@@ -332,7 +332,7 @@ def test_the_ledger_is_what_the_workers_did_however_often_writer_and_redis_are_k
         faults = [lives.random.choice(["freeze", "freeze", "empty"]) for _ in range(lives.random.randrange(4))]
         lives.live(lives.random.uniform(0.3, 1.5), faults)
     lives.finish()
-    bills = [msgspec.json.decode(line, type=Bill) for line in sent(redis_server)]
+    bills = [msgspec.json.decode(line, type=Line) for line in sent(redis_server)]
     billed = Counter(bill.request_id for bill in bills)
     assert max(billed.values()) == 1
     assert len({bill.number for bill in bills}) == len(bills)

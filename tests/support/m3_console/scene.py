@@ -21,6 +21,8 @@ from m3_router.admin import Access, ActError, Acts, Audit, Observatory, UsageSou
 from m3_router.admin.document import LaneNow, LimitNow, PoolNow, RouterNow, TenantNow, WorkerNow
 from m3_router.config import LaneSettings, RouterConfig
 from m3_router.money.bill import Bill
+from m3_router.money.bill_lines import bill_from
+from m3_router.money.bill_records import Line
 from m3_router.money.ledger import Ledger
 from m3_router.money.prices import PriceTable
 from m3_router.money.spend import Spend
@@ -174,7 +176,7 @@ def bill(**fields: Any) -> Bill:
         "duration_ms": 900.0,
         "attempts": 1,
     }
-    return Bill(**{**usual, **fields})
+    return bill_from(Line(**{**usual, **fields}))
 
 
 class _Server(uvicorn.Server):
