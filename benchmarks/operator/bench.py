@@ -110,10 +110,9 @@ def prepare(cluster: Cluster, size: Size) -> Crowd:
 def measure(cluster: Cluster, crowd: Crowd, size: Size, table: Table, directory: Path) -> None:
     """Every row, in an order in which none disturbs the next."""
     account = install_account(cluster, NAMESPACE)
-    with running_operator(account, directory, "--log-level=warning", first_line="") as operator:
+    with running_operator(account, directory, "--log-level=warning", "--no-leader-election", first_line="") as operator:
         started = time.monotonic()
-        crowd.create()
-        crowd.await_ready(timeout_seconds=120 + size.deployments)
+        crowd.grow(timeout_seconds=120 + size.deployments)
         await_settled(operator)
         made = time.monotonic() - started
         table.add(

@@ -15,6 +15,7 @@ GROUP = "/apis/serving.m3.dev/v1alpha1"
 PODS_EACH = 5
 PER_ROUTER = 10
 GPUS_A_NODE = 100
+_AT_ONCE = 50  # M3Deployments
 _THREADS = 8
 
 
@@ -91,23 +92,33 @@ class Crowd:
 
     def create(self) -> None:
         """Make all of them and their routers."""
+        self._create_routers()
+        self._create_deployments(range(self.deployments))
+
+    def grow(self, timeout_seconds: float) -> None:
+        """Make all of them, some at a time, so that the API server is not starved; returns when all are Ready."""
+        deadline = time.monotonic() + timeout_seconds
+        self._create_routers()
+        for start in range(0, self.deployments, _AT_ONCE):
+            end = min(start + _AT_ONCE, self.deployments)
+            self._create_deployments(range(start, end))
+            self._await_ready(end, deadline)
+
+    def _create_routers(self) -> None:
         routers = f"{GROUP}/namespaces/{self.namespace}/m3routers"
         with ThreadPoolExecutor(_THREADS) as threads:
             list(threads.map(lambda index: self.api.call("POST", routers, self._router(index)), range(self.routers)))
-            made = threads.map(
-                lambda index: self.api.call("POST", self.path, self._deployment(index)), range(self.deployments)
-            )
-            list(made)
 
-    def await_ready(self, timeout_seconds: float) -> None:
-        """Returns when all are Ready. Raises TimeoutError that says how many are."""
-        deadline = time.monotonic() + timeout_seconds
-        while (ready := sum(is_ready(one) for one in self.api.call("GET", self.path)["items"])) < self.deployments:
+    def _create_deployments(self, indexes: range) -> None:
+        with ThreadPoolExecutor(_THREADS) as threads:
+            list(threads.map(lambda index: self.api.call("POST", self.path, self._deployment(index)), indexes))
+
+    def _await_ready(self, wanted: int, deadline: float) -> None:
+        """Returns when so many are Ready. Raises TimeoutError that says how many are."""
+        while (ready := sum(is_ready(one) for one in self.api.call("GET", self.path)["items"])) < wanted:
             if time.monotonic() > deadline:
-                raise TimeoutError(
-                    f"{ready} of {self.deployments} M3Deployments are Ready after {timeout_seconds:.0f} s"
-                )
-            time.sleep(1)
+                raise TimeoutError(f"{ready} of {wanted} M3Deployments are Ready, and time is up")
+            time.sleep(2)
 
     def declare(self, index: int, memory_gib: int) -> int:
         """Change what is only declared of one: no pod changes, its status does. The new generation."""

@@ -52,7 +52,7 @@ def await_settled(
             return
         if time.monotonic() > deadline:
             raise TimeoutError(f"not settled after {timeout_seconds:.0f} s: {found}")
-        time.sleep(0.1)
+        time.sleep(0.5)  # each look at the metrics of a thousand objects costs the operator some milliseconds
 
 
 def cpu_seconds(operator: Operator) -> float:

@@ -24,6 +24,7 @@ from m3_operator.errors import (
     ApiError,
     ChangedError,
     ConflictError,
+    GoneError,
     NameTakenError,
     NotFoundError,
     RefusedError,
@@ -33,7 +34,7 @@ from m3_operator.observed import Manifest, owner_uid, uid
 from m3_operator.resources import RESOURCES, table_kind
 
 _TIMEOUT_SECONDS: Final = 30
-_PAGE: Final = 500
+_PAGE: Final = 100
 _TRANSIENT: Final = (408, 429)
 _JSON: Final = "application/json"
 _APPLY: Final = "application/apply-patch+yaml"
@@ -192,16 +193,19 @@ class Cluster:
         except (NotFoundError, ConflictError):
             return None
 
-    async def write_status(self, owner: Manifest, status: Mapping[str, Any]) -> dict[str, Any] | None:
-        """Server-side apply of the status; returns the object, or None if it is gone or another by now."""
+    async def write_status(self, owner: Manifest, status: Mapping[str, Any]) -> dict[str, Any]:
+        """Server-side apply of the status; returns the object. Raises GoneError if it is gone or another by now, and
+        ConflictError or NotFoundError if nothing was done though it is there, or its whole kind is not."""
         metadata = {key: owner["metadata"][key] for key in ("name", "namespace", "uid")}
         body = {"apiVersion": names.API_VERSION, "kind": owner["kind"], "metadata": metadata, "status": status}
         query = {"fieldManager": names.FIELD_MANAGER, "force": "true"}
         path = RESOURCES[owner["kind"]].path(metadata["namespace"], metadata["name"], "status")
         try:
             return await self._request("PATCH", path, query=query, body=body, content_type=_APPLY)
-        except (NotFoundError, ConflictError):
-            return None
+        except (NotFoundError, ConflictError) as error:
+            if await self._is_there(owner):
+                raise
+            raise GoneError(str(error), metadata["uid"]) from None
 
     async def record(self, event: Manifest) -> None:
         """Write one Event."""
@@ -224,6 +228,13 @@ class Cluster:
         if found["metadata"]["uid"] == uid:
             called = {"apiVersion": RESOURCES[kind].api_version, "kind": RESOURCES[kind].kind or kind}
             raise ChangedError(str(error), {**found, **called}) from None
+
+    async def _is_there(self, manifest: Manifest) -> bool:
+        """Whether there is an object of this uid, asked by a list of one: that right is there anyway."""
+        metadata = manifest["metadata"]
+        path = RESOURCES[table_kind(manifest)].path(metadata["namespace"])
+        page = await self._request("GET", path, query={"fieldSelector": f"metadata.name={metadata['name']}"})
+        return any(uid(found) == metadata["uid"] for found in page.get("items") or ())
 
     async def _refuse_if_taken(self, manifest: Manifest) -> None:
         try:

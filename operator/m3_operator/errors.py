@@ -20,6 +20,14 @@ class NotFoundError(ApiError):
     """There is no such object, or no such kind of object."""
 
 
+class GoneError(ApiError):
+    """The object that was to be written is not there any more, or another has its name. `uid` is of the lost one."""
+
+    def __init__(self, message: str, uid: str) -> None:
+        super().__init__(404, message)
+        self.uid = uid
+
+
 class ConflictError(ApiError):
     """The object is there already, or is not the one that was seen."""
 

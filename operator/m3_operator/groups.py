@@ -112,9 +112,13 @@ class Group:
 
     @property
     def _can_drain(self) -> bool:
-        """Whether every member lives, those that are going included, so that rank 0 can answer what it took."""
-        is_over = any(pod.is_finished for pod in self.pods)
-        return not is_over and not self.missing_ranks and all(pod.has_started for pod in self.pods)
+        """Whether every member lives, those that are going included, so that rank 0 can answer what it took.
+
+        A rank 0 that is ready has met all its peers, also one that was not seen to start.
+        """
+        if self.leader is None or self.missing_ranks or any(pod.is_finished for pod in self.pods):
+            return False
+        return self.leader.is_ready or all(pod.has_started for pod in self.pods)
 
     def _rising_state(self) -> GroupState:
         if all(pod.is_ready for pod in self.pods):

@@ -21,7 +21,10 @@ from m3_operator.workqueue import WorkQueue
 _REQUEST_TIMEOUT_SECONDS: Final = 30
 # The server ends a watch after this time; a new one starts where it ended.
 _WATCH_SECONDS: Final = 290
-_CHUNK: Final = 500
+_CHUNK: Final = 100
+# For which kopf keeps a task for an object, with its last event, in case another one comes: by default seconds, which
+# at a start are all objects of the cluster at once.
+_IDLE_SECONDS: Final = 0.01
 
 
 @dataclass(frozen=True)
@@ -62,13 +65,14 @@ def build_settings(kinds: Iterable[str]) -> kopf.OperatorSettings:
     settings.persistence.progress_storage = NoProgress()
     settings.watching.server_timeout = _WATCH_SECONDS
     settings.watching.chunk_size = _CHUNK  # all pods of a large cluster at once are hundreds of megabytes
+    settings.queueing.idle_timeout = _IDLE_SECONDS
     settings.networking.request_timeout = _REQUEST_TIMEOUT_SECONDS
     for kind in kinds:
         selector, resource = CHILD_SELECTORS.get(kind), RESOURCES[kind]
         if selector is None:
             continue
-        where = f"{resource.plural}.{resource.group}" if resource.group else f"v1/{resource.plural}"
-        settings.watching.label_selectors[where] = selector
+        version = resource.api_version.rpartition("/")[2]
+        settings.watching.label_selectors[resource.group, version, resource.plural] = selector
     return settings
 
 

@@ -35,6 +35,7 @@ from m3_operator.reconcile.cycle import Reconciler
 from m3_operator.resources import OPTIONAL_KINDS
 from m3_operator.signals.scraper import Scraper, http_fetch
 from m3_operator.startup import connect, first_look
+from m3_operator.stateless import NoMemories
 from m3_operator.store import Store
 from m3_operator.tasks import keep_experts, look_again, work
 from m3_operator.workqueue import WorkQueue
@@ -44,6 +45,7 @@ _Result = TypeVar("_Result")
 
 EXIT_LEASE_LOST: Final = 3
 _THREADS: Final = 16
+_LEASE_THREADS: Final = 2
 _CYCLES_AT_ONCE: Final = 16
 # Of one request about the Lease: two of them fit into the renew deadline.
 _LEASE_TIMEOUT_SECONDS: Final = 3.0
@@ -83,12 +85,12 @@ class World:
 
 async def run(options: Options) -> None:
     """The operator's life. Raises OperatorError if it cannot start."""
-    client = connect(options.kubeconfig, _THREADS)
+    client = connect(options.kubeconfig, _THREADS + _LEASE_THREADS)
     stopping = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stopping.set)
     store, queue, watches = Store(), WorkQueue(), Watches()
-    with ThreadPoolExecutor(_THREADS, "api") as executor, ThreadPoolExecutor(2, "lease") as lease_executor:
+    with ThreadPoolExecutor(_THREADS, "api") as executor, ThreadPoolExecutor(_LEASE_THREADS, "lease") as lease_executor:
         lease_cluster = Cluster(client, lease_executor, timeout_seconds=_LEASE_TIMEOUT_SECONDS)
         election = _election(lease_cluster, options.lease) if options.lease is not None else None
         is_leader = (lambda: election.is_leader) if election is not None else (lambda: True)
@@ -172,6 +174,7 @@ async def _serve(world: World, stopping: asyncio.Event) -> None:
         await kopf.operator(
             registry=build_registry(Feed(store, queue, world.watches), world.client, kinds),
             settings=build_settings(kinds),
+            memories=NoMemories(),
             namespaces=[options.namespace] if options.namespace else [],
             clusterwide=options.namespace is None,
             # kopf would ask the system for its user's name, and a container's user often has none.

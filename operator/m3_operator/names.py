@@ -35,6 +35,8 @@ NODES_ANNOTATION = f"{GROUP}/nodes"
 # Which nodes a pod was kept away from when it was created.
 AVOIDS_ANNOTATION = f"{GROUP}/avoids"
 
+# What a claim of ours keeps, for people: REPOSITORY@COMMIT.
+CACHED_ANNOTATION = f"{GROUP}/cached"
 # When the pods of a group were let to the scheduler; it only says whose turn is over.
 OPENED_ANNOTATION = f"{GROUP}/opened-at"
 # What holds the pods of a group back from the scheduler until its turn.
@@ -46,6 +48,8 @@ RESTARTED_ANNOTATION = f"{GROUP}/restarted-at"
 
 WORKER_COMPONENT = "worker"
 ROUTER_COMPONENT = "router"
+CACHE_COMPONENT = "model-cache"
+JOB_LABEL = "batch.kubernetes.io/job-name"  # of Kubernetes' own, on the pods of a Job
 
 HTTP_PORT_NAME = "http"
 ADMIN_PORT_NAME = "admin"
@@ -83,6 +87,21 @@ def experts_name(deployment: str) -> str:
     return f"{deployment}-experts"
 
 
+def shared_claim_name(digest: str) -> str:
+    """The PersistentVolumeClaim that keeps one model for all deployments of a namespace."""
+    return f"m3-cache-{digest}"
+
+
+def claim_name(deployment: str, digest: str) -> str:
+    """The PersistentVolumeClaim that keeps one model for this deployment alone."""
+    return f"{deployment}-cache-{digest}"
+
+
+def fetch_job_name(deployment: str, digest: str) -> str:
+    """The Job that fills a cache; a Job cannot be changed, so that its name tells what it does."""
+    return f"{deployment}-fetch-{digest}"
+
+
 def router_name(router: str) -> str:
     """Deployment, Service, ConfigMap, ServiceAccount, Role and RoleBinding of one M3Router."""
     return f"{router}-router"
@@ -107,6 +126,11 @@ def common_labels(instance: str, component: str) -> dict[str, str]:
 def worker_labels(deployment: str) -> dict[str, str]:
     """Labels of everything that belongs to the workers of one M3Deployment."""
     return {**common_labels(deployment, WORKER_COMPONENT), DEPLOYMENT_LABEL: deployment}
+
+
+def cache_labels(deployment: str) -> dict[str, str]:
+    """Labels of what downloads and keeps the model of one M3Deployment."""
+    return {**common_labels(deployment, CACHE_COMPONENT), DEPLOYMENT_LABEL: deployment}
 
 
 def router_labels(router: str) -> dict[str, str]:

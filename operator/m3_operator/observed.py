@@ -8,7 +8,7 @@ left behind is in the way until the garbage collector has taken it.
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
+from typing import Any, Final
 
 from m3_operator import names
 from m3_operator.experts.window import ExpertState
@@ -16,6 +16,10 @@ from m3_operator.signals.steps import StepRecord
 from m3_operator.signals.values import NO_SIGNALS, DeploymentSignals
 
 Manifest = Mapping[str, Any]
+
+
+_ROUTED_METADATA: Final = ("name", "namespace", "uid", "creationTimestamp")
+_ROUTED_SPEC: Final = ("model", "engine", "parallelism", "autoscaling")
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,15 +78,32 @@ class ObservedPod:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RouterPod:
-    """One pod of a router: no more than it takes to ask it for its metrics."""
+class HelperPod:
+    """A pod of ours that others make for us, and that is no worker: a router's, or one that downloads a model."""
 
     name: str
     uid: str
-    router: str
+    owner: "Key"  # the custom resource that it is for
+    job: str | None  # the Job that made it, if one did
     ip: str | None
-    admin_port: int | None
+    port: int | None  # where it has its metrics
+    node_name: str | None
+    is_running: bool
     is_ready: bool
+    message: str  # why it is not running; "" when there is nothing to say
+    trouble: str  # the same in Kubernetes' own word
+    last_words: str  # how its container ended last
+
+    def says_the_same_as(self, other: "HelperPod | None") -> bool:
+        """Whether a plan would make the same of both."""
+        told = (self.uid, self.is_running, self.message, self.trouble, self.last_words)
+        return other is not None and told == (
+            other.uid,
+            other.is_running,
+            other.message,
+            other.trouble,
+            other.last_words,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,7 +131,9 @@ class DeploymentSnapshot:
     experts: ExpertState | None = None  # what the last window found; None: not looked at yet
     steps: Mapping[str, StepRecord] = field(default_factory=dict)  # by pod uid: since when its steps stand still
     nodes: Mapping[str, ObservedNode] = field(default_factory=dict)  # those its pods are on, as far as they are known
-    siblings: tuple[Manifest, ...] = ()  # the other M3Deployments that the same router lists
+    siblings: tuple[Manifest, ...] = ()  # the other M3Deployments that the same router lists, as `routed`
+    claims: Mapping[tuple[str, str], Manifest] = field(default_factory=dict)  # of models, shared in its namespace
+    fetchers: tuple[HelperPod, ...] = ()  # pods that download its model, by name
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,9 +141,10 @@ class RouterSnapshot:
     """Everything the plan of one M3Router may look at."""
 
     manifest: Manifest
-    deployments: Mapping[str, Manifest | None]  # those it names, in its order; None: there is no such object
+    deployments: Mapping[str, Manifest | None]  # those it names, in order, as `routed`; None: there is none
     children: Mapping[tuple[str, str], Manifest]  # by kind and name
     tenants: tuple[Manifest, ...] = ()  # M3Tenants that are meant for it, the oldest first
+    pods: tuple[HelperPod, ...] = ()  # its own, by name
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -148,6 +172,19 @@ def served_model(deployment: Manifest) -> str:
     """The name by which clients ask for an M3Deployment's model; empty if its spec does not say."""
     model = deployment.get("spec", {}).get("model") or {}
     return str(next(iter(model.get("servedNames") or ()), model.get("name", "")))
+
+
+def routed(deployment: Manifest) -> Manifest:
+    """What others may know of an M3Deployment: all that the configuration of a router is made from.
+
+    Whatever else changes concerns the deployment alone.
+    """
+    metadata, spec = deployment.get("metadata", {}), deployment.get("spec", {})
+    return {
+        **{part: deployment[part] for part in ("apiVersion", "kind") if part in deployment},
+        "metadata": {part: metadata[part] for part in _ROUTED_METADATA if part in metadata},
+        "spec": {part: spec[part] for part in _ROUTED_SPEC if part in spec},
+    }
 
 
 def resource_version(manifest: Manifest) -> int:
@@ -206,20 +243,34 @@ def read_pod(manifest: Manifest) -> ObservedPod | None:
     )
 
 
-def read_router_pod(manifest: Manifest) -> RouterPod | None:
-    """The typed form of a router's pod; None if it is another's."""
+def read_helper_pod(manifest: Manifest) -> HelperPod | None:
+    """The typed form of a router's pod, or of one that downloads a model; None if it is another's."""
     metadata, status = manifest.get("metadata", {}), manifest.get("status", {})
     labels = metadata.get("labels") or {}
-    router = labels.get(names.ROUTER_LABEL)
-    if labels.get(names.COMPONENT_LABEL) != names.ROUTER_COMPONENT or not router:
+    component = labels.get(names.COMPONENT_LABEL)
+    if component == names.ROUTER_COMPONENT:
+        kind, owner, port = names.ROUTER_KIND, labels.get(names.ROUTER_LABEL), names.ADMIN_PORT_NAME
+    elif component == names.CACHE_COMPONENT:
+        kind, owner, port = names.DEPLOYMENT_KIND, labels.get(names.DEPLOYMENT_LABEL), names.HTTP_PORT_NAME
+    else:
         return None
-    return RouterPod(
+    if not owner:
+        return None
+    trouble, message = _trouble(manifest)
+    stays = not metadata.get("deletionTimestamp")
+    return HelperPod(
         name=metadata["name"],
         uid=uid(manifest),
-        router=router,
+        owner=Key(kind, metadata.get("namespace", ""), owner),
+        job=labels.get(names.JOB_LABEL),
         ip=status.get("podIP") or None,
-        admin_port=_port(manifest, names.ADMIN_PORT_NAME),
-        is_ready=condition(manifest, "Ready").get("status") == "True" and not metadata.get("deletionTimestamp"),
+        port=_port(manifest, port),
+        node_name=manifest.get("spec", {}).get("nodeName"),
+        is_running=stays and any("running" in (one.get("state") or {}) for one in _containers(status)),
+        is_ready=stays and condition(manifest, "Ready").get("status") == "True",
+        message=message,
+        trouble=trouble,
+        last_words=_last_words(status),
     )
 
 
@@ -259,6 +310,16 @@ def _finished_at(status: Mapping[str, Any]) -> datetime | None:
         for container in _containers(status)
     ]
     return max((end for end in ends if end is not None), default=None)
+
+
+def _last_words(status: Mapping[str, Any]) -> str:
+    """How a container that failed ended, also when it was started again since."""
+    for container in _containers(status):
+        for state in (container.get("state"), container.get("lastState")):
+            ended = (state or {}).get("terminated")
+            if ended and ended.get("exitCode"):
+                return _line(ended.get("message") or f"exit code {ended['exitCode']}")
+    return ""
 
 
 def _trouble(manifest: Manifest) -> tuple[str, str]:

@@ -48,6 +48,8 @@ RESOURCES: Final[Mapping[str, Resource]] = {
     "ServiceAccount": Resource("v1", "serviceaccounts"),
     "Secret": Resource("v1", "secrets"),
     "Deployment": Resource("apps/v1", "deployments"),
+    "PersistentVolumeClaim": Resource("v1", "persistentvolumeclaims"),
+    "Job": Resource("batch/v1", "jobs"),
     names.REVISION_KIND: Resource("apps/v1", "controllerrevisions"),
     "Role": Resource(_RBAC, "roles"),
     "RoleBinding": Resource(_RBAC, "rolebindings"),
@@ -83,9 +85,10 @@ OPTIONAL_KINDS: Final[frozenset[str]] = frozenset(
 
 OWN_KINDS: Final = (names.DEPLOYMENT_KIND, names.ROUTER_KIND, names.TENANT_KIND)
 _OURS: Final = f"{names.MANAGED_BY_LABEL}={names.FIELD_MANAGER}"
-# Pods of routers are made by their Deployment; they are seen to be asked for their metrics.
+_COMPONENTS: Final = ",".join((names.WORKER_COMPONENT, names.ROUTER_COMPONENT, names.CACHE_COMPONENT))
+# Pods of routers and downloads are made by a Deployment or Job; they are seen for their metrics and their troubles.
 CHILD_SELECTORS: Final[Mapping[str, str]] = {
-    "Pod": f"{_OURS},{names.COMPONENT_LABEL} in ({names.WORKER_COMPONENT},{names.ROUTER_COMPONENT})",
+    "Pod": f"{_OURS},{names.COMPONENT_LABEL} in ({_COMPONENTS})",
     **dict.fromkeys(
         (
             "Service",
@@ -96,6 +99,8 @@ CHILD_SELECTORS: Final[Mapping[str, str]] = {
             "Deployment",
             "NetworkPolicy",
             "PodDisruptionBudget",
+            "PersistentVolumeClaim",
+            "Job",
             names.REVISION_KIND,
             *sorted(OPTIONAL_KINDS - {"Node"}),
         ),

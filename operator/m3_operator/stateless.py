@@ -1,11 +1,13 @@
-"""kopf's two storages, empty: what handlers of changes would keep in annotations, and we have no such handlers.
+"""kopf's three memories, empty: what handlers of changes and daemons would need, and we have no such handlers.
 
-By default kopf copies and digests every object of every event for them, which was half of its time.
+By default kopf copies and digests every object of every event for them, which was half of its time, and keeps a record
+of each object for as long as there is one.
 """
 
 from typing import Any
 
 import kopf
+from kopf._core.reactor.inventory import ResourceMemories, ResourceMemory  # the type of an argument of kopf.operator
 
 
 class NoDiffBase(kopf.DiffBaseStorage):
@@ -40,3 +42,11 @@ class NoProgress(kopf.ProgressStorage):
     def clear(self, *, essence: Any) -> Any:  # noqa: ANN401 - kopf's own
         """An essence holds nothing of ours."""
         return essence
+
+
+class NoMemories(ResourceMemories):
+    """Remembers no object between two of its events."""
+
+    async def recall(self, raw_body: Any, **given: Any) -> ResourceMemory:  # noqa: ANN401 - kopf's own
+        """A new record, which is not kept."""
+        return await super().recall(raw_body, **{**given, "ephemeral": True})

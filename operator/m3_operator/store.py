@@ -18,16 +18,17 @@ from m3_operator.kept_objects import KeptObjects
 from m3_operator.node_index import NodeIndex
 from m3_operator.observed import (
     DeploymentSnapshot,
+    HelperPod,
     Key,
     Manifest,
     ObservedPod,
-    RouterPod,
     RouterSnapshot,
     TenantSnapshot,
     owner_uid,
+    read_helper_pod,
     read_pod,
-    read_router_pod,
     resource_version,
+    routed,
     served_model,
     uid,
 )
@@ -44,11 +45,13 @@ class Store:
 
     def __init__(self) -> None:
         self._objects = KeptObjects()
+        self._routed: dict[_Identity, Manifest] = {}  # of each deployment, what routers and siblings may know
         self._pods: dict[_Identity, ObservedPod] = {}
         self._versions: dict[_Identity, tuple[str, int]] = {}  # uid, resource version
         self._children: dict[Key, set[_Identity]] = {}  # by the owner that their labels name
         self._served_by: dict[tuple[str, str], set[str]] = {}  # (namespace, deployment) -> routers that list it
-        self._router_pods: dict[tuple[str, str], dict[str, RouterPod]] = {}  # (namespace, router) -> by name
+        self._helpers: dict[Key, dict[str, HelperPod]] = {}  # by the owner that their labels name, and by name
+        self._claims: dict[str, set[_Identity]] = {}  # by namespace: those that belong to nobody
         self._signals: dict[Key, DeploymentSignals] = {}
         self._experts: dict[Key, ExpertState] = {}
         self._nodes = NodeIndex()
@@ -98,11 +101,11 @@ class Store:
         if self.get(key) is not None:
             self._signals[key] = signals
 
-    def router_pods(self, key: Key) -> list[RouterPod]:
+    def router_pods(self, key: Key) -> list[HelperPod]:
         """The pods of all routers that list this deployment, by name."""
         routers = self._served_by.get((key.namespace, key.name), ())
-        pods = (self._router_pods.get((key.namespace, router), {}) for router in routers)
-        return sorted((pod for found in pods for pod in found.values()), key=lambda pod: pod.name)
+        found = (self._helpers_of(Key(names.ROUTER_KIND, key.namespace, router)) for router in routers)
+        return sorted((pod for pods in found for pod in pods), key=lambda pod: pod.name)
 
     def replace(self, kind: str, manifests: Iterable[Manifest], seen_before: Mapping[_Identity, str]) -> set[Key]:
         """Bring one kind to what a full list said; `seen_before` is `identities(kind)` from before the list was asked.
@@ -165,7 +168,12 @@ class Store:
             signals=self._signals.get(key, NO_SIGNALS),
             experts=self._experts.get(key),
             nodes=self._nodes.of(pods),
-            siblings=tuple(self._objects[identity] for identity in self._siblings(key, _router_of(manifest))),
+            siblings=tuple(self._routed[identity] for identity in self._siblings(key, _router_of(manifest))),
+            claims={
+                (identity[0], identity[2]): self._objects[identity]
+                for identity in sorted(self._claims.get(key.namespace, ()))
+            },
+            fetchers=self._helpers_of(key),
         )
 
     def router_snapshot(self, key: Key) -> RouterSnapshot | None:
@@ -179,13 +187,19 @@ class Store:
             if owner_uid(found := self._objects[identity]) == uid(manifest)
         }
         deployments = {
-            name: self._objects.get((names.DEPLOYMENT_KIND, key.namespace, name)) for name in _listed_by(manifest)
+            name: self._routed.get((names.DEPLOYMENT_KIND, key.namespace, name)) for name in _listed_by(manifest)
         }
         tenants = tuple(
             self._objects[names.TENANT_KIND, key.namespace, name]
             for name in self._tenancy.tenants_of(key.namespace, key.name)
         )
-        return RouterSnapshot(manifest=manifest, deployments=deployments, children=children, tenants=tenants)
+        return RouterSnapshot(
+            manifest=manifest,
+            deployments=deployments,
+            children=children,
+            tenants=tenants,
+            pods=self._helpers_of(key),
+        )
 
     def tenant_snapshot(self, key: Key) -> TenantSnapshot | None:
         """Everything that is said of one M3Tenant follows from this; None if it is gone."""
@@ -207,19 +221,28 @@ class Store:
             self._index_router(namespace, name, before, manifest)
         told = self._tenancy.put(kind, namespace, name, before, manifest)
         self._objects[identity] = _without_managed_fields(manifest)
-        if kind == names.DEPLOYMENT_KIND and before is not None and _has_same_spec(before, manifest):
-            return {Key(*identity)}  # routers read nothing of its status
+        if kind == names.DEPLOYMENT_KIND:
+            return self._remember_deployment(identity, manifest)
         if kind in OWN_KINDS:
-            is_renamed = before is None or served_model(before) != served_model(manifest)
-            return self._related(identity) | told | (self._rivals(identity) if is_renamed else set())
+            return self._related(identity) | told
         return self._own(identity, manifest)
+
+    def _remember_deployment(self, identity: _Identity, manifest: Manifest) -> set[Key]:
+        """Its router and its siblings are told of what they may know of it, and of nothing else."""
+        before, after = self._routed.get(identity), routed(manifest)
+        if before == after:
+            return {Key(*identity)}
+        self._routed[identity] = after
+        is_renamed = before is None or served_model(before) != served_model(after)
+        return self._related(identity) | (self._rivals(identity) if is_renamed else set())
 
     def _remember_pod(self, identity: _Identity, manifest: Manifest) -> set[Key]:
         _, namespace, name = identity
-        router_pod = read_router_pod(manifest)
-        if router_pod is not None:
-            self._router_pods.setdefault((namespace, router_pod.router), {})[name] = router_pod
-            return set()  # no plan looks at it
+        helper = read_helper_pod(manifest)
+        if helper is not None:
+            known = self._helpers.setdefault(helper.owner, {})
+            former, known[name] = known.get(name), helper
+            return set() if helper.says_the_same_as(former) else {helper.owner}
         pod = read_pod(manifest)
         if pod is None:
             return set()
@@ -233,6 +256,8 @@ class Store:
     def _own(self, identity: _Identity, manifest: Manifest) -> set[Key]:
         owner = _labelled_owner(manifest)
         if owner is None:
+            if identity[0] == "PersistentVolumeClaim":
+                self._claims.setdefault(identity[1], set()).add(identity)
             return set()
         self._children.setdefault(owner, set()).add(identity)
         return {owner}
@@ -250,24 +275,37 @@ class Store:
             return self._disown(Key(names.DEPLOYMENT_KIND, identity[1], pod.deployment), identity)
         manifest = self._objects.get(identity)
         if manifest is None:
-            self._forget_router_pod(identity)
-            return set()
+            return self._forget_helper(identity)
         self._signals.pop(Key(*identity), None)
         if identity[0] in OWN_KINDS:
             self._experts.pop(Key(*identity), None)
             touched = self._related(identity) | self._rivals(identity) | self._tenancy.remove(*identity, manifest)
+            self._routed.pop(identity, None)
             if identity[0] == names.ROUTER_KIND:
                 self._index_router(identity[1], identity[2], manifest, None)
             del self._objects[identity]
             return touched
         del self._objects[identity]
         owner = _labelled_owner(manifest)
-        return set() if owner is None else self._disown(owner, identity)
+        if owner is not None:
+            return self._disown(owner, identity)
+        claims = self._claims.get(identity[1], set())
+        claims.discard(identity)
+        if not claims:
+            self._claims.pop(identity[1], None)
+        return set()
 
-    def _forget_router_pod(self, identity: _Identity) -> None:
-        for place, pods in list(self._router_pods.items()):
-            if place[0] == identity[1] and pods.pop(identity[2], None) is not None and not pods:
-                del self._router_pods[place]
+    def _forget_helper(self, identity: _Identity) -> set[Key]:
+        for owner, pods in list(self._helpers.items()):
+            if owner.namespace == identity[1] and pods.pop(identity[2], None) is not None:
+                if not pods:
+                    del self._helpers[owner]
+                return {owner}
+        return set()
+
+    def _helpers_of(self, key: Key) -> tuple[HelperPod, ...]:
+        found = self._helpers.get(key, {})
+        return tuple(found[name] for name in sorted(found))
 
     def _disown(self, owner: Key, identity: _Identity) -> set[Key]:
         children = self._children.get(owner, set())
@@ -311,7 +349,7 @@ class Store:
         """The other deployments that this router lists, as far as there are such objects."""
         listed = _listed_by(self._objects.get((names.ROUTER_KIND, key.namespace, router)) or {})
         found = ((names.DEPLOYMENT_KIND, key.namespace, name) for name in listed if name != key.name)
-        return [identity for identity in found if identity in self._objects]
+        return [identity for identity in found if identity in self._routed]
 
 
 def _deployments(found: Iterable[tuple[str, str]]) -> set[Key]:
@@ -323,12 +361,6 @@ def _identity(kind: str, manifest: Manifest) -> _Identity:
         raise ValueError(f"{kind}: not a kind that is watched")
     # Objects of the whole cluster have no namespace.
     return kind, manifest["metadata"].get("namespace", ""), manifest["metadata"]["name"]
-
-
-def _has_same_spec(one: Manifest, other: Manifest) -> bool:
-    """Whether two versions of an object have one generation, which every change of the spec and a deletion raise."""
-    generations = [manifest["metadata"].get("generation") for manifest in (one, other)]
-    return generations[0] is not None and generations[0] == generations[1]
 
 
 def _without_managed_fields(manifest: Manifest) -> dict[str, Any]:

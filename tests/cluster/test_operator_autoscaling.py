@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from m3_testcluster.cluster import Cluster
+from m3_testcluster.watcher import Watcher
 from operator_process import Account, Operator
 
 DOWN_WINDOW_SECONDS = 5
@@ -61,16 +62,12 @@ def serve() -> Iterator[Callable[[Processes, int], None]]:
         yield start
 
 
-class Watcher:
+class ScalingWatcher(Watcher):
     """One test's deployment, whose pods are given the address of its processes."""
 
     def __init__(self, cluster: Cluster, namespace: str, processes: Processes) -> None:
-        self.cluster = cluster
-        self.namespace = namespace
+        super().__init__(cluster, namespace)
         self.processes = processes
-
-    def get(self, *arguments: str) -> dict[str, Any]:
-        return self.cluster.get(*arguments, f"--namespace={self.namespace}")
 
     def move_in(self) -> None:
         """Say that every pod that runs listens at the processes' address."""
@@ -142,7 +139,7 @@ def test_waiting_requests_and_busy_gpus_add_groups_which_are_held_when_metrics_a
     serve: Callable[[Processes, int], None],
 ) -> None:
     processes = Processes()
-    watch = Watcher(m3_cluster, account.namespace, processes)
+    watch = ScalingWatcher(m3_cluster, account.namespace, processes)
     watch.utilise(55)  # 0.69 of its target: between the bands
     serve(processes, WORKER_PORT)
     serve(processes, EXPORTER_PORT)

@@ -47,6 +47,13 @@ def source(**sources: Any) -> dict[str, Any]:
     return deployment(model={"name": "M", "source": sources})
 
 
+def downloaded(cache: dict[str, Any] | None) -> dict[str, Any]:
+    found = source(huggingFace={"repo": "a/b", "revision": "0123456789abcdef0123456789abcdef01234567"})
+    if cache is not None:
+        found["spec"]["model"]["cache"] = cache
+    return found
+
+
 def engine(parallelism: dict[str, Any] | None = None, **said: Any) -> dict[str, Any]:
     model = {"name": "M", "source": {"hostPath": {"path": "/m"}}}
     return deployment(model=model, engine=said, parallelism=parallelism or {})
@@ -68,12 +75,36 @@ RULES = [
         "spec.parallelism",
         "parallelism.tensor must divide parallelism.gpusPerNode, and be 1 when gpusPerNode is 0",
     ),
-    (source(), "spec.model.source", "model.source: set exactly one of pvc, hostPath, image, tiny"),
+    (source(), "spec.model.source", "model.source: set exactly one of pvc, hostPath, image, huggingFace, tiny"),
     (
         source(tiny={}, hostPath={"path": "/x"}),
         "spec.model.source",
-        "model.source: set exactly one of pvc, hostPath, image, tiny",
+        "model.source: set exactly one of pvc, hostPath, image, huggingFace, tiny",
     ),
+    (downloaded(None), "spec.model", "model.cache: needed by model.source.huggingFace, and of no other source"),
+    (
+        deployment(model={"name": "M", "source": {"tiny": {}}, "cache": {"size": "1Gi"}}),
+        "spec.model",
+        "model.cache: needed by model.source.huggingFace, and of no other source",
+    ),
+    (downloaded({}), "spec.model.cache", "model.cache: mode PVC takes either claimName"),
+    (downloaded({"claimName": "c", "size": 1}), "spec.model.cache", "model.cache: mode PVC takes either claimName"),
+    (
+        downloaded({"mode": "NodeLocal", "size": "1Gi"}),
+        "spec.model.cache",
+        "model.cache: mode PVC takes either claimName",
+    ),
+    (
+        downloaded({"claimName": "c", "retain": False}),
+        "spec.model.cache",
+        "model.cache: storageClassName, accessModes and retain are of a claim that is made",
+    ),
+    (
+        downloaded({"claimName": "c", "accessModes": ["ReadWriteOnce"]}),
+        "spec.model.cache",
+        "model.cache: storageClassName, accessModes and retain are of a claim that is made",
+    ),
+    (downloaded({"size": "1Gi", "path": "/x"}), "spec.model.cache", "model.cache.path: of mode NodeLocal"),
     (source(tiny={"heads": 8, "kvHeads": 3}), "spec.model.source.tiny", "kvHeads must divide heads"),
     (source(tiny={"experts": 2, "expertsPerToken": 4}), "spec.model.source.tiny", "expertsPerToken must be at most"),
     (source(tiny={"layers": 2, "denseLayers": 3}), "spec.model.source.tiny", "denseLayers must be at most layers"),
@@ -154,7 +185,7 @@ RULES = [
     (
         deployment(model={"name": "M", "release": "MiniMax-M3", "source": {"tiny": {}}}),
         "spec.model",
-        "model.release: only with pvc, hostPath or image",
+        "model.release: only with pvc, hostPath, image and huggingFace",
     ),
     (scaled(minReplicas=5), "spec.autoscaling", "autoscaling.minReplicas must be at most autoscaling.maxReplicas"),
     (scaled(minReplicas=0), "spec.autoscaling", "autoscaling.minReplicas 0 needs autoscaling.idleSeconds"),
@@ -305,7 +336,7 @@ def test_the_models_accept_what_the_server_stored_for_a_later_version() -> None:
 
 def test_explain_reads_like_documentation(m3_cluster: Cluster) -> None:
     assert "The shape of one group" in m3_cluster.kubectl("explain", "m3d.spec.parallelism")
-    assert "exactly one of pvc, hostPath, image, tiny" in m3_cluster.kubectl("explain", "m3d.spec.model.source")
+    assert "exactly one of pvc, hostPath, image" in m3_cluster.kubectl("explain", "m3d.spec.model.source")
     assert "Ready, Available, Scheduled and Progressing" in m3_cluster.kubectl("explain", "m3d.status.conditions")
 
 

@@ -13,6 +13,7 @@ from m3_metrics_api import MetricsApi, metrics_api
 from m3_operator.names import FIELD_MANAGER
 from m3_testcluster.cluster import Cluster
 from m3_testcluster.control_plane import COMPONENTS
+from m3_testcluster.watcher import Watcher
 from operator_process import Account, Operator
 
 DOWN_WINDOW_SECONDS = 8
@@ -47,15 +48,8 @@ def adapter(m3_cluster: Cluster, namespace: str) -> Iterator[MetricsApi]:
         yield api
 
 
-class Watcher:
+class ScalingWatcher(Watcher):
     """One test's view of its deployment."""
-
-    def __init__(self, cluster: Cluster, namespace: str) -> None:
-        self.cluster = cluster
-        self.namespace = namespace
-
-    def get(self, *arguments: str) -> dict[str, Any]:
-        return self.cluster.get(*arguments, f"--namespace={self.namespace}")
 
     def await_groups(self, count: int) -> None:
         """Wait until the autoscaler asks for this many groups, and they serve."""
@@ -79,7 +73,7 @@ def test_an_hpa_adds_groups_holds_them_when_metrics_are_stale_and_lets_them_go_a
     start_operator: Callable[..., Operator],
     adapter: MetricsApi,
 ) -> None:
-    watch = Watcher(m3_cluster, account.namespace)
+    watch = ScalingWatcher(m3_cluster, account.namespace)
     adapter.load[UTILISATION], adapter.values[WAIT] = 50, 0  # percent: one group at its target
     start_operator()
     m3_cluster.apply(deployment(gpu_nodes), namespace=account.namespace)

@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from m3_testcluster.cluster import Cluster
+from m3_testcluster.watcher import Watcher
 from operator_process import Operator
 
 StartOperator = Callable[..., Operator]
@@ -27,35 +28,6 @@ def deployment(name: str, node_selector: dict[str, str], **spec: Any) -> dict[st
             **spec,
         },
     }
-
-
-class Watcher:
-    """One test's view of its namespace."""
-
-    def __init__(self, cluster: Cluster, namespace: str) -> None:
-        self.cluster = cluster
-        self.namespace = namespace
-
-    def kubectl(self, *arguments: str) -> str:
-        return self.cluster.kubectl(*arguments, f"--namespace={self.namespace}")
-
-    def apply(self, *manifests: dict[str, Any]) -> None:
-        self.cluster.apply(manifests, namespace=self.namespace)
-
-    def await_ready(self, *names: str) -> None:
-        self.kubectl("wait", "--for=condition=Ready", "--timeout=60s", *names)
-
-    def await_value(self, name: str, path: str, value: object) -> None:
-        self.kubectl("wait", f"--for=jsonpath={{{path}}}={value}", "--timeout=60s", name)
-
-    def get(self, *arguments: str) -> dict[str, Any]:
-        return self.cluster.get(*arguments, f"--namespace={self.namespace}")
-
-    def pods(self, selector: str = "serving.m3.dev/deployment=m3") -> dict[str, dict[str, Any]]:
-        return {pod["metadata"]["name"]: pod for pod in self.get("pods", f"--selector={selector}")["items"]}
-
-    def uids(self) -> dict[str, str]:
-        return {name: pod["metadata"]["uid"] for name, pod in self.pods().items()}
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ import pytest
 
 from m3_operator import names
 from m3_operator.api import parse_deployment
+from m3_operator.render.cache import claim_of, fetch_job
 from m3_operator.render.worker import revision
 from m3_operator.resources import CHILD_SELECTORS, RESOURCES
 from m3_testcluster.cluster import Cluster
@@ -157,6 +158,31 @@ def what_a_spec_may_ask_for_is_made_and_removed(stage: Stage) -> None:
     stage.wait("--for=condition=Ready", "m3d/m3")
 
 
+def a_model_is_downloaded_into_a_volume(stage: Stage) -> None:
+    """Strangers have the names of the Job and of the claim: they are left alone; what was made goes with the spec."""
+    source = {"huggingFace": {"repo": "acme/model", "revision": "0123456789abcdef0123456789abcdef01234567"}}
+
+    def spec(**cache: Any) -> dict[str, Any]:
+        return stage.deployment(replicas=1, model={"name": "MiniMax-M3", "source": source, "cache": cache})
+
+    theirs, own = spec(claimName="theirs"), spec(size="1Gi", retain=False)
+    job = fetch_job(parse_deployment(theirs, strict=True), WORKER_IMAGE, "")["metadata"]["name"]
+    claim = str(claim_of(parse_deployment(own, strict=True)))
+    stage.apply(
+        {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": job}, "spec": {"template": _JOB_TEMPLATE}},
+        {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": claim}, "spec": _CLAIM},
+    )
+    for wanted, taken in ((theirs, f"job/{job}"), (own, f"persistentvolumeclaim/{claim}")):
+        stage.apply(wanted)
+        stage.wait("--for=jsonpath={.status.conditions[?(@.type=='Ready')].reason}=NameTaken", "m3d/m3")
+        stage.kubectl("delete", taken, "--wait")
+        stage.wait("--for=create", taken)
+    stage.wait("--for=delete", f"job/{job}")
+    stage.apply(stage.deployment(replicas=1))
+    stage.wait("--for=delete", f"persistentvolumeclaim/{claim}")
+    stage.wait("--for=condition=Ready", "m3d/m3")
+
+
 def eventually(look: Callable[[], list[str]]) -> list[str]:
     """What is there, once something is."""
     deadline = time.monotonic() + 60
@@ -174,6 +200,7 @@ SCENES: list[Callable[[Stage], None]] = [
     a_tenant_is_told_where_it_is_accepted,
     a_revision_s_name_is_taken_and_old_ones_are_forgotten,
     what_a_spec_may_ask_for_is_made_and_removed,
+    a_model_is_downloaded_into_a_volume,
     a_router_is_shared,
 ]
 
@@ -183,6 +210,8 @@ _POD_TEMPLATE = {
     "metadata": {"labels": _LABELS},
     "spec": {"containers": [{"name": "main", "image": "stranger.test/pod:1"}]},
 }
+_JOB_TEMPLATE = {"spec": {**_POD_TEMPLATE["spec"], "restartPolicy": "Never"}}
+_CLAIM = {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}}
 _ROLE_REF = {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": "stray"}
 _STRAYS: dict[str, dict[str, Any]] = {
     "Service": {"spec": {"ports": [{"port": 80}]}},

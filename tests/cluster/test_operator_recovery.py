@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from m3_testcluster.cluster import Cluster, KubectlError
+from m3_testcluster.watcher import Watcher
 from operator_process import Operator, chart_permissions, install_account, running_operator
 
 StartOperator = Callable[..., Operator]
-READY_REASON = ".status.conditions[?(@.type=='Ready')].reason"
 
 
 def deployment(name: str, node_selector: dict[str, str], **spec: Any) -> dict[str, Any]:
@@ -27,28 +27,6 @@ def deployment(name: str, node_selector: dict[str, str], **spec: Any) -> dict[st
             **spec,
         },
     }
-
-
-class Watcher:
-    """One test's view of its namespace."""
-
-    def __init__(self, cluster: Cluster, namespace: str) -> None:
-        self.cluster = cluster
-        self.namespace = namespace
-
-    def kubectl(self, *arguments: str) -> str:
-        return self.cluster.kubectl(*arguments, f"--namespace={self.namespace}")
-
-    def apply(self, *manifests: dict[str, Any]) -> None:
-        self.cluster.apply(manifests, namespace=self.namespace)
-
-    def await_reason(self, name: str, reason: str) -> str:
-        """Wait until Ready has this reason; its sentence."""
-        self.kubectl("wait", f"--for=jsonpath={{{READY_REASON}}}={reason}", "--timeout=30s", name)
-        return self.kubectl("get", name, "--output=jsonpath={.status.conditions[?(@.type=='Ready')].message}")
-
-    def get(self, *arguments: str) -> dict[str, Any]:
-        return self.cluster.get(*arguments, f"--namespace={self.namespace}")
 
 
 @pytest.fixture

@@ -159,7 +159,6 @@ def test_a_bad_image_is_rolled_back_and_drops_no_request(two_groups: Installatio
     assert failed(load) == []
 
 
-@pytest.mark.xfail(run=False, reason="it did fall asleep on real nodes, and of late does not: a defect to be found")
 def test_a_deployment_that_sleeps_is_woken_by_a_request_which_is_answered(
     two_groups: Installation, record_property: Callable[[str, object], None]
 ) -> None:
@@ -208,6 +207,31 @@ def test_an_operator_killed_again_and_again_finishes_its_rollout(two_groups: Ins
         load.await_count(lambda: revisions(two_groups).isdisjoint(before), 240, "every pod of the new revision")
         two_groups.await_ready(replicas=3)
     assert failed(load) == []
+
+
+def test_a_rank_that_hangs_costs_its_own_group_and_no_other(installation: Installation) -> None:
+    """Two groups of two nodes that compute the tiny model: rank 1 of one stands still in the midst of a collective."""
+    victim, other = f"{NAME}-g0-r1", f"{NAME}-g1-r0"
+    drain, recovery = {"timeoutSeconds": 5}, {"hangSeconds": 10}
+    installation.deploy(replicas=2, parallelism={"nodes": 2}, drain=drain, recovery=recovery)
+    installation.await_ready(replicas=2)
+    before = {name: pod["metadata"]["uid"] for name, pod in group_pods(installation).items()}
+    assert len(before) == 4
+    with requests_flowing(installation) as load:
+        installation.cluster.kill_container_process(installation.namespace, victim, signal_number=signal.SIGSTOP)
+        stopped = time.monotonic()
+
+        def is_replaced() -> bool:
+            now = {name: pod["metadata"]["uid"] for name, pod in group_pods(installation).items()}
+            return all(name in now and now[name] != before[name] for name in (f"{NAME}-g0-r0", victim))
+
+        load.await_count(is_replaced, 120, "a new group")
+        replaced = time.monotonic()
+        assert load.answered_since(stopped) == {other}
+        installation.await_ready(replicas=2)
+    assert [outcome for outcome in failed(load) if outcome.started > replaced] == []
+    after = {name: pod["metadata"]["uid"] for name, pod in group_pods(installation).items()}
+    assert {name for name in before if after[name] == before[name]} == {f"{NAME}-g1-r0", f"{NAME}-g1-r1"}
 
 
 def _kill(installation: Installation, pod: str) -> None:

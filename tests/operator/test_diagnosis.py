@@ -11,7 +11,7 @@ from m3_operator.decide.problem import Problem
 from m3_operator.decide.router_diagnosis import router_trouble
 from m3_operator.errors import RefusedError
 from m3_operator.groups import by_index
-from m3_operator.observed import ObservedPod, read_pod
+from m3_operator.observed import HelperPod, ObservedPod, read_helper_pod, read_pod
 from m3_operator.plan.avoidance import AvoidedNode
 from m3_operator.plan.faults import HEALTHY, NODE_LOST, Fault, Health
 from m3_operator.plan.recovery import FailureRecord
@@ -84,7 +84,7 @@ POD_CASES = [
     (
         waiting("CreateContainerConfigError", "container has runAsNonRoot and image will run as root"),
         "ContainerNotStarted",
-        "correct spec.engine.env or spec.template",
+        "correct the environment or volume that asks for it",
     ),
     (waiting("RunContainerError", "exec: no such file"), "ContainerNotStarted", "correct the image"),
     (
@@ -209,3 +209,45 @@ def test_what_stops_the_routers_pods_is_read_from_their_deployment(message: str,
     assert message in found.message
     assert router_trouble({"status": {"conditions": [{**refused, "status": "False"}]}}) is None
     assert router_trouble({}) is None
+
+
+def router_pod(*, is_ready: bool = False, **state: Any) -> HelperPod:
+    labels = {"app.kubernetes.io/component": "router", "serving.m3.dev/router": "front"}
+    container = {"name": "router", "state": {}, **state}
+    status = {
+        "phase": "Pending",
+        "containerStatuses": [container],
+        "conditions": [{"type": "Ready", "status": str(is_ready)}],
+    }
+    metadata = {"name": "front-router-1", "namespace": "ns", "uid": "uid", "labels": labels}
+    found = read_helper_pod({"metadata": metadata, "spec": {}, "status": status})
+    assert found is not None
+    return found
+
+
+@pytest.mark.parametrize(
+    ("word", "message", "reason"),
+    [
+        ("ImagePullBackOff", "Back-off pulling image router.test/m3:9", "ImagePullFailed"),
+        ("ErrImagePull", "not found", "ImagePullFailed"),
+        ("CreateContainerConfigError", 'secret "redis" not found', "SecretNotFound"),
+        ("CreateContainerConfigError", 'configmap "ca" not found', "ConfigNotFound"),
+        ("RunContainerError", "exec: m3-router: not found", "ContainerNotStarted"),
+    ],
+)
+def test_what_stops_a_router_pod_is_read_from_itself(word: str, message: str, reason: str) -> None:
+    waiting = {"waiting": {"reason": word, "message": message}}
+    found = router_trouble({}, [router_pod(state={"running": {}}, is_ready=True), router_pod(state=waiting)])
+    assert found is not None
+    assert found.reason == reason
+    assert message in found.message
+    assert router_trouble({}, [router_pod(state=waiting, is_ready=True)]) is None
+
+
+def test_a_router_that_ends_again_and_again_says_its_last_words() -> None:
+    waiting = {"waiting": {"reason": "CrashLoopBackOff", "message": "back-off 10s restarting failed container"}}
+    ended = {"terminated": {"exitCode": 2, "reason": "Error", "message": "m3-router: redis: no such host\n"}}
+    found = router_trouble({}, [router_pod(state=waiting, lastState=ended)])
+    assert found is not None
+    assert found.reason == "CrashLooping"
+    assert "front-router-1 ended: m3-router: redis: no such host; see kubectl logs --previous" in found.message

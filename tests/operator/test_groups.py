@@ -18,7 +18,8 @@ def loading(one: ObservedPod) -> ObservedPod:
     return replace(one, is_ready=False)
 
 
-TWO = members(0, 2)
+TWO, THREE = members(0, 2), members(0, 3)
+UNSEEN = [THREE[0], pending(THREE[1]), terminating(THREE[2])]
 CASES = [
     ("no pods", [], GroupState.ABSENT),
     ("all ready", TWO, GroupState.READY),
@@ -32,10 +33,11 @@ CASES = [
     ("the leader is going, its peers live", [terminating(TWO[0]), TWO[1]], GroupState.DRAINING),
     ("a peer is going, the leader lives", [TWO[0], terminating(TWO[1])], GroupState.DRAINING),
     ("a peer is going, the leader loads", [loading(TWO[0]), terminating(TWO[1])], GroupState.DRAINING),
-    ("a peer that never ran is going", [TWO[0], terminating(pending(TWO[1]))], GroupState.FAILED),
+    ("a peer that never ran is going", [loading(TWO[0]), terminating(pending(TWO[1]))], GroupState.FAILED),
+    ("a peer is going, the leader serves, another was not seen to start", UNSEEN, GroupState.DRAINING),
     ("a peer ended while it was going", [TWO[0], terminating(failed(TWO[1]))], GroupState.FAILED),
     ("the leader ended while it was going", [terminating(failed(TWO[0])), TWO[1]], GroupState.FAILED),
-    ("a peer is going, another is gone", [*members(0, 3)[:1], terminating(members(0, 3)[1])], GroupState.FAILED),
+    ("a peer is going, another is gone", [THREE[0], terminating(THREE[1])], GroupState.FAILED),
     ("all are going", [terminating(one) for one in TWO], GroupState.TERMINATING),
     ("the last one is going", [terminating(TWO[1])], GroupState.TERMINATING),
     ("the leader is going, a peer ended", [terminating(TWO[0]), failed(TWO[1])], GroupState.FAILED),

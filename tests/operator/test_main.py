@@ -2,13 +2,14 @@
 
 from pathlib import Path
 
+import kopf
 import pytest
 
 from m3_operator.cluster import classify
 from m3_operator.errors import ApiError, ConflictError, NotFoundError, RefusedError, UnavailableError
 from m3_operator.handlers import build_settings
 from m3_operator.options import LeaseOptions, Options, parse_options
-from m3_operator.resources import WATCHED_KINDS
+from m3_operator.resources import CHILD_SELECTORS, RESOURCES, WATCHED_KINDS
 
 NOWHERE = Path("/nonexistent/namespace")  # this is no pod
 
@@ -106,3 +107,12 @@ def test_kopf_writes_nothing_and_sees_only_what_is_ours() -> None:
     assert settings.posting.enabled is False
     assert settings.peering.standalone
     assert settings.scanning.disabled
+
+
+@pytest.mark.parametrize("kind", CHILD_SELECTORS)
+def test_kopf_asks_for_nobody_s_objects_but_ours(kind: str) -> None:
+    """By what kopf itself makes of the settings: a selector that it does not understand would select everything."""
+    resource = RESOURCES[kind]
+    of_kopf = kopf.Resource(resource.group, resource.api_version.rpartition("/")[2], resource.plural)
+    collected = build_settings(WATCHED_KINDS).watching.label_selectors.collect(of_kopf)
+    assert collected == [CHILD_SELECTORS[kind]]

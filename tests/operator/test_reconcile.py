@@ -9,6 +9,7 @@ from m3_operator.decide.installation import Installation
 from m3_operator.errors import (
     ChangedError,
     ConflictError,
+    GoneError,
     NameTakenError,
     NotFoundError,
     OperatorError,
@@ -230,17 +231,48 @@ async def test_a_failure_counts_though_the_api_server_failed_before_it_could_be_
         world.clock.now += timedelta(seconds=30)
 
 
+async def test_an_older_status_that_is_written_late_takes_no_failure_from_memory() -> None:
+    world = World(deployment())
+    await world.cycle(M3)
+    older = world.store.get(M3)
+    assert older is not None
+    change_pod(world, status={"phase": "Failed"})
+    await world.cycle(M3)
+    world.writer.version += 1
+    metadata = {**older["metadata"], "resourceVersion": str(world.writer.version)}
+    world.store.put("M3Deployment", {**older, "metadata": metadata})
+    await world.cycle(M3)
+    assert [group["restarts"] for group in world.writer.statuses[-1]["groups"]] == [1]
+    assert world.store.get(M3) != older
+
+
 async def test_peers_are_left_alone_where_rank_0_is_not_as_it_was_seen() -> None:
     world = World()
     peers = tuple(members(0, 3))
     world.writer.failures = {"delete Pod m3-g0-r0": ChangedError("it serves by now", _manifest_of(peers[0]))}
     actor = Actor(world.writer, world.store, world.woken.update)
-    with pytest.raises(ChangedError):
-        await actor.change_pods(M3, {}, [DeletePods(0, peers, "its group loads")], [], Deeds())
+    deeds = Deeds()
+    await actor.change_pods(M3, {}, [DeletePods(0, peers, "its group loads")], [], deeds)
     assert world.writer.written == ["delete Pod m3-g0-r0"]
+    assert (str(deeds.changed), deeds.done) == ("it serves by now", [])
     world.writer.failures.clear()
     await actor.change_pods(M3, {}, [DeletePods(0, peers, "its group loads")], [], Deeds())
     assert world.writer.written[1:] == [f"delete Pod m3-g0-r{rank}" for rank in range(3)]
+
+
+async def test_a_pod_that_has_changed_keeps_nobody_from_being_told_what_was_done_for_other_groups() -> None:
+    world = World(deployment(replicas=2))
+    await world.cycle(M3)
+    for group in (0, 1):
+        change_pod(world, group=group, status={"phase": "Failed"})
+    changed = ChangedError("it is another by now", world.writer.answers[-1])
+    world.writer.failures = {"delete Pod m3-g0-r0": changed}
+    pause = await world.cycle(M3)
+    assert pause is not None
+    assert 0.8 <= pause <= 1.2, "to be tried again"
+    assert [group["restarts"] for group in world.writer.statuses[-1]["groups"]] == [0, 1]
+    notes = [event["note"] for event in world.writer.events if event["reason"] == "DeletedPods"]
+    assert [note.partition(":")[0] for note in notes] == ["Deleted m3-g1-r0"]
 
 
 async def test_the_key_is_offered_before_the_routers_start_and_then_left_alone() -> None:
@@ -464,7 +496,7 @@ async def test_what_takes_the_place_of_a_pod_that_went_at_once_waits_for_no_even
 async def test_a_spec_that_changed_while_its_status_was_written_is_looked_at_again() -> None:
     world = World(deployment())
 
-    async def write_status(owner: Any, status: dict[str, Any]) -> dict[str, Any] | None:
+    async def write_status(owner: Any, status: dict[str, Any]) -> dict[str, Any]:
         # Somebody was quicker: the answer has their spec, and the event of it will look old.
         metadata = {**owner["metadata"], "generation": 4, "resourceVersion": "500"}
         return {**owner, "metadata": metadata, "spec": {**owner["spec"], "replicas": 2}, "status": status}
@@ -472,6 +504,43 @@ async def test_a_spec_that_changed_while_its_status_was_written_is_looked_at_aga
     world.writer.write_status = write_status  # type: ignore[method-assign]
     await world.cycle(M3)
     assert M3 in world.woken
+
+
+async def test_an_object_that_is_gone_when_its_status_is_written_is_forgotten_and_nothing_more_is_made_for_it() -> None:
+    world = World(deployment())
+    world.writer.failures = {"status M3Deployment": GoneError("not found", "uid-m3")}
+    assert await world.cycle(M3) is None
+    assert world.store.get(M3) is None
+    world.writer.written.clear()
+    assert await world.cycle(M3) is None
+    assert world.writer.written == []
+    world.store.put("M3Deployment", deployment())
+    assert world.store.get(M3) is None, "a late word of it"
+
+
+async def test_a_namesake_is_kept_where_the_one_before_it_is_gone() -> None:
+    world = World(deployment())
+
+    async def write_status(owner: Any, status: dict[str, Any]) -> dict[str, Any]:
+        later = deployment()
+        world.store.put("M3Deployment", {**later, "metadata": {**later["metadata"], "uid": "uid-2"}})
+        raise GoneError("uid mismatch", owner["metadata"]["uid"])
+
+    world.writer.write_status = write_status  # type: ignore[method-assign]
+    await world.cycle(M3)
+    found = world.store.get(M3)
+    assert found is not None
+    assert found["metadata"]["uid"] == "uid-2"
+
+
+async def test_a_status_that_lost_a_race_is_written_again() -> None:
+    world = World(deployment())
+    world.writer.failures = {"status M3Deployment": ConflictError(409, "try again")}
+    assert await world.cycle(M3) is not None
+    assert world.writer.statuses == []
+    world.writer.failures.clear()
+    await world.cycle(M3)
+    assert len(world.writer.statuses) == 1
 
 
 async def test_the_answer_to_its_own_status_wakes_nobody_for_a_second_look() -> None:
@@ -483,3 +552,20 @@ async def test_the_answer_to_its_own_status_wakes_nobody_for_a_second_look() -> 
 def _manifest_of(one: ObservedPod) -> dict[str, Any]:
     metadata = {"name": one.name, "namespace": "ns", "uid": one.uid, "resourceVersion": "900", "labels": {}}
     return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": {}, "status": {}}
+
+
+async def test_a_router_pod_that_cannot_pull_its_image_is_told_as_soon_as_it_is_seen() -> None:
+    world = World(deployment(), router())
+    await world.cycle(ROUTER)
+    assert world.reason() == "RoutersNotReady"
+    labels = {"app.kubernetes.io/component": "router", "serving.m3.dev/router": "m3"}
+    waiting = {"reason": "ImagePullBackOff", "message": "Back-off pulling image router.test/m3:1"}
+    status = {"containerStatuses": [{"name": "router", "state": {"waiting": waiting}}]}
+    metadata = {"name": "m3-router-1", "namespace": "ns", "uid": "uid-1", "resourceVersion": "1", "labels": labels}
+    pod = {"kind": "Pod", "metadata": metadata, "spec": {}, "status": status}
+    assert world.store.put("Pod", pod) == {ROUTER}
+    await world.cycle(ROUTER)
+    assert world.reason() == "ImagePullFailed"
+    world.store.remove("Pod", pod)
+    await world.cycle(ROUTER)
+    assert world.reason() == "RoutersNotReady"

@@ -7,8 +7,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from m3_operator.signals.parse import PageError, dcgm_gpus, quantile, read_page, router_signals, worker_signals
-from m3_operator.signals.values import GpuSignals
+from m3_operator.signals.parse import (
+    PageError,
+    dcgm_gpus,
+    fetch_signals,
+    quantile,
+    read_page,
+    router_signals,
+    worker_signals,
+)
+from m3_operator.signals.values import FetchSignals, GpuSignals
+from m3_worker.fetch.page import Progress
 from operator_world import NOW
 
 WORKER = """\
@@ -142,3 +151,14 @@ def test_a_quantile_is_off_by_a_bucket_at_most(new: list[float], old: list[float
 def test_a_histogram_that_went_back_counts_from_zero() -> None:
     assert quantile(0.5, {1.0: 0.0, 2.0: 4.0}, {1.0: 9.0, 2.0: 9.0}) == pytest.approx(1.5)
     assert quantile(0.9, {1.0: 9.0}, {1.0: 9.0}) is None
+
+
+def test_the_page_of_a_download_is_read_as_the_worker_writes_it() -> None:
+    now, done = [0.0], [100]
+    progress = Progress(clock=lambda: now[0])
+    assert fetch_signals(read_page(progress.page())) is None
+    progress.begin(1000, lambda: done[0])
+    assert fetch_signals(read_page(progress.page())) == FetchSignals(done_bytes=100, needed_bytes=1000)
+    now[0], done[0] = 10.0, 300
+    read = fetch_signals(read_page(progress.page()))
+    assert read == FetchSignals(done_bytes=300, needed_bytes=1000, seconds_left=35)

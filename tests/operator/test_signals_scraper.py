@@ -18,6 +18,7 @@ from m3_operator.observed import Key
 from m3_operator.plan.autoscale import ScaleAdvice
 from m3_operator.signals import scraper as scraper_module
 from m3_operator.signals.scraper import FetchError, Scraper, http_fetch
+from m3_operator.signals.values import FetchSignals
 from m3_operator.status.deployment import deployment_status
 from m3_operator.store import Store
 from operator_world import NOW
@@ -335,3 +336,41 @@ async def test_the_loop_looks_by_itself_and_ends_when_cancelled() -> None:
         snapshot = one.store.deployment_snapshot(M3)
         assert snapshot is not None
         assert snapshot.signals.workers["uid-m3-g0-r0"].running == 4
+
+
+def fetch_page(done: int) -> str:
+    return f"m3_fetch_needed_bytes 1000\nm3_fetch_done_bytes {done}\nm3_fetch_seconds_left 7\n"
+
+
+async def test_a_download_is_followed_and_wakes_its_deployment_at_its_first_word_and_then_as_often_as_people_look() -> (
+    None
+):
+    pages = Pages({"/metrics": ""})
+    async with world(pages) as (one, scraper):
+        one.autoscaling = {"maxReplicas": 2, "backend": "External"}
+        one.put_deployment()
+        labels = {
+            "app.kubernetes.io/component": "model-cache",
+            "serving.m3.dev/deployment": "m3",
+            "batch.kubernetes.io/job-name": "m3-fetch-1",
+        }
+        container = {"name": "fetch", "ports": [{"name": "http", "containerPort": pages.port}]}
+        running = {"podIP": "127.0.0.1", "containerStatuses": [{"name": "fetch", "state": {"running": {}}}]}
+        one.put("Pod", "m3-fetch-1-x", labels=labels, spec={"containers": [container]}, status=running)
+        asked = await scraper.look(M3)
+        assert asked is not None
+        assert asked.every_seconds == 5
+        assert one.store.deployment_snapshot(M3).signals.fetches == {}  # type: ignore[union-attr]
+        one.woken.clear()
+        for seconds in range(0, 60, 5):
+            one.now += timedelta(seconds=5)
+            pages.texts["/metrics"] = fetch_page(seconds)
+            await scraper.look(M3)
+        snapshot = one.store.deployment_snapshot(M3)
+        assert snapshot is not None
+        assert snapshot.signals.fetches == {
+            "uid-m3-fetch-1-x": FetchSignals(done_bytes=55, needed_bytes=1000, seconds_left=7)
+        }
+        assert len(one.woken) == 4  # at 5 s, and every 15 s
+        one.put("Pod", "m3-fetch-1-x", labels=labels, spec={"containers": [container]}, status={"phase": "Succeeded"})
+        assert await scraper.look(M3) is None

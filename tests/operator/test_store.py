@@ -59,6 +59,33 @@ def service(version: int = 1, owner: str = "uid-m3") -> dict[str, Any]:
     return manifest("Service", "m3-workers", version, owner=owner, labels={"serving.m3.dev/deployment": "m3"})
 
 
+def shared_claim() -> dict[str, Any]:
+    labels = {"app.kubernetes.io/component": "model-cache", "app.kubernetes.io/managed-by": "m3-operator"}
+    metadata = {"name": "m3-cache-1", "namespace": "ns", "uid": "claim", "resourceVersion": "1", "labels": labels}
+    return {"kind": "PersistentVolumeClaim", "metadata": metadata, "spec": {}}
+
+
+def fetch_pod(version: int = 1, words: str = "") -> dict[str, Any]:
+    labels = {
+        "app.kubernetes.io/component": "model-cache",
+        "serving.m3.dev/deployment": "m3",
+        "batch.kubernetes.io/job-name": "m3-fetch-1",
+    }
+    metadata = {
+        "name": "m3-fetch-1-x",
+        "namespace": "ns",
+        "uid": "fetch",
+        "resourceVersion": str(version),
+        "labels": labels,
+    }
+    container = {"name": "fetch", "ports": [{"name": "http", "containerPort": 8000}]}
+    state: dict[str, Any] = {"name": "fetch", "state": {"running": {}}}
+    if words:
+        state["lastState"] = {"terminated": {"exitCode": 1, "message": words}}
+    status = {"podIP": "10.0.0.9", "containerStatuses": [state]}
+    return {"kind": "Pod", "metadata": metadata, "spec": {"containers": [container]}, "status": status}
+
+
 def test_a_pod_wakes_its_deployment_and_no_one_else() -> None:
     store = Store()
     assert store.put("M3Deployment", deployment()) == {M3}
@@ -172,7 +199,7 @@ def test_a_full_list_of_what_is_known_wakes_nobody() -> None:
 
 def test_after_everything_is_deleted_nothing_is_kept_but_a_bounded_number_of_uids() -> None:
     store = Store()
-    everything = [deployment(), router("m3"), worker(), service(), router_pod()]
+    everything = [deployment(), router("m3"), worker(), service(), router_pod(), shared_claim(), fetch_pod()]
     for found in everything:
         store.put(found["kind"], found)
     store.put_signals(M3, DeploymentSignals(busy_at=NOW))
@@ -186,18 +213,46 @@ def test_the_pods_of_routers_are_known_to_the_deployments_that_they_serve_and_ar
     store = Store()
     store.put("M3Deployment", deployment())
     store.put("M3Router", router("m3"))
-    assert store.put("Pod", router_pod()) == set()
+    assert store.put("Pod", router_pod()) == {FRONT}
     (found,) = store.router_pods(M3)
-    assert (found.ip, found.admin_port, found.router, found.is_ready) == ("10.0.0.7", 9090, "front", True)
+    assert (found.ip, found.port, found.owner, found.is_ready) == ("10.0.0.7", 9090, FRONT, True)
     snapshot = store.deployment_snapshot(M3)
     assert snapshot is not None
     assert not snapshot.pods
     assert not snapshot.names_in_the_way
-    store.put("Pod", router_pod(2, is_ready=False))
+    assert store.put("Pod", router_pod(2, is_ready=False)) == set()  # its Deployment counts those that are
     assert [pod.is_ready for pod in store.router_pods(M3)] == [False]
     assert store.router_snapshot(FRONT) is not None
-    assert store.replace("Pod", [], store.identities("Pod")) == set()
+    assert store.replace("Pod", [], store.identities("Pod")) == {FRONT}
     assert store.router_pods(M3) == []
+
+
+def test_a_shared_claim_is_seen_by_every_deployment_of_its_namespace_and_is_nobody_s_child() -> None:
+    store = Store()
+    store.put("M3Deployment", deployment())
+    assert store.put("PersistentVolumeClaim", shared_claim()) == set()
+    snapshot = store.deployment_snapshot(M3)
+    assert snapshot is not None
+    assert list(snapshot.claims) == [("PersistentVolumeClaim", "m3-cache-1")]
+    assert not snapshot.children
+    store.remove("PersistentVolumeClaim", shared_claim())
+    assert not store.deployment_snapshot(M3).claims  # type: ignore[union-attr]
+
+
+def test_a_pod_that_downloads_wakes_its_deployment_by_what_it_says() -> None:
+    store = Store()
+    store.put("M3Deployment", deployment())
+    assert store.put("Pod", fetch_pod()) == {M3}
+    snapshot = store.deployment_snapshot(M3)
+    assert snapshot is not None
+    assert [(pod.name, pod.job, pod.is_running, pod.port) for pod in snapshot.fetchers] == [
+        ("m3-fetch-1-x", "m3-fetch-1", True, 8000)
+    ]
+    assert not snapshot.pods
+    assert store.put("Pod", fetch_pod(2)) == set()
+    assert store.put("Pod", fetch_pod(3, words="CacheFull: no room")) == {M3}
+    assert store.deployment_snapshot(M3).fetchers[0].last_words == "CacheFull: no room"  # type: ignore[union-attr]
+    assert store.remove("Pod", fetch_pod(4)) == {M3}
 
 
 def test_signals_are_kept_as_long_as_their_deployment() -> None:
@@ -241,7 +296,7 @@ def _same(router_key: Key) -> Key:
     return Key("M3Deployment", router_key.namespace, router_key.name)
 
 
-def test_the_status_of_a_deployment_wakes_no_router_and_a_new_spec_does() -> None:
+def test_a_router_is_woken_by_what_its_configuration_is_made_from_and_by_nothing_else_of_a_deployment() -> None:
     store = Store()
 
     def manifest(kind: str, version: int, generation: int, spec: dict[str, Any]) -> dict[str, Any]:
@@ -257,4 +312,11 @@ def test_the_status_of_a_deployment_wakes_no_router_and_a_new_spec_does() -> Non
     store.put("M3Router", manifest("M3Router", 1, 1, {"deployments": [{"name": "m3"}]}))
     assert store.put("M3Deployment", manifest("M3Deployment", 2, 1, {})) == {deployment, router}
     assert store.put("M3Deployment", manifest("M3Deployment", 3, 1, {})) == {deployment}
-    assert store.put("M3Deployment", manifest("M3Deployment", 4, 2, {})) == {deployment, router}
+    assert store.put("M3Deployment", manifest("M3Deployment", 4, 2, {"replicas": 3})) == {deployment}
+    engine = {"replicas": 3, "engine": {"maxContextTokens": 8192}}
+    assert store.put("M3Deployment", manifest("M3Deployment", 5, 3, engine)) == {deployment, router}
+    snapshot = store.router_snapshot(router)
+    assert snapshot is not None
+    shown = snapshot.deployments["m3"]
+    assert shown is not None
+    assert shown["spec"] == {"engine": {"maxContextTokens": 8192}}

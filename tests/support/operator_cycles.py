@@ -84,7 +84,7 @@ class Remembering:
         self.answer("open", {"kind": "Pod", "metadata": {"name": name}})
         return None
 
-    async def write_status(self, owner: Any, status: dict[str, Any]) -> dict[str, Any] | None:
+    async def write_status(self, owner: Any, status: dict[str, Any]) -> dict[str, Any]:
         answer = self.answer("status", {**owner, "status": status})
         self.statuses.append(status)
         return answer

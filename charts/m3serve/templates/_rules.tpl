@@ -47,6 +47,13 @@ Secrets are created and never read: an API key that the operator made stays wher
 - apiGroups: [apps]
   resources: [controllerrevisions]
   verbs: [get, list, watch, create, delete]
+# A model that is downloaded once: the Job that does it, and the volume that keeps it. Neither is ever changed.
+- apiGroups: [batch]
+  resources: [jobs]
+  verbs: [get, list, watch, create, delete]
+- apiGroups: [""]
+  resources: [persistentvolumeclaims]
+  verbs: [get, list, watch, create, delete]
 # Routers.
 - apiGroups: [""]
   resources: [configmaps, serviceaccounts]

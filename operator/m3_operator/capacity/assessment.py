@@ -119,7 +119,7 @@ def _model(deployment: M3Deployment, checkpoint: Checkpoint | None) -> tuple[Mod
         return checkpoint.shape, f"of {checkpoint.origin}"
     if spec.release is not None:
         return RELEASES[spec.release], f"{spec.release} (model.release)"
-    kind = "pvc" if source.pvc is not None else "hostPath" if source.host_path is not None else "image"
+    kind = next(name for name in ("pvc", "hostPath", "image", "huggingFace") if name in source.manifest())
     return None, (
         f"the size of the model is not known: the config.json in model.source.{kind} cannot be read from here, and "
         "model.release does not say which published release it is"

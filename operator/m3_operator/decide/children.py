@@ -41,9 +41,10 @@ def change_children(
         ),
         *(group_service(deployment, index) for index in sorted({*places, *made})),
         *group_objects(by_revision, groups, actions),
+        *revisions.weights.objects,
         *extras,
     ]
-    live = dict(snapshot.children)
+    live = {**snapshot.children, **snapshot.claims}
     if snapshot.experts is not None and has_plan(deployment):
         desired.append(plan_config_map(deployment, snapshot.experts.plan))
     elif has_plan(deployment):  # a plan that an earlier operator learned is good until there is a newer one

@@ -4,7 +4,7 @@ A decision also says what stands in the way, as a `Problem` with the reason that
 operator can know. A problem stops no more than it must: a missing router stops no worker.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
@@ -74,7 +74,9 @@ class DeploymentDecision:
         if self.scaling is not None and self.scaling.told_at is not None:
             return self.scaling.told_at  # a new number of groups counts from the moment that the status tells it
         deadline = self.revisions.wake_at if self.revisions is not None and not self.is_refused else None
-        return min((at for at in (self.steps.wake_at, self.turn.wake_at, deadline) if at is not None), default=None)
+        weights = self.revisions.weights.wake_at if self.revisions is not None and not self.is_refused else None
+        wakes = (self.steps.wake_at, self.turn.wake_at, deadline, weights)
+        return min((at for at in wakes if at is not None), default=None)
 
     @property
     def is_refused(self) -> bool:
@@ -125,6 +127,7 @@ def decide_deployment(
     if decision.is_refused:
         return _refused(decision, revisions, snapshot, installation, now)
     steps = next_steps(revisions.wanted, groups, records, snapshot.names_in_the_way, now, health=health)
+    steps = _without_those_that_wait(steps, revisions.weights.missing)
     decision = replace(decision, steps=steps)
     held = (groups.keys() - steps.leaving) | (set(decision.places) - groups.keys())
     return replace(
@@ -143,6 +146,12 @@ def decide_deployment(
         ),
         turn=next_turn(groups, timedelta(seconds=spec.placement.gang.timeout_seconds), now),
     )
+
+
+def _without_those_that_wait(steps: Steps, missing: Collection[str]) -> Steps:
+    """The steps but for groups whose model is not downloaded: nothing is made that would only hold GPUs."""
+    actions = (one for one in steps.actions if not (isinstance(one, CreatePods) and one.revision in missing))
+    return replace(steps, actions=tuple(actions)) if missing else steps
 
 
 def _refused(

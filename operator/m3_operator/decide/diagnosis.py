@@ -11,7 +11,7 @@ from typing import Final
 
 from m3_operator.decide.problem import Problem
 from m3_operator.groups import Group, GroupState
-from m3_operator.observed import ObservedPod
+from m3_operator.observed import HelperPod, ObservedPod
 from m3_operator.plan.faults import HEALTHY, Health
 from m3_operator.plan.recovery import (
     FailureRecord,
@@ -109,7 +109,7 @@ def _crash_loop(group: Group, record: FailureRecord, next_step: str) -> Problem:
     return Problem("CrashLooping", f"{words}; it failed last because {record.reason}; see kubectl logs of its pods")
 
 
-def pod_problem(pod: ObservedPod, health: Health = HEALTHY) -> Problem | None:
+def pod_problem(pod: ObservedPod | HelperPod, health: Health = HEALTHY) -> Problem | None:
     """What one pod says of itself, if it is known what to do about it."""
     if pod.trouble in _PULL_TROUBLES:
         message = f"{pod.name}: {pod.message}; correct the image, or name a secret that may pull it"
@@ -123,7 +123,7 @@ def pod_problem(pod: ObservedPod, health: Health = HEALTHY) -> Problem | None:
     return None
 
 
-def _config_problem(pod: ObservedPod) -> Problem:
+def _config_problem(pod: ObservedPod | HelperPod) -> Problem:
     secret, config = _NO_SECRET.search(pod.message), _NO_CONFIG.search(pod.message)
     if secret is not None:
         remedy = f"create Secret {secret[1] or secret[2]} with what it asks for, or correct its name"
@@ -131,10 +131,12 @@ def _config_problem(pod: ObservedPod) -> Problem:
     if config is not None:
         remedy = f"create ConfigMap {config[1] or config[2]} with what it asks for, or correct its name"
         return Problem("ConfigNotFound", f"{pod.name}: {pod.message}; {remedy}")
-    return Problem("ContainerNotStarted", f"{pod.name}: {pod.message}; correct spec.engine.env or spec.template")
+    return Problem(
+        "ContainerNotStarted", f"{pod.name}: {pod.message}; correct the environment or volume that asks for it"
+    )
 
 
-def _scheduling_problem(pod: ObservedPod, health: Health) -> Problem:
+def _scheduling_problem(pod: ObservedPod | HelperPod, health: Health) -> Problem:
     claim, unmatched = _NO_CLAIM.search(pod.message), _OF_ALL_NODES.search(pod.message)
     if claim is not None:
         message = f"{pod.name}: there is no PersistentVolumeClaim {claim[1]} in this namespace; create it"

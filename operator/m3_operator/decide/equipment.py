@@ -14,8 +14,10 @@ from m3_operator.groups import Group
 from m3_operator.plan.actions import CreatePods, PodAction
 from m3_operator.render.accelerator import CLAIM_TEMPLATE_KIND, claim_template
 from m3_operator.render.autoscaler import autoscaler
+from m3_operator.render.cache import cached_model
 from m3_operator.render.extras import MONITOR_KIND, network_policy, pod_monitor
 from m3_operator.render.gang import KINDS, VOLCANO_SCHEDULER, Gang, gang_object, needs_gang
+from m3_operator.render.revisions import Template
 
 
 def choose_gang(deployment: M3Deployment, installation: Installation) -> Gang:
@@ -49,6 +51,11 @@ def lacking(deployment: M3Deployment, installation: Installation) -> Problem | N
             f"spec.placement.gang.provider: the API server has no {KINDS[provider]} for {provider}, or the operator "
             "may not list it; install it and restart the operator, or set provider to Auto",
         )
+    if cached_model(deployment) and deployment.spec.engine.type != "native" and installation.worker_image is None:
+        return Problem(
+            "ImageMissing",
+            "model.source.huggingFace: our worker's image downloads the model; start the operator with --worker-image",
+        )
     if claim_template(deployment) is not None and CLAIM_TEMPLATE_KIND not in has:
         return Problem(
             "DRAUnavailable",
@@ -56,6 +63,12 @@ def lacking(deployment: M3Deployment, installation: Installation) -> Problem | N
             "not have it, or the operator may not list it; set mode to DevicePlugin",
         )
     return None
+
+
+def fetch_image(template: Template, installation: Installation) -> str:
+    """What downloads a model: our own worker, whichever engine runs it."""
+    is_native = template.deployment.spec.engine.type == "native"
+    return template.image if is_native else installation.worker_image or template.image
 
 
 def extras(deployment: M3Deployment, installation: Installation) -> list[dict[str, Any]]:

@@ -1,12 +1,15 @@
 """What the operator remembers: how often groups failed, and which nodes to stay away from.
 
-It is kept in the status of its owner; everything else is read from the cluster anew. What a cycle did that ended before
-it could tell is carried to the next one. Losing it makes the next restart come sooner, and no more.
+It is kept in the status of its owner; everything else is read from the cluster anew. A status is there for the next
+process: the one that lives goes by what it knows, which includes what it could not tell yet, and does not believe an
+older status of its own that is written long after it was given up. Losing memory makes the next restart come sooner,
+and no more.
 """
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from datetime import datetime
+from typing import Any
 
 from m3_operator.observed import Manifest, parse_time
 from m3_operator.plan.actions import DeletePods, PodAction
@@ -27,6 +30,13 @@ class Memory:
 def read_memory(manifest: Manifest) -> Memory:
     """What an M3Deployment's status remembers."""
     return Memory(_failure_records(manifest), _avoided_nodes(manifest))
+
+
+def told(memory: Memory, status: Mapping[str, Any], places: Collection[int]) -> Memory:
+    """The memory once this status was told: no more than the next process would know, and what is half done at these
+    places."""
+    halves = {group: action for group, action in memory.halves.items() if group in places}
+    return replace(read_memory({"status": status}), halves=halves)
 
 
 def remember(

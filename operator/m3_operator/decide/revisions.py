@@ -15,9 +15,10 @@ from typing import Final
 from m3_operator import names
 from m3_operator.api import M3Deployment
 from m3_operator.capacity.startup import startup_seconds, with_startup
-from m3_operator.decide.equipment import choose_gang
+from m3_operator.decide.equipment import choose_gang, fetch_image
 from m3_operator.decide.installation import Installation
 from m3_operator.decide.progress import RolloutRecord, Tally, deadline, next_record, read_record, tally
+from m3_operator.decide.weights import Weights, decide_weights
 from m3_operator.groups import Group
 from m3_operator.observed import DeploymentSnapshot, Manifest
 from m3_operator.plan.wanted import Wanted, policy_of
@@ -41,6 +42,8 @@ class Revisions:
     """What groups can be made of: `target` and, where it can be read, `current`."""
     objects: tuple[Manifest, ...]
     """The ControllerRevisions that should exist."""
+    weights: Weights
+    """The models that have to be downloaded."""
     seen: Tally
     """The groups, seen from `target`."""
     record: RolloutRecord | None
@@ -78,6 +81,18 @@ def decide_revisions(
     if current is not None and current != asked and (found := kept.get(current)) is not None:
         template = read_template(found, deployment)
         templates |= {current: template} if template is not None else {}
+    templates = {
+        name: Template(
+            with_startup(found.deployment),
+            found.image,
+            choose_gang(found.deployment, installation),
+            fetch_image(found, installation),
+        )
+        for name, found in templates.items()
+    }
+    weights = decide_weights(snapshot, templates, asked, now)
+    # Groups that serve are not given up for others that have nothing to load yet.
+    is_frozen = is_frozen or asked in weights.missing
     policy = policy_of(rollout, groups_wanted)
     wanted = Wanted(
         deployment=deployment.metadata.name,
@@ -108,10 +123,8 @@ def decide_revisions(
         target=wanted.revision,
         current=current,
         wanted=wanted,
-        templates={
-            name: Template(with_startup(found.deployment), found.image, choose_gang(found.deployment, installation))
-            for name, found in templates.items()
-        },
+        templates=templates,
+        weights=weights,
         objects=_kept_objects(kept, templates[asked], asked, in_use, rollout.revision_history_limit),
         seen=seen,
         record=record,
@@ -124,6 +137,8 @@ def decide_revisions(
 def _patience(deployment: M3Deployment) -> timedelta:
     spec = deployment.spec
     of_one_group = spec.drain.timeout_seconds + startup_seconds(deployment) + spec.rollout.min_ready_seconds
+    if spec.model.cache is not None and spec.model.cache.mode == "NodeLocal":
+        of_one_group += startup_seconds(deployment)  # each node may have to download the model before it reads it
     return timedelta(
         seconds=spec.rollout.progress_deadline_seconds or of_one_group + _PATIENCE_BEYOND_ONE_GROUP_SECONDS
     )

@@ -12,10 +12,12 @@ from m3_operator.decide.installation import Installation
 from m3_operator.decide.model_names import holders
 from m3_operator.decide.problem import Problem
 from m3_operator.decide.tenant import accepted
-from m3_operator.observed import RouterSnapshot
+from m3_operator.observed import Manifest, RouterSnapshot
 from m3_operator.plan.actions import ObjectAction
 from m3_operator.plan.objects import differences
+from m3_operator.render.extras import MONITOR_KIND
 from m3_operator.render.router import cluster_config, router_objects
+from m3_operator.render.router_access import router_network_policy, router_pod_monitor
 from m3_router.config import ConfigError
 
 
@@ -57,7 +59,10 @@ def decide_router(snapshot: RouterSnapshot, installation: Installation) -> Route
                 missing.reason, f"{missing.message}; without it the configuration is refused: {refused.message}"
             )
         return RouterDecision(router=router, problem=refused)
-    desired = router_objects(router, config, image=image, tenants=accepted(router, snapshot))
+    desired = [
+        *router_objects(router, config, image=image, tenants=accepted(router, snapshot)),
+        *_access(router, installation),
+    ]
     return RouterDecision(
         router=router,
         objects=tuple(differences(desired, snapshot.children, snapshot.manifest)),
@@ -65,6 +70,13 @@ def decide_router(snapshot: RouterSnapshot, installation: Installation) -> Route
         problem=missing,
         remark=_name_taken(left_out, served),
     )
+
+
+def _access(router: M3Router, installation: Installation) -> list[Manifest]:
+    """What some routers have beside; a PodMonitor only where the cluster knows them."""
+    monitor = router_pod_monitor(router) if MONITOR_KIND in installation.optional_kinds else None
+    policy = router_network_policy(router, installation.namespace)
+    return [made for made in (policy, monitor) if made is not None]
 
 
 def _name_taken(left_out: Sequence[M3Deployment], served: Mapping[str, tuple[str, ...]]) -> Problem | None:

@@ -263,8 +263,8 @@ def _refuse_what_needs_a_cluster(deployment: M3Deployment) -> None:
     if spec.engine.type != "native":
         raise PlanError(f"{where}.engine.type: {spec.engine.type} needs a cluster; `m3 up` runs the native engine")
     source = spec.model.source
-    if source.pvc is not None or source.image is not None:
-        kind = "pvc" if source.pvc is not None else "image"
+    kind = next((name for name in ("pvc", "image", "huggingFace") if name in source.manifest()), None)
+    if kind is not None:
         raise PlanError(f"{where}.model.source.{kind} needs a cluster; `m3 up` reads hostPath, tiny and packaged")
     ranks = spec.parallelism.nodes * max(1, spec.parallelism.gpus_per_node)
     if ranks > 1:

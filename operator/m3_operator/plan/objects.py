@@ -17,7 +17,8 @@ from m3_operator.observed import Manifest, owner_uid, uid
 from m3_operator.plan.actions import ApplyObject, CreateObject, DeleteObject, ObjectAction
 from m3_operator.resources import table_kind
 
-_IMMUTABLE: Final = (names.REVISION_KIND,)
+# Made once: what may change of a claim (its size) is the user's, and of a Job nothing may.
+_IMMUTABLE: Final = (names.REVISION_KIND, "PersistentVolumeClaim", "Job")
 _QUANTITY: Final = re.compile(r"([0-9]+(?:\.[0-9]+)?)([numkMGTPE]|[KMGTPE]i)?")
 _DECIMAL_SUFFIXES = {s: Decimal(1000) ** power for power, s in enumerate(("n", "u", "m", "", *"kMGTPE"), -3)}
 _BINARY_SUFFIXES = {f"{s}i": Decimal(1024) ** power for power, s in enumerate("KMGTPE", 1)}

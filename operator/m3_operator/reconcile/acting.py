@@ -1,7 +1,8 @@
 """Carrying out what was decided: objects one after the other, pods of all groups at once.
 
 What the API server answers goes into the store at once, so that the next look sees it before the watch does. What it
-refuses becomes a `Problem`; when it does not answer, UnavailableError ends the cycle.
+refuses becomes a `Problem`; when it does not answer, UnavailableError ends the cycle. A pod that is not as it was seen
+is left as it is, and concerns no other group.
 """
 
 import asyncio
@@ -30,6 +31,7 @@ class Deeds:
 
     done: list[PodAction] = field(default_factory=list)
     begun: list[PodAction] = field(default_factory=list)  # some of the pods were deleted, not all
+    changed: ChangedError | None = None  # a pod was not as it was seen: what was decided for it wants another look
 
 
 class Actor:
@@ -74,7 +76,7 @@ class Actor:
         happenings: list[Happening],
         deeds: Deeds,
     ) -> Problem | None:
-        """All groups at once: they do not wait for one another. `deeds` is told what was done."""
+        """All groups at once: they do not wait for one another. `deeds` is told what was done, and what had changed."""
         results = await asyncio.gather(
             *(self._change_group(owner, templates, action, deeds) for action in actions), return_exceptions=True
         )
@@ -82,6 +84,8 @@ class Actor:
         for action, result in zip(actions, results, strict=True):
             if isinstance(result, RefusedError | NameTakenError):
                 refusal = refusal or problem_of("Pod", result)
+            elif isinstance(result, ChangedError):
+                deeds.changed = result
             elif isinstance(result, BaseException):
                 raise result
             else:
@@ -132,6 +136,7 @@ class Actor:
                 image=template.image,
                 avoid=action.avoid_nodes,
                 gang=template.gang,
+                fetch_image=template.fetch_image,
             )
             creations = (self._writer.create(pods[rank]) for rank in action.ranks)
             answers = await asyncio.gather(*creations, return_exceptions=True)
@@ -154,7 +159,7 @@ class Actor:
             if failures:
                 if deleted:
                     deeds.begun.append(action)
-                raise failures[0]
+                raise next((one for one in failures if not isinstance(one, ChangedError)), failures[0])
 
     async def _delete_pod(self, namespace: str, pod: ObservedPod, grace_seconds: int | None) -> None:
         """Delete a pod as it was seen: what made it worth deleting may be over, and its event on the way.

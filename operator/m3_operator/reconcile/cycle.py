@@ -2,7 +2,8 @@
 
 An API server that does not answer ends the cycle, to be tried again after a growing pause, and so does an error that
 no condition can tell of (a status that is refused, a write that lost a race); one that refuses becomes a condition with
-its words. All state here is about pace: forgetting it changes when something happens, never what.
+its words. An object that is not there when its status is written is forgotten: nothing more is made for it. All state
+here is about pace: forgetting it changes when something happens, never what.
 """
 
 import logging
@@ -14,7 +15,7 @@ from m3_operator import names
 from m3_operator.chance import Chance
 from m3_operator.decide.installation import Installation
 from m3_operator.decide.problem import Problem
-from m3_operator.errors import ApiError, UnavailableError
+from m3_operator.errors import ApiError, GoneError, UnavailableError
 from m3_operator.observed import Key
 from m3_operator.reconcile.acting import Actor
 from m3_operator.reconcile.deployments import DeploymentCycle
@@ -52,6 +53,7 @@ class Reconciler:
         """
         self._observe = observe
         self._store = store
+        self._wake = wake
         self._clock = clock
         self._chance = chance or Chance()
         self._paces: dict[Key, Pace] = {}
@@ -66,6 +68,12 @@ class Reconciler:
         try:
             problem, wake_at = await self._run(key)
             result = "done" if problem is None else "refused"
+        except GoneError as error:
+            result = "done"
+            logger.info("%s: is gone, though nobody told: %s", key, error)
+            lost = {"metadata": {"namespace": key.namespace, "name": key.name, "uid": error.uid}}
+            self._wake(self._store.remove(key.kind, lost))
+            return None
         except ApiError as error:
             result = "unavailable" if isinstance(error, UnavailableError) else "refused"
             pause = self._paces.setdefault(key, Pace()).pause_seconds(self._chance)
@@ -83,6 +91,7 @@ class Reconciler:
         """What was refused, and when the plan wants to be asked again."""
         manifest = self._store.get(key)
         if manifest is None or manifest["metadata"].get("deletionTimestamp"):
+            self._deployments.forget(key)
             return None, None  # the garbage collector takes what it owned
         if key.kind == names.DEPLOYMENT_KIND:
             return await self._deployments.run(key)

@@ -6,7 +6,7 @@ from datetime import datetime
 
 from m3_operator.decide.deployment import decide_deployment
 from m3_operator.decide.installation import Installation
-from m3_operator.decide.memory import Memory, read_memory, remember
+from m3_operator.decide.memory import Memory, read_memory, remember, told
 from m3_operator.decide.problem import Problem
 from m3_operator.decide.references import reference_problem, worker_references
 from m3_operator.events import Happening
@@ -31,17 +31,21 @@ class DeploymentCycle:
     teller: Teller
     probe: ReferenceProbe
     clock: Callable[[], datetime]
-    _untold: dict[str, Memory] = field(default_factory=dict)  # by uid: more than the status tells
+    _memories: dict[Key, tuple[str, Memory]] = field(default_factory=dict)  # whose (uid), and what is known of it
     _steps: dict[str, Mapping[str, StepRecord]] = field(default_factory=dict)  # by uid: since when steps stand still
 
     async def run(self, key: Key) -> tuple[Problem | None, datetime | None]:
-        """What was refused, and when the plan wants to be asked again."""
+        """What was refused, and when the plan wants to be asked again.
+
+        Raises ChangedError when all is done and told but what was decided for a pod that had changed meanwhile.
+        """
         snapshot = self.store.deployment_snapshot(key)
         if snapshot is None:
             return None, None
         snapshot = self._with_steps(snapshot)
         owner = uid(snapshot.manifest)
-        memory = self._untold.get(owner) or read_memory(snapshot.manifest)
+        known = self._memories.get(key)
+        memory = known[1] if known is not None and known[0] == owner else read_memory(snapshot.manifest)
         decision = decide_deployment(snapshot, self.installation, self.clock(), memory)
         happenings: list[Happening] = []
         refusal = await self.actor.change_objects(key, decision.objects, happenings)
@@ -54,7 +58,7 @@ class DeploymentCycle:
             if deeds.done or deeds.begun:
                 recovery = decision.deployment.spec.recovery if decision.deployment is not None else RecoverySpec()
                 memory = remember(memory, deeds.done, deeds.begun, recovery, self.clock())
-                self._untold[owner] = memory
+                self._memories[key] = owner, memory
         refusal = pods_refused or refusal
         if decision.turn.opening is not None:
             opened_at = timestamp(self.clock())
@@ -73,10 +77,15 @@ class DeploymentCycle:
         avoided = decision_after.health.avoided
         status = deployment_status(after, decision_after, memory.records, problem, self.clock(), avoided=avoided)
         self.actor.remember(key, key.kind, await self.teller.tell(key, after.manifest, status, happenings))
-        if not memory.halves.keys() & set(decision_after.places):
-            self._untold.pop(owner, None)  # all of it was told
+        self._memories[key] = owner, told(memory, status, decision_after.places)
+        if deeds.changed is not None:
+            raise deeds.changed
         wakes = [decision_after.wake_at, self.clock() + INTERVAL if references else None]
         return refusal, min((wake for wake in wakes if wake is not None), default=None)
+
+    def forget(self, key: Key) -> None:
+        """It is gone."""
+        self._memories.pop(key, None)
 
     def _with_steps(self, snapshot: DeploymentSnapshot) -> DeploymentSnapshot:
         """The snapshot with the memory of steps, which takes in its scrape."""

@@ -25,12 +25,13 @@ class Teller:
     async def tell(
         self, key: Key, manifest: Manifest, status: dict[str, Any], happenings: Sequence[Happening]
     ) -> dict[str, Any] | None:
-        """Write the status if it changed, then say what happened; the object as it was written, if it was."""
+        """Write the status if it changed, then say what happened; the object as it was written, if it was.
+
+        Raises GoneError if the object is not there any more.
+        """
         written: dict[str, Any] | None = None
         if status != manifest.get("status", {}):
             written = await self._writer.write_status(manifest, status)
-            if written is None:
-                return None
             happenings = [*happenings, *_turn_of(manifest, written)]
         for happening in happenings:
             logger.info("%s: %s", key, happening.note)

@@ -23,9 +23,7 @@ def network_policy(deployment: M3Deployment, operator_namespace: str | None) -> 
         return None
     router = spec.router.name if spec.router is not None else name
     clients: list[dict[str, Any]] = [{"podSelector": {"matchLabels": names.router_selector(router)}}]
-    if operator_namespace is not None:
-        where = {"matchLabels": {_NAMESPACE_LABEL: operator_namespace}}
-        clients.append({"namespaceSelector": where, "podSelector": {"matchLabels": names.OPERATOR_SELECTOR}})
+    clients += operator_peers(operator_namespace)
     ports = [spec.engine.port]
     if spec.engine.type == "vllm" and (events := vllm.kv_events_port(deployment)) is not None:
         ports.append(events)
@@ -39,6 +37,14 @@ def network_policy(deployment: M3Deployment, operator_namespace: str | None) -> 
     ]
     body = {"podSelector": selector, "policyTypes": ["Ingress"], "ingress": ingress}
     return _object(deployment, "networking.k8s.io/v1", "NetworkPolicy", body)
+
+
+def operator_peers(namespace: str | None) -> list[dict[str, Any]]:
+    """The operator, as a NetworkPolicy names who may connect; nobody where it runs outside the cluster."""
+    if namespace is None:
+        return []
+    where = {"matchLabels": {_NAMESPACE_LABEL: namespace}}
+    return [{"namespaceSelector": where, "podSelector": {"matchLabels": names.OPERATOR_SELECTOR}}]
 
 
 def pod_monitor(deployment: M3Deployment) -> dict[str, Any] | None:

@@ -28,6 +28,8 @@ class Template:
     deployment: M3Deployment
     image: str
     gang: Gang = "None"
+    fetch_image: str | None = None
+    """What downloads a model; None: `image` does."""
 
 
 def controller_revision(template: Template, revision: str, number: int) -> dict[str, Any]:

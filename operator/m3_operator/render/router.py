@@ -100,9 +100,9 @@ def router_objects(
     data = {CONFIG_ENTRY: text}
     if router.spec.auth.mode == "Keys":
         data[TENANTS_ENTRY] = tenants_file(router, tenants)
-    objects = [_named(router, "v1", "ConfigMap", {"data": data})]
+    objects = [router_object(router, "v1", "ConfigMap", {"data": data})]
     if router.spec.template.service_account_name is None:
-        objects.append(_named(router, "v1", "ServiceAccount", {"automountServiceAccountToken": False}))
+        objects.append(router_object(router, "v1", "ServiceAccount", {"automountServiceAccountToken": False}))
     return [*objects, _role(router), _role_binding(router), _service(router), _deployment(router, text, image, tenants)]
 
 
@@ -111,7 +111,7 @@ def keys_secret(router: M3Router, api_key: str) -> dict[str, Any]:
     digest = hashlib.sha256(api_key.encode()).hexdigest()
     entry = KeySettings(tenant=GENERATED_TENANT, sha256=digest, service_tiers=("standard", "priority"))
     data = {names.API_KEY_ENTRY: api_key, names.KEYS_FILE_ENTRY: keys_to_yaml([entry])}
-    secret = _named(router, "v1", "Secret", {"type": "Opaque"})
+    secret = router_object(router, "v1", "Secret", {"type": "Opaque"})
     secret["metadata"]["name"] = names.keys_secret_name(router.metadata.name)
     secret["data"] = {key: base64.b64encode(text.encode()).decode() for key, text in data.items()}
     return secret
@@ -156,13 +156,15 @@ def hold_when_empty(deployment: M3Deployment) -> dict[str, Any]:
 
 def _role(router: M3Router) -> dict[str, Any]:
     rules = [{"apiGroups": ["discovery.k8s.io"], "resources": ["endpointslices"], "verbs": ["get", "list", "watch"]}]
-    return _named(router, "rbac.authorization.k8s.io/v1", "Role", {"rules": rules})
+    return router_object(router, "rbac.authorization.k8s.io/v1", "Role", {"rules": rules})
 
 
 def _role_binding(router: M3Router) -> dict[str, Any]:
     role = {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": names.router_name(router.metadata.name)}
     subject = {"kind": "ServiceAccount", "name": _account(router), "namespace": router.metadata.namespace}
-    return _named(router, "rbac.authorization.k8s.io/v1", "RoleBinding", {"roleRef": role, "subjects": [subject]})
+    return router_object(
+        router, "rbac.authorization.k8s.io/v1", "RoleBinding", {"roleRef": role, "subjects": [subject]}
+    )
 
 
 def _service(router: M3Router) -> dict[str, Any]:
@@ -181,7 +183,7 @@ def _service(router: M3Router) -> dict[str, Any]:
         "selector": names.router_selector(router.metadata.name),
         "ports": ports,
     }
-    return _named(router, "v1", "Service", {"spec": spec})
+    return router_object(router, "v1", "Service", {"spec": spec})
 
 
 def _deployment(router: M3Router, config: str, image: str, tenants: Sequence[M3Tenant]) -> dict[str, Any]:
@@ -207,7 +209,7 @@ def _deployment(router: M3Router, config: str, image: str, tenants: Sequence[M3T
             "spec": pod.lay_over(pod_spec, template, router.spec.image_pull_secrets),
         },
     }
-    return _named(router, "apps/v1", "Deployment", {"spec": spec})
+    return router_object(router, "apps/v1", "Deployment", {"spec": spec})
 
 
 def _container(router: M3Router, image: str, tenants: Sequence[M3Tenant]) -> dict[str, Any]:
@@ -226,10 +228,13 @@ def _container(router: M3Router, image: str, tenants: Sequence[M3Tenant]) -> dic
             {"name": names.HTTP_PORT_NAME, "containerPort": DATA_PORT, "protocol": "TCP"},
             {"name": names.ADMIN_PORT_NAME, "containerPort": ADMIN_PORT, "protocol": "TCP"},
         ],
+        # A crowded node may take long to start it; liveness counts from then on.
+        "startupProbe": probe("/healthz", 2, 90),
         "readinessProbe": probe("/readyz", 2, 2),
         "livenessProbe": probe("/healthz", 10, 3),
         "lifecycle": pod.drained_lifecycle(),
         "securityContext": pod.CONTAINER_SECURITY,
+        "terminationMessagePolicy": "FallbackToLogsOnError",  # why a router ended is told in a condition
         "volumeMounts": [pod.TMP_MOUNT, *volume_mounts(router, tenants)],
     }
 
@@ -247,7 +252,8 @@ def _account(router: M3Router) -> str:
     return router.spec.template.service_account_name or names.router_name(router.metadata.name)
 
 
-def _named(router: M3Router, api_version: str, kind: str, body: Mapping[str, Any]) -> dict[str, Any]:
+def router_object(router: M3Router, api_version: str, kind: str, body: Mapping[str, Any]) -> dict[str, Any]:
+    """An object of the router's own: its name, labels and owner, and this body."""
     meta = router.metadata
     return {
         "apiVersion": api_version,

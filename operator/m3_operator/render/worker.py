@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from m3_operator import names
 from m3_operator.api import M3Deployment, M3DeploymentSpec
-from m3_operator.render import experts, pod
+from m3_operator.render import cache, experts, pod
 from m3_operator.render.accelerator import equipped
 from m3_operator.render.avoidance import without_nodes
 from m3_operator.render.engines import native, sglang, vllm
@@ -26,6 +26,7 @@ from m3_operator.render.gang import Gang, ganged
 from m3_operator.render.placement import placed
 from m3_operator.spec.engine import UNKNOWN_STARTUP_SECONDS
 from m3_operator.spec.fragments import EnvVar
+from m3_operator.spec.model import ModelSpec
 from m3_operator.spec.recovery import RecoverySpec
 
 _ENGINES: Final[Mapping[str, Callable[[M3Deployment, int, int], Launch]]] = {
@@ -47,12 +48,12 @@ def revision(deployment: M3Deployment, image: str) -> str:
     """Names what running pods must match: replicas, autoscaling, suspend, router and expertBalancing never roll.
 
     Nor does what is only declared, `model.release` and `accelerator.memoryGiB`: pods are the same with it and without.
-    Of `recovery`, pods carry only `hangSeconds`.
+    Nor do the size of a model cache and the token by which it is filled. Of `recovery`, pods carry only `hangSeconds`.
     Values that equal the defaults are left out, so that a field added by a later version changes no revision.
     """
     spec = deployment.spec
     undeclared = {
-        "model": spec.model.model_copy(update={"release": None}),
+        "model": _carried(spec.model),
         "accelerator": spec.accelerator.model_copy(update={"memory_gib": None}),
     }
     wanted = revision_spec(spec.model_copy(update=undeclared))
@@ -60,6 +61,16 @@ def revision(deployment: M3Deployment, image: str) -> str:
         del wanted["probes"]
     text = json.dumps({**wanted, "image": image}, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:_REVISION_LENGTH]
+
+
+def _carried(model: ModelSpec) -> ModelSpec:
+    """What of a model makes pods what they are: not its declared size, nor how its weights were come by."""
+    update: dict[str, Any] = {"release": None}
+    if model.cache is not None and model.source.hugging_face is not None:
+        anybody = model.source.hugging_face.model_copy(update={"token_secret_ref": None})
+        update["source"] = model.source.model_copy(update={"hugging_face": anybody})
+        update["cache"] = model.cache.model_copy(update={"size": None})
+    return model.model_copy(update=update)
 
 
 def revision_spec(spec: M3DeploymentSpec) -> dict[str, Any]:
@@ -79,13 +90,17 @@ def group_pods(
     image: str,
     avoid: Collection[str] = (),
     gang: Gang = "None",
+    fetch_image: str | None = None,
 ) -> list[dict[str, Any]]:
     """The pods of one group, by rank. Creating them again with the same arguments gives the same names.
 
-    None of them may run on a node of `avoid`, whatever affinity the template asks for beside.
+    None of them may run on a node of `avoid`, whatever affinity the template asks for beside. `fetch_image`: what
+    downloads a model, if the engine's image cannot.
     """
     ranks = range(deployment.spec.parallelism.nodes)
-    pods = [_group_pod(deployment, group, rank, revision, image) for rank in ranks]
+    pods = [
+        _group_pod(deployment, group, rank, revision, image=image, fetch_image=fetch_image or image) for rank in ranks
+    ]
     found = [ganged(pod, deployment, group, revision, gang) for pod in pods]
     return [without_nodes(pod, avoid) for pod in found] if avoid else found
 
@@ -122,7 +137,9 @@ def workers_service(deployment: M3Deployment) -> dict[str, Any]:
     )
 
 
-def _group_pod(deployment: M3Deployment, group: int, rank: int, revision: str, image: str) -> dict[str, Any]:
+def _group_pod(
+    deployment: M3Deployment, group: int, rank: int, revision: str, *, image: str, fetch_image: str
+) -> dict[str, Any]:
     name, meta = names.pod_name(deployment.metadata.name, group, rank), deployment.metadata
     labels = {
         **names.worker_labels(meta.name),
@@ -142,6 +159,8 @@ def _group_pod(deployment: M3Deployment, group: int, rank: int, revision: str, i
     }
     if deployment.spec.model.source.tiny is not None:
         spec["initContainers"] = [_tiny_container(deployment, image)]
+    elif fetching := cache.node_fetch_containers(deployment, fetch_image):
+        spec["initContainers"] = fetching
     template = deployment.spec.template
     laid_over = pod.lay_over(spec, template, deployment.spec.engine.image_pull_secrets)
     declared = {names.NODES_ANNOTATION: str(deployment.spec.parallelism.nodes)}
@@ -221,6 +240,8 @@ def _model_volume(deployment: M3Deployment) -> list[dict[str, Any]]:
     if source.image is not None:
         image = {"reference": source.image.reference, "pullPolicy": source.image.pull_policy}
         return [{"name": "model", "image": image}]
+    if source.hugging_face is not None:
+        return [cache.cached_volume(deployment)]
     return [{"name": "model", "emptyDir": {}}]
 
 
@@ -231,6 +252,8 @@ def _model_mount(deployment: M3Deployment) -> list[dict[str, Any]]:
     mount: dict[str, Any] = {"name": "model", "mountPath": str(MODEL_DIRECTORY), "readOnly": True}
     if source.pvc is not None and source.pvc.path:
         mount["subPath"] = source.pvc.path
+    if source.hugging_face is not None:
+        mount["subPath"] = cache.cached_path(source.hugging_face)
     return [mount]
 
 

@@ -85,6 +85,9 @@ def matters(
     was_a_while_ago = looked_at is None or not timedelta() <= new.at - looked_at < LOOK_EVERY
     if was_a_while_ago and (is_scaled or any(_in_flight(before, uid) != _in_flight(after, uid) for uid in leaving)):
         return True
+    # Its first word at once, then as often as people would look.
+    if before.fetches.keys() != after.fetches.keys() or (was_a_while_ago and before.fetches != after.fetches):
+        return True
     if is_scaled and (bool(old.requests), old.silent) != (bool(new.requests), new.silent):
         return True
     return _xids(before) != _xids(after) or any(_stands_still(before, uid, one) for uid, one in after.workers.items())

@@ -16,7 +16,7 @@ from typing import Final
 from prometheus_client.parser import text_string_to_metric_families
 
 from m3_operator.errors import OperatorError
-from m3_operator.signals.values import GpuSignals, RouterSignals, WorkerSignals
+from m3_operator.signals.values import FetchSignals, GpuSignals, RouterSignals, WorkerSignals
 
 # By what they mean, the names of the engines: ours, vLLM's, SGLang's. The first that a page has counts.
 _RUNNING: Final = ("m3_worker_requests_running", "vllm:num_requests_running", "sglang:num_running_reqs")
@@ -55,6 +55,7 @@ _READ: Final = (
     "m3_router_requests_total",
     "m3_router_queue_seconds_bucket",
     "m3_router_first_byte_seconds_bucket",
+    "m3_fetch_",
     *_DCGM,
 )
 
@@ -132,6 +133,14 @@ def router_signals(page: Page, before: Page | None, pool: str, models: Iterable[
         queue_seconds_p90=_p90(page, before, ("m3_router_queue_seconds",), of_models),
         first_byte_seconds_p90=_p90(page, before, ("m3_router_first_byte_seconds",), of_models),
     )
+
+
+def fetch_signals(page: Page) -> FetchSignals | None:
+    """How far a download is; None while it does not know how much there is."""
+    needed, done = _int(_sum(page, "m3_fetch_needed_bytes")), _int(_sum(page, "m3_fetch_done_bytes"))
+    if needed is None or done is None:
+        return None
+    return FetchSignals(done_bytes=done, needed_bytes=needed, seconds_left=_int(_sum(page, "m3_fetch_seconds_left")))
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,9 +20,17 @@ from m3_operator import names
 from m3_operator.errors import OperatorError
 from m3_operator.observed import DeploymentSnapshot, Key
 from m3_operator.signals.history import extended, matters, sample
-from m3_operator.signals.parse import DcgmGpus, Page, dcgm_gpus, read_page, router_signals, worker_signals
+from m3_operator.signals.parse import (
+    DcgmGpus,
+    Page,
+    dcgm_gpus,
+    fetch_signals,
+    read_page,
+    router_signals,
+    worker_signals,
+)
 from m3_operator.signals.targets import Target, Targets, targets
-from m3_operator.signals.values import SCRAPE_SECONDS, STALE_AFTER_SECONDS, RouterSignals, WorkerSignals
+from m3_operator.signals.values import SCRAPE_SECONDS, STALE_AFTER_SECONDS, FetchSignals, RouterSignals, WorkerSignals
 from m3_operator.store import Store
 
 logger = logging.getLogger(__name__)
@@ -161,7 +169,7 @@ class Scraper:
         asked = None if snapshot is None else targets(snapshot, self._store.router_pods(key))
         if snapshot is None or asked is None:
             return None
-        places = [(target.uid, target.url) for target in (*asked.workers, *asked.routers)]
+        places = [(target.uid, target.url) for target in (*asked.workers, *asked.routers, *asked.fetchers)]
         places += [("", url) for url in asked.dcgm]
         await asyncio.gather(*(self._refresh(place, asked) for place in places))
         self._take_in(key, snapshot, asked, self._clock())
@@ -220,7 +228,7 @@ class Scraper:
             at=now,
         )
         before = snapshot.signals
-        after = extended(before, workers, routers, taken)
+        after = replace(extended(before, workers, routers, taken), fetches=self._fetches(asked, now))
         self._store.put_signals(key, after)
         leaving = {pod.uid for pod in snapshot.pods if pod.is_terminating}
         if matters(before, after, self._looked_at.get(key), is_scaled=asked.is_scaled, leaving=leaving):
@@ -244,6 +252,11 @@ class Scraper:
             if found is not None:
                 workers[target.uid] = found
         return workers
+
+    def _fetches(self, asked: Targets, now: datetime) -> dict[str, FetchSignals]:
+        pages = ((target.uid, self._sources[target.uid, target.url].fresh_page(now)) for target in asked.fetchers)
+        told = ((uid, fetch_signals(page)) for uid, page in pages if page is not None)
+        return {uid: found for uid, found in told if found is not None}
 
     def _is_silent(self, target: Target, now: datetime) -> bool:
         return self._sources[target.uid, target.url].is_silent(now)

@@ -2,13 +2,13 @@
 
 A deployment is asked about only while somebody needs the answer, and as often: the built-in autoscaler every 5 s, and
 every second at zero groups; those who follow a drain every 5 s; the watch for hanging ranks and failing GPUs, which
-asks workers alone, a few times in the time that a rank may stand still.
+asks workers alone, a few times in the time that a rank may stand still; a download of its model every 5 s.
 """
 
 from dataclasses import dataclass
 from typing import Any, Final
 
-from m3_operator.observed import DeploymentSnapshot, Manifest, ObservedPod, RouterPod
+from m3_operator.observed import DeploymentSnapshot, HelperPod, Manifest, ObservedPod
 from m3_operator.signals.values import SCRAPE_SECONDS
 
 ASLEEP_SECONDS: Final = 1.0
@@ -35,6 +35,8 @@ class Targets:
     models: tuple[str, ...]
     workers: tuple[Target, ...] = ()
     routers: tuple[Target, ...] = ()
+    fetchers: tuple[Target, ...] = ()
+    """Those that download its model."""
     dcgm: tuple[str, ...] = ()
     """URLs that have DCGM's metrics of its GPUs."""
     ready: int = 0
@@ -44,29 +46,48 @@ class Targets:
     every_seconds: float = SCRAPE_SECONDS
 
 
-def targets(snapshot: DeploymentSnapshot, routers: list[RouterPod]) -> Targets | None:
+def targets(snapshot: DeploymentSnapshot, routers: list[HelperPod]) -> Targets | None:
     """Whom to ask now; None: nobody needs to know."""
     manifest = snapshot.manifest
     spec = manifest.get("spec", {})
-    is_scaled, every_seconds = _is_built_in(spec), _pace(snapshot)
-    if every_seconds is None:
-        return None
     port = (spec.get("engine") or {}).get("port") or _WORKER_PORT
+    is_scaled, fetchers = _is_built_in(spec), _fetchers(snapshot, port)
+    paces = [pace for pace in (_pace(snapshot), SCRAPE_SECONDS if fetchers else None) if pace is not None]
+    if not paces:
+        return None
     serving = [pod for pod in snapshot.pods if pod.rank == 0 and pod.ip and (pod.is_ready or pod.is_terminating)]
     return Targets(
         pool=str(manifest["metadata"]["name"]),
         models=_models(spec),
         workers=tuple(Target(pod.uid, pod.name, f"http://{_host(pod.ip)}:{port}/metrics") for pod in serving),
         routers=tuple(
-            Target(pod.uid, pod.name, f"http://{_host(pod.ip)}:{pod.admin_port}/metrics")
+            Target(pod.uid, pod.name, f"http://{_host(pod.ip)}:{pod.port}/metrics")
             for pod in routers
-            if is_scaled and pod.ip and pod.admin_port and pod.is_ready
+            if is_scaled and pod.ip and pod.port and pod.is_ready
         ),
         dcgm=_dcgm_urls(spec, serving) if is_scaled else (),
         ready=sum(pod.is_ready and not pod.is_terminating for pod in serving),
+        fetchers=fetchers,
         is_scaled=is_scaled,
-        every_seconds=every_seconds,
+        every_seconds=min(paces),
     )
+
+
+def _fetchers(snapshot: DeploymentSnapshot, port: int) -> tuple[Target, ...]:
+    """Pods of a Job, and those workers whose first container fills their node's cache."""
+    model: Manifest = snapshot.manifest.get("spec", {}).get("model") or {}
+    found = [
+        Target(pod.uid, pod.name, f"http://{_host(pod.ip)}:{pod.port}/metrics")
+        for pod in snapshot.fetchers
+        if pod.is_running and pod.ip and pod.port
+    ]
+    if (model.get("cache") or {}).get("mode") == "NodeLocal":
+        found += [
+            Target(pod.uid, pod.name, f"http://{_host(pod.ip)}:{port}/metrics")
+            for pod in snapshot.pods
+            if pod.phase == "Pending" and pod.ip
+        ]
+    return tuple(found)
 
 
 def _is_built_in(spec: Manifest) -> bool:

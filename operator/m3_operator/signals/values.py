@@ -66,6 +66,16 @@ class RouterSignals:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class FetchSignals:
+    """One download of a model."""
+
+    done_bytes: int
+    needed_bytes: int
+    seconds_left: int | None = None
+    """By the rate since it began; None: nothing has come yet."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Sample:
     """A deployment at one moment, as its autoscaler counts it."""
 
@@ -86,6 +96,7 @@ class DeploymentSignals:
 
     workers: Mapping[str, WorkerSignals] = field(default_factory=dict)
     routers: Mapping[str, RouterSignals] = field(default_factory=dict)
+    fetches: Mapping[str, FetchSignals] = field(default_factory=dict)
     samples: tuple[Sample, ...] = ()
     """The last quarter of an hour, oldest first."""
     busy_at: datetime | None = None

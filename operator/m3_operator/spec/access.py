@@ -1,4 +1,4 @@
-"""Who may reach the workers over the network, and who reads their metrics."""
+"""Who may reach workers and routers over the network, and who reads their metrics."""
 
 from typing import Annotated, Any
 
@@ -19,8 +19,20 @@ class NetworkPolicySpec(Model):
     """Who else may use the HTTP API, such as Prometheus: peers as in a NetworkPolicy's `from`."""
 
 
+class RouterNetworkPolicySpec(Model):
+    """Who may reach the routers over the network."""
+
+    enabled: bool = False
+    """Whether routers take connections only from `from`, on the port of the API, and from the operator and `adminFrom`,
+    on the admin port. The cluster's network has to enforce NetworkPolicies."""
+    peers: Annotated[tuple[Peer, ...], Field(alias="from", max_length=16, json_schema_extra=ATOMIC)] = ()
+    """Who may use the API: peers as in a NetworkPolicy's `from`; none: everybody."""
+    admin_peers: Annotated[tuple[Peer, ...], Field(alias="adminFrom", max_length=16, json_schema_extra=ATOMIC)] = ()
+    """Who may use the admin port beside the operator, such as Prometheus; none: nobody."""
+
+
 class MonitoringSpec(Model):
-    """Who reads the workers' metrics."""
+    """Who reads the metrics."""
 
     enabled: bool = False
     """Whether there is a PodMonitor, for clusters that have the Prometheus operator; without it nothing is made."""

@@ -38,7 +38,7 @@ _GPU_RULE = (
 )
 
 
-OWN_MODELS = "model.source: tiny and packaged are for the native engine; vllm and sglang take pvc, hostPath or image"
+OWN_MODELS = "model.source: tiny and packaged are for the native engine; vllm and sglang take any other"
 OWN_COPIES = "parallelism.redundantExperts: of the native engine alone; tell vllm and sglang with engine.args"
 NEEDS_GPUS = "parallelism.gpusPerNode: vllm and sglang need at least 1"
 _IS_NATIVE = "self.engine.type == 'native'"

@@ -4,6 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import ConfigDict, Field, StringConstraints, model_validator
 
+from m3_operator.spec.cache import HuggingFaceSource, ModelCacheSpec
 from m3_operator.spec.fragments import (
     ATOMIC,
     AbsolutePath,
@@ -109,7 +110,7 @@ class PackagedSource(Model):
     """The tiny M3 that is part of the worker, trained to answer questions about m3serve."""
 
 
-ONE_SOURCE = "model.source: set exactly one of pvc, hostPath, image, tiny, packaged"
+ONE_SOURCE = "model.source: set exactly one of pvc, hostPath, image, huggingFace, tiny, packaged"
 
 
 class ModelSource(Model):
@@ -118,8 +119,8 @@ class ModelSource(Model):
     model_config = ConfigDict(
         json_schema_extra=cel(
             (
-                "[has(self.pvc), has(self.hostPath), has(self.image), has(self.tiny), has(self.packaged)]"
-                ".filter(x, x).size() == 1",
+                "[has(self.pvc), has(self.hostPath), has(self.image), has(self.huggingFace), has(self.tiny), "
+                "has(self.packaged)].filter(x, x).size() == 1",
                 ONE_SOURCE,
             )
         )
@@ -131,6 +132,8 @@ class ModelSource(Model):
     """A directory of the node."""
     image: ImageSource | None = None
     """An OCI image."""
+    hugging_face: HuggingFaceSource | None = None
+    """A repository of a hub, downloaded into `model.cache`."""
     tiny: TinySource | None = None
     """A random model, for trying things out."""
     packaged: PackagedSource | None = None
@@ -138,19 +141,25 @@ class ModelSource(Model):
 
     @model_validator(mode="after")
     def _exactly_one(self) -> Self:
-        sources = (self.pvc, self.host_path, self.image, self.tiny, self.packaged)
+        sources = (self.pvc, self.host_path, self.image, self.hugging_face, self.tiny, self.packaged)
         require(sum(source is not None for source in sources) == 1, ONE_SOURCE)
         return self
 
 
-RELEASE = "model.release: only with pvc, hostPath or image; the sizes of tiny and packaged models are known"
+RELEASE = (
+    "model.release: only with pvc, hostPath, image and huggingFace; the sizes of tiny and packaged models are known"
+)
+CACHED = "model.cache: needed by model.source.huggingFace, and of no other source"
 
 
 class ModelSpec(Model):
     """What is served."""
 
     model_config = ConfigDict(
-        json_schema_extra=cel(("!has(self.release) || !(has(self.source.tiny) || has(self.source.packaged))", RELEASE))
+        json_schema_extra=cel(
+            ("!has(self.release) || !(has(self.source.tiny) || has(self.source.packaged))", RELEASE),
+            ("has(self.cache) == has(self.source.huggingFace)", CACHED),
+        )
     )
 
     name: ModelName
@@ -160,7 +169,9 @@ class ModelSpec(Model):
     dtype: DType = "auto"
     """Type that the engine computes in; auto: the checkpoint's."""
     source: ModelSource
-    """Where the checkpoint comes from: exactly one of pvc, hostPath, image, tiny, packaged."""
+    """Where the checkpoint comes from: exactly one of pvc, hostPath, image, huggingFace, tiny, packaged."""
+    cache: ModelCacheSpec | None = None
+    """Where a model of `source.huggingFace` is kept, which is downloaded once."""
     release: Release | None = None
     """Which published release the checkpoint is, so that its size is known before a pod starts; absent: not known, and
     not guessed from `name`. Changing it restarts nothing."""
@@ -169,6 +180,11 @@ class ModelSpec(Model):
     def _release_tells_something_new(self) -> Self:
         is_known = self.source.tiny is not None or self.source.packaged is not None
         require(self.release is None or not is_known, RELEASE)
+        return self
+
+    @model_validator(mode="after")
+    def _caches_what_is_downloaded(self) -> Self:
+        require((self.cache is not None) == (self.source.hugging_face is not None), CACHED)
         return self
 
     @property

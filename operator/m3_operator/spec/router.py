@@ -8,6 +8,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import ConfigDict, Field, model_validator
 
+from m3_operator.spec.access import MonitoringSpec, RouterNetworkPolicySpec
 from m3_operator.spec.fragments import (
     ATOMIC,
     DnsSubdomain,
@@ -123,6 +124,10 @@ class M3RouterSpec(Model):
     """The port of the console, the metrics and the admin API."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """How much the routers tell beside the line of each request."""
+    network_policy: RouterNetworkPolicySpec = RouterNetworkPolicySpec()
+    """Who may reach the routers over the network."""
+    monitoring: MonitoringSpec = MonitoringSpec()
+    """Who reads the routers' metrics."""
     service: RouterService = RouterService()
     """The Service in front of the router."""
     template: PodTemplate = PodTemplate()

@@ -168,6 +168,17 @@ class RolloutStatus(Model):
     """Whether it missed its deadline and the groups went back to currentRevision."""
 
 
+class WeightsStatus(Model):
+    """How far the download of the model is."""
+
+    downloaded_bytes: Annotated[int, Field(ge=0)]
+    """Bytes that are there."""
+    total_bytes: Annotated[int, Field(ge=0)]
+    """Bytes of the model."""
+    seconds_left: Annotated[int, Field(ge=0)] | None = None
+    """At the rate so far."""
+
+
 class M3DeploymentStatus(Model):
     """What the operator sees."""
 
@@ -198,13 +209,16 @@ class M3DeploymentStatus(Model):
     gpus: Annotated[int, Field(ge=0)] | None = None
     """GPUs that its pods hold."""
     conditions: Conditions = ()
-    """Ready, Available, Scheduled and Progressing; Fits: whether the model fits the GPUs that are declared; Balanced:
-    whether the load of experts is even; RolledBack, while the groups are of an earlier revision because the one that
-    is asked for made no progress; with autoscaling also ScalingActive and ScalingLimited."""
+    """Ready, Available, Scheduled and Progressing; Fits: whether the model fits the GPUs that are declared;
+    WeightsReady: whether a model that is downloaded is there; Balanced: whether the load of experts is even;
+    RolledBack, while the groups are of an earlier revision because the one that is asked for made no progress; with
+    autoscaling also ScalingActive and ScalingLimited."""
     autoscaling: AutoscalingStatus | None = None
     """How the number of groups comes about; absent: spec.replicas says it."""
     groups: Annotated[tuple[GroupStatus, ...], Field(max_length=GROUPS_SHOWN, json_schema_extra=list_map("index"))] = ()
     """Its groups, the first 64 of them."""
+    weights: WeightsStatus | None = None
+    """How far the download of the model is, while it goes on. Of a node's cache, the node that is furthest behind."""
     experts: ExpertStatus | None = None
     """How even the load of experts is, over the ranks of its groups."""
     avoided_nodes: Annotated[

@@ -23,6 +23,7 @@ from m3_operator.status.conditions import Verdict, build, timestamp
 from m3_operator.status.endpoint import endpoint
 from m3_operator.status.experts import balanced, expert_status
 from m3_operator.status.rollout import progressing, rolled_back, rollout_status
+from m3_operator.status.weights import missing_weights, weights_ready, weights_status
 
 
 def deployment_status(
@@ -47,6 +48,8 @@ def deployment_status(
         "selector": names.selector_text(names.rank0_selector(snapshot.manifest["metadata"]["name"])),
         "conditions": build(snapshot.manifest, verdicts, now),
     }
+    if (weights := weights_status(decision)) is not None:
+        status["weights"] = weights
     if snapshot.experts is not None:
         status["experts"] = expert_status(snapshot.experts)
     autoscaling = autoscaling_status(snapshot, _autoscaling(decision), decision.scaling, now)
@@ -116,7 +119,8 @@ def _group(group: Group, record: FailureRecord | None, in_flight: int | None) ->
 def _verdicts(snapshot: DeploymentSnapshot, decision: DeploymentDecision, problem: Problem | None) -> list[Verdict]:
     serving = min(decision.wanted, sum(group.is_ready for group in decision.groups.values()))
     how_many = f"{serving} of {decision.wanted} groups serve"
-    blocker = problem or _idle(decision) or _unready_group(decision, how_many) or _unready_router(snapshot)
+    blocker = problem or _idle(decision) or missing_weights(decision, how_many)
+    blocker = blocker or _unready_group(decision, how_many) or _unready_router(snapshot)
     ready = Verdict("Ready", True, "AllGroupsReady", how_many)
     if blocker is not None:
         ready = Verdict("Ready", False, blocker.reason, blocker.message)
@@ -127,6 +131,7 @@ def _verdicts(snapshot: DeploymentSnapshot, decision: DeploymentDecision, proble
         progressing(decision, problem),
         *rolled_back(decision),
         *_fits(decision),
+        *weights_ready(decision),
         *([balanced(snapshot.experts)] if snapshot.experts else []),
         *scaling_verdicts(_autoscaling(decision), decision.scaling),
     ]

@@ -63,6 +63,9 @@ def _of_rollout(decision: DeploymentDecision, revisions: Revisions) -> Verdict |
     seen, rollout = revisions.seen, revisions.wanted.rollout
     there = f"{seen.available} of {seen.wanted} groups are of revision {revisions.target} and available"
     left = f"{there}; {seen.outdated} of other revisions are left"
+    if revisions.asked in revisions.weights.missing and seen.wanted:
+        message = f"groups of revision {revisions.asked} are made when their model is downloaded; see WeightsReady"
+        return Verdict("Progressing", True, "DownloadingWeights", message)
     if rollout.is_paused and seen.outdated:
         return Verdict("Progressing", False, "Paused", f"spec.rollout.paused is set; {left}")
     if revisions.is_stuck:

@@ -1,6 +1,6 @@
 """The status of M3Routers."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import datetime
 from typing import Any
 
@@ -8,7 +8,7 @@ from m3_operator import names
 from m3_operator.decide.problem import Problem
 from m3_operator.decide.router import RouterDecision
 from m3_operator.decide.router_diagnosis import router_trouble
-from m3_operator.observed import RouterSnapshot, condition
+from m3_operator.observed import HelperPod, RouterSnapshot, condition
 from m3_operator.status.conditions import Verdict, build
 from m3_operator.status.endpoint import endpoint
 
@@ -24,7 +24,7 @@ def router_status(
     imperfect = problem or decision.remark
     configured = imperfect or Problem("Rendered", "the routers have the configuration of this spec")
     verdicts = [
-        _routers_ready(running, decision, problem),
+        _routers_ready(running, snapshot.pods, decision, problem),
         Verdict("Configured", imperfect is None, configured.reason, configured.message),
     ]
     status: dict[str, Any] = {
@@ -40,7 +40,9 @@ def router_status(
     return status
 
 
-def _routers_ready(running: Mapping[str, Any], decision: RouterDecision, problem: Problem | None) -> Verdict:
+def _routers_ready(
+    running: Mapping[str, Any], pods: Iterable[HelperPod], decision: RouterDecision, problem: Problem | None
+) -> Verdict:
     if problem is not None:
         return Verdict("Ready", False, problem.reason, problem.message)
     wanted = decision.router.spec.replicas if decision.router else 0
@@ -52,7 +54,7 @@ def _routers_ready(running: Mapping[str, Any], decision: RouterDecision, problem
     words = f"{current} of {wanted} routers answer"
     if current >= wanted:
         return Verdict("Ready", True, "AllRoutersReady", words)
-    trouble = router_trouble(running)
+    trouble = router_trouble(running, pods)
     if trouble is not None:
         return Verdict("Ready", False, trouble.reason, f"{words}; {trouble.message}")
     available = condition(running, "Progressing")

@@ -200,7 +200,7 @@ def test_a_tiny_model_is_known_by_its_spec_whatever_was_read() -> None:
 
 @pytest.mark.parametrize("source", [{"tiny": {}}, {"packaged": {}}])
 def test_a_release_beside_a_source_of_known_size_is_refused(source: dict[str, Any]) -> None:
-    with pytest.raises(SpecError, match=r"model\.release: only with pvc, hostPath or image"):
+    with pytest.raises(SpecError, match=r"model\.release: only with pvc, hostPath, image and huggingFace"):
         deployment(source=source)
 
 

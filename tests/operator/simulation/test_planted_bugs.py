@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from m3_operator.decide.deployment import DeploymentDecision
-from m3_operator.groups import GroupState
+from m3_operator.groups import Group, GroupState
 from m3_operator.handlers import Feed
 from m3_operator.observed import Key
 from m3_operator.plan.actions import CreatePods, DeletePods
@@ -24,6 +24,7 @@ from m3_simulation.simulation import Outcome, Plan, simulate
 from m3_simulation.wire import Request
 
 SEEDS = range(1, 9)
+SLOW_WATCH = {"watch_delay_seconds": 20.0}
 
 
 def found(plan: Plan, seeds: range) -> Outcome:
@@ -38,10 +39,12 @@ def outcomes(plan: Plan, seeds: range = SEEDS) -> Iterator[Outcome]:
     return (simulate(seed, plan) for seed in seeds)
 
 
-def assert_found(plan: Plan, *expected: str, seeds: range = SEEDS) -> None:
+def assert_found(plan: Plan, *expected: str, seeds: range = SEEDS) -> int:
+    """The seed that finds it."""
     outcome = found(plan, seeds)
     assert outcome.broken is not None
     assert outcome.broken.rule in expected, f"seed {outcome.seed}: {outcome.broken}\n{outcome.history.tail(40)}"
+    return outcome.seed
 
 
 def test_a_drain_that_is_skipped() -> None:
@@ -56,8 +59,23 @@ def test_a_uid_that_is_not_asked_for() -> None:
     def by_name_alone(request: Request) -> Request:
         return replace(request, body={key: value for key, value in request.body.items() if key != "preconditions"})
 
-    # It takes a namesake at the moment of a deletion, which is rare.
-    assert_found(Plan(Wiring(tamper=by_name_alone)), rules.OWN, seeds=range(31, 35))
+    # It takes two operators, of which one was not told of the namesake that the other has made.
+    plan = Plan(Wiring(tamper=by_name_alone), change_every_seconds=15.0, fault_every_seconds=20.0, **SLOW_WATCH)
+    assert_found(plan, rules.OWN, seeds=range(3, 5))
+
+
+def test_a_stale_read_that_is_trusted() -> None:
+    def whatever_it_is_by_now(request: Request) -> Request:
+        preconditions = dict(request.body.get("preconditions") or {})
+        preconditions.pop("resourceVersion", None)
+        return replace(request, body={**request.body, "preconditions": preconditions}) if preconditions else request
+
+    # Groups that have begun to serve are taken for ones that still load.
+    plan = Plan(
+        Wiring(tamper=whatever_it_is_by_now), change_every_seconds=20.0, fault_every_seconds=600.0, **SLOW_WATCH
+    )
+    found_in = assert_found(plan, rules.BUDGET, seeds=range(3, 5))
+    assert simulate(found_in, replace(plan, wiring=Wiring())).broken is None, "slow watches alone break nothing"
 
 
 def test_a_budget_that_is_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -69,6 +87,22 @@ def test_a_budget_that_is_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
 
     _decide_otherwise(monkeypatch, all_at_once)
     assert_found(Plan(), rules.BUDGET)
+
+
+def test_a_surge_that_is_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
+    def one_more(decision: DeploymentDecision) -> DeploymentDecision:
+        made = [action for action in decision.steps.actions if isinstance(action, CreatePods)]
+        more = [replace(action, group=action.group + 1) for action in made if action.group + 1 not in decision.groups]
+        return replace(decision, steps=replace(decision.steps, actions=(*decision.steps.actions, *more)))
+
+    _decide_otherwise(monkeypatch, one_more)
+    assert_found(Plan(), rules.SURGE)
+
+
+def test_a_group_that_is_said_to_serve_while_it_loads(monkeypatch: pytest.MonkeyPatch) -> None:
+    serves = property(lambda group: group.state in (GroupState.READY, GroupState.LOADING))
+    monkeypatch.setattr(Group, "is_ready", serves)
+    assert_found(Plan(), rules.HONEST)
 
 
 def test_a_rank_of_another_revision(monkeypatch: pytest.MonkeyPatch) -> None:

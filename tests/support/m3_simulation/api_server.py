@@ -55,6 +55,7 @@ class ApiServer:
     deletions: dict[str, list[Deletion]] = field(default_factory=dict)  # by uid of a pod
     watchers: list[Watcher] = field(default_factory=list)
     version: int = 1000
+    gone: dict[str, list[Manifest]] = field(default_factory=dict)  # by kind: the last form of what was deleted
     _applied: dict[str, Manifest] = field(default_factory=dict)  # by uid: what our manager applied last
 
     def get(self, kind: str, namespace: str, name: str) -> Manifest:
@@ -181,6 +182,7 @@ class ApiServer:
         identity, uid = identity_of(new), new["metadata"]["uid"]
         if event == "DELETED":
             del self.objects[identity]
+            self.gone.setdefault(identity[0], []).append(new)
             self.uids.discard(uid)
             self._applied.pop(uid, None)
         else:

@@ -111,9 +111,9 @@ class NodeController:
     scheduler: Scheduler
     history: History
 
-    def lose(self, node: Node, seconds: float) -> None:
-        """A node goes away for so long."""
-        self.fleet.disconnect(node)
+    def lose(self, node: Node, seconds: float, *, is_running: bool = False) -> None:
+        """A node goes away for so long, or only its network."""
+        self.fleet.disconnect(node, is_running=is_running)
         self.clock.after(_NODE_GRACE_SECONDS, self._notice, node)
         self.clock.after(_NODE_GRACE_SECONDS + _EVICTION_SECONDS, self._evict, node)
         self.clock.after(seconds, self.restore, node)

@@ -57,6 +57,7 @@ class Faults:
             return
         faults: tuple[tuple[int, str, Callable[[], bool]], ...] = (
             (2, "node lost", self._lose_node),
+            (2, "node cut off", self._cut_off_node),
             (4, "pod crashed", self._crash),
             (2, "pod killed", self._kill_pod),
             (2, "node drained", self._drain_node),
@@ -79,12 +80,19 @@ class Faults:
         self.history.add(self.clock.seconds, "fault", what)
 
     def _lose_node(self) -> bool:
+        return self._disconnect("is lost", self.random.choice((20.0, 100.0, 600.0)), is_running=False)
+
+    def _cut_off_node(self) -> bool:
+        """Nobody reaches it, and what it runs goes on: for about as long, too, as operators wait for a node."""
+        return self._disconnect("is cut off", self.random.choice((20.0, 98.0, 200.0, 600.0)), is_running=True)
+
+    def _disconnect(self, how: str, seconds: float, *, is_running: bool) -> bool:
         up = [node for node in self.fleet.nodes.values() if node.is_connected]
         if len(up) < 2:
             return False
-        node, seconds = self.random.choice(up), self.random.choice((20.0, 100.0, 600.0))
-        self._say(f"{node.name} is lost for {seconds:.0f} s")
-        self.nodes.lose(node, seconds)
+        node = self.random.choice(up)
+        self._say(f"{node.name} {how} for {seconds:.0f} s")
+        self.nodes.lose(node, seconds, is_running=is_running)
         return True
 
     def _crash(self) -> bool:
@@ -153,7 +161,7 @@ class Faults:
     def _clear_up(self) -> None:
         self.weather.failing_share, self.weather.slowest_seconds = 0.0, 0.04
         for process in self.processes:
-            process.lost_share, process.delay_seconds = 0.0, 0.1
+            process.lost_share, process.delay_seconds = 0.0, process.usual_delay_seconds
             process.skew_seconds = 0.0 if not self.is_active else process.skew_seconds
 
     def _break_watch(self) -> bool:

@@ -45,6 +45,7 @@ class Worker:
     image: str
     is_up: bool = False
     is_ready: bool = False
+    is_cut_off: bool = False  # nobody reaches it: its node's network was lost, and its kubelet has not looked since
     requests: set[int] = field(default_factory=set)
     asked_at: float | None = None  # when its kubelet told it to go
     deadline: float = 0.0  # when its kubelet kills it
@@ -65,7 +66,7 @@ class Fleet:
     history: History
     on_loss: Callable[[Worker, int, str, float | None], None]  # rank 0, requests, who ended it, its drain's end
     on_serving: Callable[[GroupKey, str], None]  # a group has begun to serve
-    on_crash: Callable[[GroupKey, str], None]  # a process of this group and revision has ended by itself
+    on_crash: Callable[[Worker], None]  # a process ends by itself
     load_seconds: float = 30.0
     nodes: dict[str, Node] = field(default_factory=dict)
     workers: dict[str, Worker] = field(default_factory=dict)  # by uid of the pod
@@ -105,6 +106,8 @@ class Fleet:
         node = self.nodes[pod["spec"]["nodeName"]]
         if not node.is_connected:
             return
+        if worker is not None:
+            worker.is_cut_off = False
         if pod["metadata"].get("deletionTimestamp"):
             if worker is None:
                 self.server.delete(identity, "kubelet", preconditions={"uid": uid}, grace=0)
@@ -119,23 +122,35 @@ class Fleet:
 
     def crash(self, worker: Worker, exit_code: int = 1) -> None:
         """A process ends by itself."""
+        self.on_crash(worker)
         self._end(worker, "fault")
-        self.on_crash(worker.group, worker.revision)
         self._tell(worker.identity, worker.uid, _ended(self.server.timestamp(), exit_code, "simulated"))
         self.sync(worker.identity, worker.uid)
 
-    def disconnect(self, node: Node) -> None:
-        """A node is gone, with everything on it."""
+    def disconnect(self, node: Node, *, is_running: bool = False) -> None:
+        """A node is gone, with everything on it; or `is_running`, and what serves there by itself alone lives on."""
         node.is_connected = False
         for worker in [worker for worker in self.workers.values() if worker.node is node]:
-            self._end(worker, "fault")
+            if is_running and worker.size == 1 and worker.is_ready and worker.asked_at is None:
+                worker.is_cut_off = True
+                self._lose_requests(worker, "fault")
+            else:
+                self._end(worker, "fault")
 
     def reconnect(self, node: Node) -> None:
         """The node is back, and its kubelet looks at what should run there."""
         node.is_connected = True
-        for pod in self.server.of_kind("Pod"):
-            if pod["spec"].get("nodeName") == node.name:
-                self.clock.after(self.random.uniform(0.5, 3.0), self.sync, identity_of(pod), pod["metadata"]["uid"])
+        pods = [
+            (identity_of(pod), pod["metadata"]["uid"])
+            for pod in self.server.of_kind("Pod")
+            if pod["spec"].get("nodeName") == node.name
+        ]
+        known = {uid for _, uid in pods}
+        orphans = [
+            (one.identity, one.uid) for one in self.workers.values() if one.node is node and one.uid not in known
+        ]
+        for identity, uid in (*pods, *orphans):
+            self.clock.after(self.random.uniform(0.5, 3.0), self.sync, identity, uid)
 
     def ranks(self, group: GroupKey) -> list[Worker]:
         """The processes of a group."""
@@ -163,10 +178,11 @@ class Fleet:
     def takes_requests(self, leader: Worker) -> bool:
         """Whether a router would send it one: while it goes, until everybody knows."""
         is_known = leader.asked_at is not None and self.clock.seconds >= leader.asked_at + PROPAGATION_SECONDS
-        return leader.rank == 0 and leader.is_ready and not is_known and self.is_intact(leader)
+        is_reachable = leader.is_ready and not leader.is_cut_off
+        return leader.rank == 0 and is_reachable and not is_known and self.is_intact(leader)
 
     def _serves(self, leader: Worker) -> bool:
-        if not self.is_intact(leader):
+        if leader.is_cut_off or not self.is_intact(leader):
             return False
         pods = [self.server.objects.get(worker.identity) for worker in self.ranks(leader.group)]
         return all(
@@ -253,17 +269,22 @@ class Fleet:
     def _end(self, worker: Worker, who: str) -> None:
         leader = next((one for one in self.ranks(worker.group) if one.rank == 0), None)
         del self.workers[worker.uid]
-        if leader is not None and leader.requests:
-            lost = len(leader.requests)
-            leader.requests.clear()
-            ends = None if leader.asked_at is None else leader.asked_at + leader.drain_seconds
-            self.history.add(self.clock.seconds, "traffic", f"{lost} requests end with {worker.identity[2]} ({who})")
-            self.on_loss(leader, lost, who, ends)
+        if leader is not None:
+            self._lose_requests(leader, who)
         if worker.asked_at is not None and worker.node.is_connected:
             self.clock.after(0.1, self._remove, worker)
         for peer in self.ranks(worker.group):
             if peer.asked_at is not None:
                 self.clock.after(0.2, self._go, peer)
+
+    def _lose_requests(self, leader: Worker, who: str) -> None:
+        if not leader.requests:
+            return
+        lost = len(leader.requests)
+        leader.requests.clear()
+        ends = None if leader.asked_at is None else leader.asked_at + leader.drain_seconds
+        self.history.add(self.clock.seconds, "traffic", f"{lost} requests end with {leader.identity[2]} ({who})")
+        self.on_loss(leader, lost, who, ends)
 
     def _remove(self, worker: Worker) -> None:
         """The kubelet says that a pod has ended, then that it can go."""

@@ -85,7 +85,7 @@ class _Witness:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._writer, name)
 
-    async def write_status(self, owner: Manifest, status: dict[str, Any]) -> dict[str, Any] | None:
+    async def write_status(self, owner: Manifest, status: dict[str, Any]) -> dict[str, Any]:
         self._judge(owner, status)
         return await self._writer.write_status(owner, status)
 
@@ -105,12 +105,14 @@ class OperatorProcess:
         weather: Weather,
         wiring: Wiring,
         absent_kinds: frozenset[str],
+        usual_delay_seconds: float,
     ) -> None:
         self.name = name
         self.rules = rules
         self.skew_seconds = 0.0  # by which its clock is wrong
         self.is_alive = True
-        self.delay_seconds = 0.1  # of watch events, at most
+        self.usual_delay_seconds = usual_delay_seconds  # of watch events, at most
+        self.delay_seconds = usual_delay_seconds  # the same now
         self.lost_share = 0.0  # of watch events
         self.broken_until: dict[str, float] = {}  # by kind: when its watch is back
         self.dies_after_writes: int | None = None
@@ -211,9 +213,9 @@ class OperatorProcess:
                     seen.add(uid(found.namesake))
             elif (routed := self.store.router_snapshot(key)) is not None:
                 seen |= {uid(child) for child in routed.children.values()}
-        return Cycle(
-            self.name, key, manifest, frozenset(seen), self._clock.seconds, self.store, self.told, self.skew_seconds
-        )
+        now = self._clock.seconds
+        known = {found: version for found, (version, at) in self.told.items() if at < now}
+        return Cycle(self.name, key, manifest, frozenset(seen), now, self.store, self.told, known, self.skew_seconds)
 
     def _now(self) -> datetime:
         return self._clock.now + timedelta(seconds=self.skew_seconds)

@@ -2,7 +2,7 @@
 
 Written against meaning: a group is a set of pods with one group label, it counts as taken down when somebody deletes a
 pod of it while it really serves, and what is allowed is a function of the spec that the cycle in question saw. What the
-faults did is never counted against the operator.
+faults did is never counted against the operator, and `standing` says what of it could be known.
 """
 
 import math
@@ -19,6 +19,7 @@ from m3_simulation.allowances import max_surge, max_unavailable, wanted_groups
 from m3_simulation.api_server import ApiServer, Manifest
 from m3_simulation.fleet import Fleet, GroupKey, Worker
 from m3_simulation.history import BrokenRuleError, History
+from m3_simulation.standing import Standing
 from m3_simulation.virtual_time import Clock
 from m3_simulation.wire import Request
 
@@ -35,8 +36,8 @@ BACKOFF = "a group that keeps failing is replaced ever more slowly"
 EVERY_STEP = (OWN, BUDGET, SURGE, REVISIONS, DRAIN, REDUNDANT, CONDITIONS, HONEST, DEFECT, BACKOFF)
 _REASON = re.compile(r"[A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9_])?")
 _UNSURE_SECONDS = 120.0  # in which an operator finds out, and repairs
-_WINDOW_SECONDS = 1200.0  # in which crashes of one group and revision count
-_CRASHES = 5  # from which on a group has to wait: each write that is lost may lose the memory of one
+_WINDOW_SECONDS = 1200.0  # in which failures of one group and revision count
+_FAILURES = 4  # from which on a group has to wait: each write that is lost may lose the memory of one
 _WAIT_SECONDS = 9.0
 
 
@@ -51,6 +52,7 @@ class Cycle:
     started: float
     store: Store
     told: Mapping[str, tuple[int, float]]  # by uid: the newest version that its process was shown, and when
+    known: Mapping[str, int]  # the same as it was when the cycle began
     skew_seconds: float  # by which the clock of its process is wrong
 
     @property
@@ -71,13 +73,14 @@ class Rules:
     server: ApiServer
     clock: Clock
     history: History
+    standing: Standing
     fleet: Fleet | None = None  # set once both are there
     broken: BrokenRuleError | None = None
     taken_down: Counter[str] = field(default_factory=Counter)  # by owner: groups, not yet replaced
     late_owners: dict[str, float] = field(default_factory=dict)  # by owner: when a write of it was done late
     several_until: float = 0.0  # when it is sure again that one process works alone
     _hasty: dict[tuple[GroupKey, str], float] = field(default_factory=dict)  # when one was replaced at once
-    _crashes: dict[tuple[GroupKey, str], list[float]] = field(default_factory=dict)  # by group and revision: when
+    _failures: dict[tuple[GroupKey, str], list[float]] = field(default_factory=dict)  # by group and revision: when
 
     def report(self, broken: BrokenRuleError) -> None:
         """A rule is broken; the first one counts."""
@@ -176,9 +179,10 @@ class Rules:
         for reference in request.body.get("metadata", {}).get("ownerReferences") or ():
             self.late_owners[reference["uid"]] = self.clock.seconds + _UNSURE_SECONDS
 
-    def on_crash(self, group: GroupKey, revision: str) -> None:
-        """A process ended by itself."""
-        self._crashes.setdefault((group, revision), []).append(self.clock.seconds)
+    def on_crash(self, worker: Worker) -> None:
+        """A process ends by itself. What ends after the first of its world is of the same failure."""
+        if self.standing.is_whole(worker.uid):
+            self._failures.setdefault((worker.group, worker.revision), []).append(self.clock.seconds)
 
     def on_serving(self, group: GroupKey, _: str) -> None:
         """A group serves: one that was taken down has its replacement."""
@@ -192,7 +196,7 @@ class Rules:
         if (owner, group) not in serving:
             return
         wanted = wanted_groups(cycle.spec)
-        if len(self._staying_groups(owner)) > wanted:
+        if len(self.standing.groups_as_known(owner, cycle.known)) > wanted:
             return  # one too many
         down = min(self.taken_down[owner], max(0, wanted - len(serving)))
         allowed = max_unavailable(cycle.spec)
@@ -203,25 +207,25 @@ class Rules:
     def _judge_creation(self, cycle: Cycle, request: Request) -> None:
         labels, owner = request.body["metadata"]["labels"], owner_uid(request.body)
         group = labels[names.GROUP_LABEL]
-        peers = [pod for pod in self._staying_pods(owner) if pod["metadata"]["labels"][names.GROUP_LABEL] == group]
+        peers = [pod for pod in self.standing.pods(owner) if pod["metadata"]["labels"][names.GROUP_LABEL] == group]
         known = [pod for pod in peers if pod["metadata"]["uid"] in cycle.told]  # of others it could not know
         revisions = {pod["metadata"]["labels"][names.REVISION_LABEL] for pod in known}
         is_excused = self.clock.seconds < max(self.several_until, self.late_owners.get(owner, 0.0))
         message = f"{cycle.key}: {request} of revision {labels[names.REVISION_LABEL]} joins {sorted(revisions)}"
         self.require(REVISIONS, holds=is_excused or revisions <= {labels[names.REVISION_LABEL]}, message=message)
-        groups = self._staying_groups(owner) | {group}
+        groups = self.standing.groups(owner) | {group}
         most = wanted_groups(cycle.spec) + max_surge(cycle.spec)
         message = f"{cycle.key}: {request} makes {len(groups)} groups ({', '.join(sorted(groups))}), {most} may be"
         self.require(SURGE, holds=is_excused or len(groups) <= most, message=message)
         self._judge_pace(cycle, request, (owner, group), labels[names.REVISION_LABEL])
 
     def _judge_pace(self, cycle: Cycle, request: Request, group: GroupKey, revision: str) -> None:
-        crashes = self._crashes.get((group, revision), [])
-        recent = [at for at in crashes if at > self.clock.seconds - _WINDOW_SECONDS]
-        if len(recent) < _CRASHES or cycle.skew_seconds or self._somebody_deleted(recent[-1]):
+        failures = self._failures.get((group, revision), [])
+        recent = [at for at in failures if at > self.clock.seconds - _WINDOW_SECONDS]
+        if len(recent) < _FAILURES or cycle.skew_seconds or self._somebody_deleted(recent[-1]):
             return
         waited = self.clock.seconds - recent[-1]
-        message = f"{cycle.key}: {request} comes {waited:.1f} s after crash {len(recent)} in {_WINDOW_SECONDS:.0f} s"
+        message = f"{cycle.key}: {request} comes {waited:.1f} s after failure {len(recent)} in {_WINDOW_SECONDS:.0f} s"
         if waited >= _WAIT_SECONDS:
             self.history.checks[BACKOFF] += 1
             return
@@ -236,20 +240,6 @@ class Rules:
             for deletions in self.server.deletions.values()
             for one in deletions
         )
-
-    def _staying_pods(self, owner: str) -> list[Manifest]:
-        return [
-            pod
-            for pod in self.server.of_kind("Pod")
-            if owner_uid(pod) == owner
-            and not pod["metadata"].get("deletionTimestamp")
-            and pod["status"].get("phase") not in ("Failed", "Succeeded")
-        ]
-
-    def _staying_groups(self, owner: str) -> set[str]:
-        """Groups that are not on their way out: their rank 0 stays."""
-        labels = [pod["metadata"]["labels"] for pod in self._staying_pods(owner)]
-        return {label[names.GROUP_LABEL] for label in labels if label[names.RANK_LABEL] == "0"}
 
 
 def _belongs_to(found: Manifest, cycle: Cycle) -> bool:

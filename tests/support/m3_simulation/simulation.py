@@ -19,6 +19,7 @@ from m3_simulation.history import BrokenRuleError, History
 from m3_simulation.operator_process import OperatorProcess, Wiring, living
 from m3_simulation.rules import DEFECT, Rules
 from m3_simulation.specs import GPUS_PER_NODE
+from m3_simulation.standing import Standing
 from m3_simulation.users import Traffic, Users
 from m3_simulation.virtual_time import Clock, run_in_virtual_time
 from m3_simulation.wire import Weather
@@ -39,6 +40,7 @@ class Plan:
     trouble_seconds: float = _TROUBLE_SECONDS
     fault_every_seconds: float = 45.0
     change_every_seconds: float = 60.0
+    watch_delay_seconds: float = 0.1  # of an event, at most, while nothing is wrong with the watch
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,8 @@ class World:
         self.random = Random(seed)
         self.weather = Weather()
         self.server = ApiServer(clock, self.history, self._chance())
-        self.rules = Rules(self.server, clock, self.history)
+        standing = Standing(self.server)
+        self.rules = Rules(self.server, clock, self.history, standing)
         self.fleet = Fleet(
             self.server,
             clock,
@@ -82,7 +85,7 @@ class World:
         self.routers = RouterRunner(self.server, clock, self._chance())
         self.collector = GarbageCollector(self.server, clock, self._chance())
         nodes = NodeController(self.server, clock, self._chance(), self.fleet, self.scheduler, self.history)
-        for part in (self.fleet, self.scheduler, self.routers, self.collector):
+        for part in (standing, self.fleet, self.scheduler, self.routers, self.collector):
             self.server.watchers.append(part.on_change)
         self.users = Users(self.server, clock, self._chance(), self.history, plan.change_every_seconds)
         self.traffic = Traffic(clock, self._chance(), self.fleet)
@@ -116,6 +119,7 @@ class World:
             weather=self.weather,
             wiring=self.plan.wiring,
             absent_kinds=self._absent_kinds,
+            usual_delay_seconds=self.plan.watch_delay_seconds,
         )
         self.processes.append(process)
         start = asyncio.create_task(process.run())

@@ -170,9 +170,11 @@ class Client:
         if request.is_write and not is_late:
             self.after_write(request, before, server.objects.get(identity))
         # Who asks for one object wants to know whose it is, and keeps nothing of it.
-        is_kept = request.method != "GET" or not request.name
+        is_kept = request.method != "GET" or not (request.name or "fieldSelector" in request.query)
         if is_told and is_kept and not is_late and isinstance(answer, dict):
-            for found in answer.get("items", [answer]):
+            # A list says also what is not there any more.
+            gone = server.gone.get(request.kind, ()) if "items" in answer else ()
+            for found in (*answer.get("items", [answer]), *gone):
                 self.told(found)
         return 200, answer if answer is not None else {"kind": "Status", "status": "Success"}
 
@@ -183,6 +185,8 @@ class Client:
         if request.method == "GET":
             selector = request.query.get("labelSelector", "")
             found = server.of_kind(request.kind, request.namespace or None, selector)
+            if (field := request.query.get("fieldSelector")) is not None:
+                found = [one for one in found if one["metadata"]["name"] == field.removeprefix("metadata.name=")]
             return {"items": found, "metadata": {"resourceVersion": str(server.version)}}
         if request.method == "POST":
             return server.create(request.body, actor, is_dry_run="dryRun" in request.query)

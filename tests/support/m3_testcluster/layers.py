@@ -43,10 +43,9 @@ def source_layer() -> Layer:
             if source.is_file() and "__pycache__" not in source.parts:
                 files[f"{site_packages()}/{source.relative_to(root.parent)}"] = Entry(source.read_bytes())
     own = importlib.metadata.distribution(OWN_DISTRIBUTION)
-    metadata = (
-        f"{site_packages()}/{OWN_DISTRIBUTION}-{own.version}.dist-info/METADATA"  # programs ask for their version
-    )
-    files[metadata] = Entry((own.read_text("METADATA") or "").encode())
+    # Programs ask for their version. What a build in this tree leaves behind is a distribution without a METADATA.
+    metadata = f"{site_packages()}/{OWN_DISTRIBUTION}-{own.version}.dist-info/METADATA"
+    files[metadata] = Entry(f"Metadata-Version: 2.1\nName: {OWN_DISTRIBUTION}\nVersion: {own.version}\n".encode())
     scripts = own.entry_points.select(group="console_scripts")
     for script in scripts:
         module, function = script.value.split(":")

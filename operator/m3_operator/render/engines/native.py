@@ -18,6 +18,8 @@ from m3_operator.render.engines.launch import (
 )
 from m3_worker.config import TinySettings, WorkerSettings
 
+_NODES_JOIN_SECONDS: Final = 6 * 3600.0
+"""For nodes of which each downloads the model first: some have it already, when others have yet to begin."""
 PACKAGED_MODEL: Final = Path("tiny")
 """What `m3-worker --model` calls the model that is part of it."""
 
@@ -32,6 +34,8 @@ def launch(deployment: M3Deployment, group: int, rank: int) -> Launch:
         port=spec.engine.port,
         expert_plan=Path(experts.PLAN_FILE) if experts.has_plan(deployment) else None,
     )
+    if spec.model.cache is not None and spec.model.cache.mode == "NodeLocal":
+        settings = settings.model_copy(update={"rank_join_seconds": _NODES_JOIN_SECONDS})
     variables = {
         "M3_NODE_RANK": str(rank),
         "M3_NODES": str(spec.parallelism.nodes),
