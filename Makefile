@@ -1,6 +1,6 @@
 # Everything a contributor types. `make help` lists the targets; CI runs `make test` and nothing cleverer.
 .DEFAULT_GOAL := help
-.PHONY: help demo setup test test-fast test-cluster check check-kernels format lock crds cluster cluster-bin bench-router fuzz-router bench-engine bench-kernels bench-experts bench-operator simulate npm-sdk soak tiny-model clean
+.PHONY: help demo setup test test-fast test-cluster check check-kernels format lock crds cluster cluster-bin bench-router fuzz-router bench-engine bench-memory bench-kernels bench-experts bench-operator simulate npm-sdk soak tiny-model clean
 
 BIN := .venv/bin
 PYTEST := $(BIN)/python -m pytest
@@ -63,6 +63,9 @@ fuzz-router: setup ## ten minutes of hostile clients and workers against the com
 
 bench-engine: setup ## the engine against transformers and mlx-lm on the same tiny weights, in one run
 	$(BIN)/python benchmarks/engine/bench.py
+
+bench-memory: setup ## what `m3 plan` says of a rank's memory, against what the ranks of a real engine take
+	PYTHONPATH=tests/support $(BIN)/python benchmarks/engine/memory.py $(ARGS)
 
 bench-kernels: setup ## the attention kernels on this machine's GPU, in one run; ARGS=--cpu: without one, and without times
 	$(BIN)/python benchmarks/kernels.py $(ARGS)

@@ -1,7 +1,8 @@
 """The one door to the operations: checks shapes and dtypes, then picks the implementation by device.
 
 A CPU runs `m3_kernels.cpu`. A CUDA device runs choosing blocks and attention by `m3_kernels.gpu`, for a cache of the
-queries' type or in FP8; whatever else it is asked for, and all that other devices are, is the torch reference.
+queries' type or in FP8, and experts in bfloat16; whatever else it is asked for, and all that other devices are, is the
+torch reference.
 What each operation means, and the shapes, are in `reference`; this module adds only the checks, so that a wrong tensor
 is refused with its name, what it has and what it should have, instead of being broadcast into a wrong answer.
 """
@@ -183,6 +184,11 @@ def run_experts(x: Tensor, rows: ExpertRows, gate_up: Weight, down: Weight, *, a
     _check_shape("down", down, (held, hidden, intermediate))
     if _is_cpu(x):
         return products.run_experts(x, rows, gate_up, down, alpha=alpha, limit=limit)
+    if _is_cuda(x):
+        from m3_kernels.gpu import experts as on_gpu
+
+        if isinstance(gate_up, Tensor) and isinstance(down, Tensor) and on_gpu.fits(x, gate_up, down):
+            return on_gpu.run_experts(x, rows, gate_up, down, alpha=alpha, limit=limit)
     return reference.run_experts(x, rows, gate_up, down, alpha=alpha, limit=limit)
 
 

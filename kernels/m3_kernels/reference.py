@@ -259,10 +259,13 @@ def route_experts(logits: Tensor, bias: Tensor, k: int, scaling: float) -> tuple
 
 
 def sort_by_expert(experts: Tensor, count: int) -> ExpertRows:
-    """Which rows go to which of `count` experts: experts [T, A] i64, the choices of each token. Stable."""
-    flat = experts.flatten()
-    ends = torch.bincount(flat, minlength=count).cumsum(0)
-    return ExpertRows(flat.argsort(stable=True), ends.to(torch.int32))
+    """Which rows go to which of `count` experts: experts [T, A] i64, the choices of each token. Stable.
+
+    Nothing here waits for a device, as counting by `bincount` would, which looks for the largest id first.
+    """
+    in_order, order = experts.flatten().sort(stable=True)
+    ends = torch.searchsorted(in_order, torch.arange(count, device=experts.device), right=True, out_int32=True)
+    return ExpertRows(order, ends)
 
 
 def run_experts(x: Tensor, rows: ExpertRows, gate_up: Weight, down: Weight, *, alpha: float, limit: float) -> Tensor:

@@ -16,6 +16,7 @@ instructions without a GPU.
     kv_outer        blocks outside: each gathers the queries that chose it, which `block_index` says
     sparse_decode   single queries
     merge           parts of an attention, added up by their log-sum-exps
+    experts         the experts' products, by torch's grouped product: no kernel of ours yet
     softmax         the step that these have in common; `attention_tiles`, their sizes
 
 Rules of the room. The same source runs on Triton 3.6 to 3.9: plain `range` in kernels, no autotuning. Kernels get sizes

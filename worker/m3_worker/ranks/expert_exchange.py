@@ -88,7 +88,7 @@ class GroupRanks:
 
     def count(self, layer: int, chosen: Tensor) -> None:
         """Count what the tokens chose. Of one token it is called on one rank, so that ranks' loads add up."""
-        self.load.add(layer, torch.bincount(chosen.flatten(), minlength=self.plan.experts).cumsum(0))
+        self.load.add(layer, ops.sort_by_expert(chosen, self.plan.experts).ends)
 
     def total_load(self) -> list[list[int]]:
         """[layers with experts][experts]: tokens that chose each, on all ranks. For all ranks to call together."""

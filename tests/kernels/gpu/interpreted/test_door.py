@@ -64,3 +64,25 @@ def test_a_cache_of_another_type_than_the_queries_is_the_references(
     assert ops.best_blocks(wide.index_q, wide.index_k, wide.batch, 3, BlockPart(0, 2)).ids.shape == (2, 4, 3)
     assert ops.sparse_attention(wide.q, wide.pages, blocks, wide.batch).dtype == torch.float16
     assert ops.dense_attention(wide.q, wide.pages, wide.batch).dtype == torch.float16
+
+
+def test_experts_in_bfloat16_are_one_grouped_product_whoever_has_no_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen = torch.tensor([[3, 1], [3, 5], [1, 3], [3, 1], [3, 0]])  # 2 and 4 have none
+    rows = reference.sort_by_expert(chosen, 6)
+    generator = torch.Generator().manual_seed(1)
+    x, gate_up, down = (
+        torch.randn(shape, generator=generator).bfloat16() for shape in ((10, 16), (6, 48, 16), (6, 16, 24))
+    )
+    expected = reference.run_experts(x, rows, gate_up, down, alpha=1.7, limit=7.0)
+    monkeypatch.setattr(reference, "run_experts", None)  # would be called in vain
+    found = ops.run_experts(x, rows, gate_up, down, alpha=1.7, limit=7.0)
+    torch.testing.assert_close(found, expected, rtol=2e-2, atol=2e-2)
+
+
+@pytest.mark.parametrize("width", [16, 20], ids=["in fp32", "rows of no whole 16 bytes"])
+def test_experts_that_torch_has_no_grouped_product_for_are_the_references(width: int) -> None:
+    dtype = torch.float32 if width == 16 else torch.bfloat16
+    rows = reference.sort_by_expert(torch.tensor([[0], [2]]), 3)
+    x, gate_up, down = (torch.ones(shape, dtype=dtype) for shape in ((2, width), (3, 16, width), (3, width, 8)))
+    expected = reference.run_experts(x, rows, gate_up, down, alpha=1.7, limit=7.0)
+    assert torch.equal(ops.run_experts(x, rows, gate_up, down, alpha=1.7, limit=7.0), expected)
