@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import urllib3
 from crowd import Api
 
-_PATIENCE_SECONDS = 60
+_PATIENCE_SECONDS = 120
 
 
 @dataclass
@@ -56,13 +56,18 @@ def change_latencies(
     with ThreadPoolExecutor(32) as threads:
         list(threads.map(one, range(count)))
     deadline = time.monotonic() + _PATIENCE_SECONDS
-    while any(answers.answered_at(name, generation) is None for name, generation, _ in sent):
+    while _unanswered(answers, sent):
         if time.monotonic() > deadline:
-            raise TimeoutError(f"a change was not answered after {_PATIENCE_SECONDS} s")
-        time.sleep(0.1)
+            left = _unanswered(answers, sent)
+            raise TimeoutError(f"{left} of {count} changes were not answered after {_PATIENCE_SECONDS} s")
+        time.sleep(0.5)
     return sorted(
         at - started for name, generation, started in sent if (at := answers.answered_at(name, generation)) is not None
     )
+
+
+def _unanswered(answers: Answers, sent: list[tuple[str, int, float]]) -> int:
+    return sum(answers.answered_at(name, generation) is None for name, generation, _ in sent)
 
 
 def percentile(ordered: list[float], share: float) -> float:
