@@ -18,8 +18,10 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC
+from functools import partial
 from pathlib import Path
 
 from changes import change_latencies, percentile  # beside this file, where Python looks first
@@ -33,7 +35,8 @@ from operator_process import Account, Operator, install_account, running_operato
 
 HERE = Path(__file__).resolve().parent
 NAMESPACE, BARE = "bench", "bare"
-CHANGES_A_SECOND = 100
+# What is wanted, and what an API server on two cores can keep up with beside all else.
+RATES = (100, 30)
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,10 @@ class Size:
     changes: int
     quiet_seconds: int
     exits: int
+
+    def changes_at(self, rate: int) -> int:
+        """How many changes at this rate: for the same time as at the first."""
+        return self.changes * rate // RATES[0]
 
 
 FULL, QUICK = Size(1000, 2000, 300, 40), Size(20, 100, 5, 5)
@@ -122,7 +129,7 @@ def measure(cluster: Cluster, crowd: Crowd, size: Size, table: Table, directory:
     with running_operator(account, directory, "--log-level=info") as operator:
         start(operator, crowd, table)
         quiet(account, operator, size, table)
-        ours = spec_changes(operator, crowd, size, table)
+        ours = {rate: spec_changes(operator, crowd, size, rate, table) for rate in RATES}
         bare(cluster, crowd, size, table, directory, ours=ours)
         exits(crowd, size, table)
         await_settled(operator)
@@ -158,33 +165,26 @@ def quiet(account: Account, operator: Operator, size: Size, table: Table) -> Non
     table.add("CPU meanwhile", "", f"{100 * share:.1f} % of one")
 
 
-def spec_changes(operator: Operator, crowd: Crowd, size: Size, table: Table) -> float:
-    """Change to status; the 99th percentile in seconds."""
-    before, cpu = figures_of(operator), cpu_seconds(operator)
-    found = change_latencies(
-        crowd.api,
-        crowd.path,
-        size.changes,
-        CHANGES_A_SECOND,
-        lambda number: (
-            crowd.name(number % crowd.deployments),
-            crowd.declare(number % crowd.deployments, 81 + number // crowd.deployments),
-        ),
-    )
+def spec_changes(operator: Operator, crowd: Crowd, size: Size, rate: int, table: Table) -> float:
+    """Change to status at this many changes a second; the 99th percentile in seconds."""
+    before, cpu, count = figures_of(operator), cpu_seconds(operator), size.changes_at(rate)
+    found = change_latencies(crowd.api, crowd.path, count, rate, partial(crowd.change, rate=rate))
     await_settled(operator)
     after = figures_of(operator)
     p99 = percentile(found, 0.99)
-    what = f"spec changed to status written, {CHANGES_A_SECOND} changes a second"
+    what = f"spec changed to status written, {rate} changes a second"
     table.add(f"{what}, p50", "", f"{1000 * percentile(found, 0.5):.0f} ms")
-    table.add(f"{what}, p99", "< 250 ms", f"{1000 * p99:.0f} ms", p99 < 0.25)
-    each = (cpu_seconds(operator) - cpu) / size.changes
-    cycles = (after.cycles - before.cycles) / size.changes
+    goal, is_met = ("< 250 ms", p99 < 0.25) if rate == RATES[0] else ("", None)
+    table.add(f"{what}, p99", goal, f"{1000 * p99:.0f} ms", is_met)
+    each, cycles = (cpu_seconds(operator) - cpu) / count, (after.cycles - before.cycles) / count
     table.add("CPU of the operator for a change", "", f"{1000 * each:.1f} ms, {cycles:.1f} cycles")
     return p99
 
 
-def bare(cluster: Cluster, crowd: Crowd, size: Size, table: Table, directory: Path, *, ours: float) -> None:
-    """The same changes answered by a loop that only answers."""
+def bare(
+    cluster: Cluster, crowd: Crowd, size: Size, table: Table, directory: Path, *, ours: Mapping[int, float]
+) -> None:
+    """The same changes answered by a loop that only answers; `ours`: p99 by rate."""
     other = Crowd(crowd.api, BARE, crowd.deployments)
     other.create()
     log = directory / "bare.log"
@@ -194,22 +194,18 @@ def bare(cluster: Cluster, crowd: Crowd, size: Size, table: Table, directory: Pa
             while not log.read_text():
                 time.sleep(0.1)
             time.sleep(10)  # it answers what is there already
-            found = change_latencies(
-                other.api,
-                other.path,
-                size.changes,
-                CHANGES_A_SECOND,
-                lambda number: (
-                    other.name(number % other.deployments),
-                    other.declare(number % other.deployments, 81 + number // other.deployments),
-                ),
-            )
+            for rate, our_p99 in ours.items():
+                count = size.changes_at(rate)
+                found = change_latencies(other.api, other.path, count, rate, partial(other.change, rate=rate))
+                p99, what = (
+                    percentile(found, 0.99),
+                    f"the same with a bare loop of the official client, {rate} a second",
+                )
+                table.add(f"{what}, p50", "", f"{1000 * percentile(found, 0.5):.0f} ms")
+                table.add(f"{what}, p99", "", f"{1000 * p99:.0f} ms")
+                table.add(f"ours to the bare loop, p99, {rate} a second", "", f"{our_p99 / p99:.1f} x")
         finally:
             process.kill()
-    p99 = percentile(found, 0.99)
-    table.add("the same with a bare loop of the official client, p50", "", f"{1000 * percentile(found, 0.5):.0f} ms")
-    table.add("the same with a bare loop, p99", "", f"{1000 * p99:.0f} ms")
-    table.add("ours to the bare loop, p99", "", f"{ours / p99:.1f} x")
 
 
 def exits(crowd: Crowd, size: Size, table: Table) -> None:
@@ -271,6 +267,9 @@ def report(table: Table, size: Size) -> str:
 
 NOTES = [
     "",
+    "- A change costs the API server some 35 ms of CPU (two writes of an object with a large schema, which it decodes,",
+    "  defaults, validates, converts and merges; `/debug/pprof/profile`): two cores cannot take 100 a second, whoever",
+    "  answers them, and changes queue up there. The bare loop in the same run is the measure.",
     "- A change is one of `spec.accelerator.memoryGiB`: the arithmetic of memory is done anew and the status written,",
     "  no pod is touched. The clock runs from sending the change until a watch shows the status of its generation.",
     "- The bare loop has no cache and no plan and looks at no pod: for each change it applies a ConfigMap and the",

@@ -125,6 +125,11 @@ class Crowd:
         body = {"spec": {"accelerator": {"memoryGiB": memory_gib}}}
         return int(self.api.patch(f"{self.path}/{self.name(index)}", body)["metadata"]["generation"])
 
+    def change(self, number: int, rate: int) -> tuple[str, int]:
+        """The n-th change of a run at some rate: name and new generation of the next in turn, to a value of its own."""
+        index = number % self.deployments
+        return self.name(index), self.declare(index, 81 + 20 * rate + number // self.deployments)
+
     def _deployment(self, index: int) -> dict[str, Any]:
         is_wide = index % 2 == 1
         return {
