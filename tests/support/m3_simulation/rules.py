@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from m3_operator import names
-from m3_operator.observed import Key, condition, owner_uid
+from m3_operator.observed import Key, condition, owner_uid, parse_time
 from m3_operator.store import Store
 from m3_simulation.allowances import max_surge, max_unavailable, wanted_groups
 from m3_simulation.api_server import ApiServer, Manifest
@@ -39,6 +39,7 @@ _UNSURE_SECONDS = 120.0  # in which an operator finds out, and repairs
 _WINDOW_SECONDS = 1200.0  # in which failures of one group and revision count
 _FAILURES = 4  # from which on a group has to wait: each write that is lost may lose the memory of one
 _WAIT_SECONDS = 9.0
+_NODE_LOST_SECONDS = 60  # the default of the spec
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,7 @@ class Rules:
     taken_down: Counter[str] = field(default_factory=Counter)  # by owner: groups, not yet replaced
     late_owners: dict[str, float] = field(default_factory=dict)  # by owner: when a write of it was done late
     several_until: float = 0.0  # when it is sure again that one process works alone
+    _given_up: set[str] = field(default_factory=set)  # uids of pods that were taken by force from a node believed lost
     _hasty: dict[tuple[GroupKey, str], float] = field(default_factory=dict)  # when one was replaced at once
     _failures: dict[tuple[GroupKey, str], list[float]] = field(default_factory=dict)  # by group and revision: when
 
@@ -172,7 +174,8 @@ class Rules:
         is_operator = who.startswith("operator")
         is_over = drain_ends is not None and self.clock.seconds >= drain_ends - 1.0
         message = f"{lost} requests of {leader.identity[2]} were cut by a deletion of {who}"
-        self.require(DRAIN, holds=not is_operator or is_over, message=message)
+        is_given_up = leader.uid in self._given_up
+        self.require(DRAIN, holds=not is_operator or is_over or is_given_up, message=message)
 
     def on_late(self, request: Request) -> None:
         """A request of the operator is done that it had given up: what it meets is nobody's fault."""
@@ -188,9 +191,21 @@ class Rules:
         """A group serves: one that was taken down has its replacement."""
         self.taken_down[group[0]] = max(0, self.taken_down[group[0]] - 1)
 
+    def _is_lost(self, cycle: Cycle, name: str | None) -> bool:
+        """Whether the process was told, long enough ago, that this node is not ready, and not told otherwise since."""
+        snapshot = cycle.store.deployment_snapshot(cycle.key)
+        node = snapshot.nodes.get(name) if snapshot is not None and name is not None else None
+        now = parse_time(self.server.timestamp())
+        if node is None or node.is_ready or node.since is None or now is None:
+            return False
+        patience = (cycle.spec.get("recovery") or {}).get("nodeLostSeconds", _NODE_LOST_SECONDS)
+        return bool((now - node.since).total_seconds() + cycle.skew_seconds >= patience - 1.0)
+
     def _judge_deletion(self, cycle: Cycle, request: Request, found: Manifest) -> None:
         if request.kind != "Pod" or self.fleet is None:
             return
+        if request.body.get("gracePeriodSeconds") == 0 and self._is_lost(cycle, found["spec"].get("nodeName")):
+            self._given_up.add(found["metadata"]["uid"])
         owner, group = owner_uid(found), found["metadata"]["labels"][names.GROUP_LABEL]
         serving = self.fleet.serving(owner)
         if (owner, group) not in serving:
