@@ -16,7 +16,6 @@ from collections.abc import Callable
 from collections.abc import Sequence as SequenceOf
 from concurrent.futures import Future
 from dataclasses import dataclass
-from operator import attrgetter
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 from m3_worker.counters import Counters
@@ -310,7 +309,7 @@ class Engine:
         counters.step_seconds.observe(ended - began)
         counters.preemptions = self._scheduler.preemptions
         sampling = batch.sampling
-        before = list(map(_last_token_seconds, sampling))
+        before = [sequence.last_token_seconds for sequence in sampling]
         for seconds in set(before):  # hardly ever more than one: that of the step before
             if seconds is not None:
                 counters.time_per_output_token_seconds.observe(ended - seconds, before.count(seconds))
@@ -335,9 +334,6 @@ class Engine:
     def _on_loop(self, call: Callable[[T], None], argument: T) -> None:
         if self._loop is not None and not self._loop.is_closed():
             self._loop.call_soon_threadsafe(call, argument)
-
-
-_last_token_seconds = attrgetter("last_token_seconds")
 
 
 def _prefilled(sequence: Sequence | None) -> Prefilled | None:

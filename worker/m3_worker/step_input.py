@@ -29,14 +29,14 @@ class StepInput:
     def of(self, batch: Batch) -> StepTensors:
         """The tensors of a step, in the order of the batch."""
         decoding, prefill, rows = batch.decoding, batch.prefill, len(batch.decoding)
-        self._pages.update(decoding.page_ids + tuple([chunk.page_ids for chunk in prefill]))
+        self._pages.update([*decoding.page_ids, *(chunk.page_ids for chunk in prefill)])
         if batch.tokens != self._tokens.tokens:
             self._tokens = _TokenRows(batch.tokens, self._device)
         token_ids, positions, slots = self._tokens.host
-        if rows:
-            token_ids[:rows] = decoding.newest
-            np.add(decoding.longer, batch.decoding_lengths[0] - 1, out=positions[:rows])
-            np.add(positions[:rows], self._pages.origins[:rows], out=slots[:rows])
+        token_ids[:rows] = [of_one[-1] for of_one in decoding.token_ids]
+        positions[:rows] = batch.decoding_lengths
+        positions[:rows] -= 1
+        np.add(positions[:rows], self._pages.origins[:rows], out=slots[:rows])
         query_starts = list(range(rows + 1))
         for row, chunk in enumerate(prefill, rows):
             begin, end = query_starts[-1], query_starts[-1] + chunk.tokens
@@ -93,17 +93,17 @@ class _PageRows:
         self.origins: NDArray[np.int64] = np.empty(0, dtype=np.int64)
         """[rows]: what is to be added to the position of a token on a row's last page to get its slot."""
         self._table: NDArray[np.int64] = np.empty((0, 0), dtype=np.int64)
-        self._page_ids: tuple[array[int], ...] = ()
+        self._page_ids: SequenceOf[array[int]] = ()
         self._pages: list[int] = []  # of each row, as written
         self._page_tokens = page_tokens
 
-    def update(self, page_ids: "tuple[array[int], ...]") -> None:
+    def update(self, page_ids: "SequenceOf[array[int]]") -> None:
         """Let the rows be these tables. One that was given before must not have changed but by growing at its end."""
-        if page_ids is not self._page_ids and not _are_same(page_ids, self._page_ids):
-            self._pages = [0] * len(page_ids)
+        is_same = len(page_ids) == len(self._page_ids) and all(map(is_, page_ids, self._page_ids))
+        if not is_same:
+            self._page_ids, self._pages = page_ids, [0] * len(page_ids)
             self._table = np.zeros((len(page_ids), 0), dtype=np.int64)
             self.origins = np.empty(len(page_ids), dtype=np.int64)
-        self._page_ids = page_ids
         pages = list(map(len, page_ids))
         if pages == self._pages:
             return
@@ -128,8 +128,3 @@ class _PageRows:
             wider = np.zeros((rows, width), dtype=np.int64)
             wider[:, :old] = self._table
             self._table = wider
-
-
-def _are_same(some: "tuple[array[int], ...]", others: "tuple[array[int], ...]") -> bool:
-    """Whether they are the same objects in the same order: equal page tables may belong to different sequences."""
-    return len(some) == len(others) and all(map(is_, some, others))

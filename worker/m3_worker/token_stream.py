@@ -22,11 +22,8 @@ class TokenStream:
     def push(self, output: TokenOutput) -> None:
         """Add the output of one step."""
         self._outputs.append(output)
-        reader = self._reader
-        if reader is not None:  # `_wake`, without a call a token
-            self._reader = None
-            if not reader.done():
-                reader.set_result(None)
+        if self._reader is not None:
+            self._wake()
 
     def fail(self, reason: str) -> None:
         """End the stream with an error."""
@@ -36,8 +33,8 @@ class TokenStream:
     async def take(self) -> list[TokenOutput]:
         """All outputs since the last call, at least one: waits for it. Raises EngineFailedError."""
         if not self._outputs and self._failure is None:
-            self._reader = reader = asyncio.get_running_loop().create_future()  # less work than an asyncio.Event
-            await reader
+            self._reader = asyncio.get_running_loop().create_future()  # less work a token than an asyncio.Event
+            await self._reader
         if self._failure is not None:
             raise EngineFailedError(self._failure)
         outputs, self._outputs = self._outputs, []

@@ -1,7 +1,6 @@
 """What one step computes: the newest token of each sequence that decodes, and chunks of the others.
 
-Owns these values and the order of their rows; what rows that decode have in common is `decoding`'s. Decides nothing
-(the scheduler does), imports no torch.
+Owns these values and the order of their rows. Decides nothing (the scheduler does), imports no torch.
 """
 
 from array import array
@@ -10,7 +9,6 @@ from dataclasses import dataclass
 
 import msgspec
 
-from m3_worker.scheduling.decoding import NOBODY, Decoding
 from m3_worker.scheduling.host_pages import Copy
 from m3_worker.scheduling.request import Sequence
 from m3_worker.scheduling.step_time import chunk_pairs
@@ -32,6 +30,46 @@ class Chunk(msgspec.Struct, frozen=True):
     def end(self) -> int:
         """Tokens of the sequence that the cache holds after the step."""
         return self.start + self.tokens
+
+
+class Decoding:
+    """Sequences that decode side by side, in columns: row by row, who it is and what of it grows from step to step.
+
+    What a step does row by row in Python is most of what it costs beside the model; what can be done for a column is a
+    tenth of that. The set of rows never changes, so one object serves as long as nobody joins or leaves; the arrays in
+    its columns belong to the sequences and to `pages`, and grow.
+    """
+
+    __slots__ = ("page_ids", "sequences", "token_ids")
+
+    def __init__(self, sequences: SequenceOf[Sequence] = (), page_ids: "SequenceOf[array[int]]" = ()) -> None:
+        """`page_ids`: the pages of each, as in `Chunk`."""
+        self.sequences = tuple(sequences)
+        self.token_ids = tuple([sequence.token_ids for sequence in sequences])
+        self.page_ids = tuple(page_ids)
+
+    def __len__(self) -> int:
+        return len(self.sequences)
+
+    def lengths(self) -> list[int]:
+        """Tokens of each sequence, the newest one too."""
+        return list(map(len, self.token_ids))
+
+    def first(self, rows: int) -> "Decoding":
+        """At most so many of its rows."""
+        return self if len(self) <= rows else Decoding(self.sequences[:rows], self.page_ids[:rows])
+
+    def without(self, sequence: Sequence) -> "Decoding":
+        """All other rows."""
+        if sequence not in self.sequences:
+            return self
+        row = self.sequences.index(sequence)
+        return Decoding(
+            self.sequences[:row] + self.sequences[row + 1 :], self.page_ids[:row] + self.page_ids[row + 1 :]
+        )
+
+
+NOBODY = Decoding()
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,13 +23,11 @@ Preemption. Running out of pages takes back all pages of the lowest priority, am
 import math
 from bisect import bisect_left, insort
 from collections.abc import Iterable
-from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass
 from heapq import merge
 from operator import attrgetter
 
-from m3_worker.scheduling.batch import Batch, Chunk
-from m3_worker.scheduling.decoding import Decoding
+from m3_worker.scheduling.batch import Batch, Chunk, Decoding
 from m3_worker.scheduling.pages import Pages
 from m3_worker.scheduling.request import FinishReason, SampledToken, Sequence, TokenOutput
 from m3_worker.scheduling.step_plan import StepPlan
@@ -126,24 +124,28 @@ class Scheduler:
             chunks.append(Chunk(sequence, sequence.computed_tokens, tokens, self.pages.table(sequence_id), samples))
         return Batch(tuple(chunks), self.pages.take_copies(), step.decoding, step.lengths)
 
-    def commit(self, batch: Batch, sampled: SequenceOf[SampledToken]) -> list[TokenOutput]:
+    def commit(self, batch: Batch, sampled: Iterable[SampledToken]) -> list[TokenOutput]:
         """Note that the step was computed and which token each of `batch.sampling` gained; the finished ones leave."""
-        decoding, rows = batch.decoding, len(batch.decoding)
-        filled = decoding.with_tokens_beyond_pages(0)
-        reasons = decoding.append([token.token_id for token in sampled[:rows]])
-        outputs = list(map(TokenOutput, decoding.ids, sampled, reasons, decoding.cached_tokens))
-        gaining = [chunk.sequence for chunk in batch.prefill if chunk.samples]
-        outputs += [_gained(one, token) for one, token in zip(gaining, sampled[rows:], strict=True)]
+        outputs = [
+            TokenOutput(
+                one.id,
+                token,
+                one.append(token.token_id) if token.embedding is None else FinishReason.STOP,
+                one.cached_tokens,
+            )
+            for one, token in zip(batch.sampling, sampled, strict=True)
+        ]
         for chunk in batch.prefill:
             if not chunk.samples:
                 chunk.sequence.advance(chunk.tokens)
             self.pages.commit(chunk.sequence)
-        for sequence in filled:
+        rows, page_tokens = zip(batch.decoding.sequences, batch.decoding_lengths, strict=True), self.pages.page_tokens
+        for sequence in [one for one, length in rows if length % page_tokens == 0]:
             self.pages.commit(sequence)
         for output in outputs:
             if output.finish_reason is not None:
                 self.remove(output.request_id)
-        if any([chunk.sequence.is_decoding for chunk in batch.prefill]):  # noqa: C419 # nearly always there are none
+        if any(chunk.sequence.is_decoding for chunk in batch.prefill):
             self._sides = None
         return outputs
 
@@ -161,8 +163,6 @@ class Scheduler:
             raise RuntimeError(f"{len(self._sequences)} sequences are known, {len(ids)} are waiting or running")
         if self._sides is not None and ([*self._sides[0].sequences], self._sides[1]) != self._divided():
             raise RuntimeError(f"{len(self._sides[0])} sequences are kept as those that decode: they are others by now")
-        if self._sides is not None and self._sides[0].lengths() != [*map(len, self._sides[0].token_ids)]:
-            raise RuntimeError(f"{len(self._sides[0])} sequences are kept as those that decode: not all grew with them")
         self.pages.check(self._running)
 
     def _begin(self) -> StepPlan:
@@ -174,8 +174,7 @@ class Scheduler:
         """The running sequences that decode, and the others: the same objects until somebody joins or leaves."""
         if self._sides is None:
             decoding, others = self._divided()
-            tables = [self.pages.table(sequence.id) for sequence in decoding]
-            self._sides = Decoding(decoding, tables, self.pages.page_tokens), others
+            self._sides = Decoding(decoding, [self.pages.table(sequence.id) for sequence in decoding]), others
         return self._sides
 
     def _divided(self) -> tuple[list[Sequence], list[Sequence]]:
@@ -186,7 +185,8 @@ class Scheduler:
     def _give_to_decoding(self, step: StepPlan, now: float) -> None:
         """A token to each, by standing; then a page to those whose token is the first of one."""
         step.decode(self._split()[0])
-        for sequence in step.decoding.with_tokens_beyond_pages(1):
+        rows, page_tokens = zip(step.decoding.sequences, step.lengths, strict=True), self.pages.page_tokens
+        for sequence in [one for one, length in rows if (length - 1) % page_tokens == 0]:
             self._grow(sequence, step, now)
 
     def _give_to_prefill(self, step: StepPlan, now: float) -> None:
@@ -307,9 +307,3 @@ _standing = attrgetter("standing")
 def _sunk_work(sequence: Sequence) -> tuple[int, int]:
     """Lowest priority first, then the least computed."""
     return -sequence.request.priority, sequence.computed_tokens
-
-
-def _gained(sequence: Sequence, token: SampledToken) -> TokenOutput:
-    """The first token of a sequence since it was admitted, or its embedding."""
-    reason = sequence.append(token.token_id) if token.embedding is None else FinishReason.STOP
-    return TokenOutput(sequence.id, token, reason, sequence.cached_tokens)

@@ -7,7 +7,7 @@ long tokens take is `step_time`'s to know. Pure: no clock.
 import math
 from dataclasses import dataclass, field
 
-from m3_worker.scheduling.decoding import NOBODY, Decoding
+from m3_worker.scheduling.batch import NOBODY, Decoding
 from m3_worker.scheduling.request import Sequence
 from m3_worker.scheduling.step_time import StepTime
 
@@ -47,12 +47,9 @@ class StepPlan:
         return min(self.budget, tokens if self.tokens else max(tokens, self.least_tokens))
 
     def decode(self, decoding: Decoding) -> None:
-        """Give a token to each; nothing must have been given before.
-
-        There are never more of them than tokens to give: each got its first token in a step that gave to all others.
-        """
-        assert len(decoding) <= self.budget, self  # noqa: S101 # a defect of ours
-        self.decoding, self.lengths = decoding, decoding.lengths()
+        """Give a token to as many as the budget allows; nothing must have been given before."""
+        self.decoding = decoding.first(self.budget)
+        self.lengths = self.decoding.lengths()
         tokens, pairs = len(self.lengths), sum(self.lengths) - len(self.lengths) / 2
         self.budget -= tokens
         self.seconds -= self.time.predict(tokens, pairs) - self.time.step_seconds

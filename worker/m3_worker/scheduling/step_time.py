@@ -15,7 +15,8 @@ costs. A coefficient that would be negative is zero, and the others are fitted w
 """
 
 import math
-from collections.abc import Sequence as SequenceOf
+from collections.abc import Sequence
+from operator import mul
 
 _FORGETTING = 0.98
 _RIDGE = 1e-6
@@ -25,20 +26,18 @@ _OUTLIER_RATIO = 3.0
 _TRUSTED_STEPS = 8
 """Until then nothing is an outlier and nothing is predicted."""
 _SHORT_SECONDS = 5e-3
-"""What steps shorter than this say is taken into account together,"""
+"""A fit takes some 30 us. What steps shorter than this say is taken into account together,"""
 _REFIT_STEPS = 16
 """so many at a time,"""
 _FAR = 0.1
 """unless a prediction was off by more than this share."""
-_STEP_SCALE, _TOKEN_SCALE, _PAIR_SCALE = 1e-3, 1e-6, 1e-9
+_SCALES = (1e-3, 1e-6, 1e-9)
 """Seconds of a step, a token and a pair, roughly: in these units the coefficients are near one."""
 
 _TINY = 1e-30
 """Below rounding: what a pivot is at least."""
 
-Vector = tuple[float, float, float]
-Moments = tuple[float, float, float, float, float, float]
-"""A symmetric matrix of three rows: 00, 01, 02, 11, 12, 22. Written out, since a step learns in microseconds or not."""
+Vector = list[float]
 
 
 class StepTime:
@@ -53,9 +52,9 @@ class StepTime:
         """b: what a new token costs."""
         self.pair_seconds = 0.0
         """c: what a pair of a new token and one that it looks back at costs."""
-        self._estimate: Vector = (0.0, 0.0, 0.0)
-        self._moments: Moments = (_RIDGE, 0.0, 0.0, _RIDGE, 0.0, _RIDGE)
-        self._target: Vector = (0.0, 0.0, 0.0)
+        self._estimate = [0.0, 0.0, 0.0]
+        self._moments = [[_RIDGE * (row == column) for column in range(3)] for row in range(3)]
+        self._target = [0.0, 0.0, 0.0]
 
     @property
     def is_fitted(self) -> bool:
@@ -90,34 +89,32 @@ class StepTime:
         if seconds <= 0:
             return
         self.steps += 1
-        self._remember(_STEP_SCALE / seconds, _TOKEN_SCALE * tokens / seconds, _PAIR_SCALE * pairs / seconds)
+        x = [scale * feature / seconds for scale, feature in zip(_SCALES, (1.0, tokens, pairs), strict=True)]
+        leak = (1 - _FORGETTING) * _RIDGE
+        for row in range(3):
+            for column in range(3):
+                self._moments[row][column] = _FORGETTING * self._moments[row][column] + x[row] * x[column]
+            self._moments[row][row] += leak
+            self._target[row] = _FORGETTING * self._target[row] + x[row] + leak * self._estimate[row]
         is_far = abs(predicted - seconds) > _FAR * seconds
         if seconds >= _SHORT_SECONDS or is_far or self.steps % _REFIT_STEPS == 0:
             self._refit()
 
-    def _remember(self, x: float, y: float, z: float) -> None:
-        """Forget a share of all steps so far, and lean on the present estimate for it; add one of these features."""
-        leak = (1 - _FORGETTING) * _RIDGE
-        xx, xy, xz, yy, yz, zz = self._moments
-        self._moments = (
-            _FORGETTING * xx + x * x + leak,
-            _FORGETTING * xy + x * y,
-            _FORGETTING * xz + x * z,
-            _FORGETTING * yy + y * y + leak,
-            _FORGETTING * yz + y * z,
-            _FORGETTING * zz + z * z + leak,
-        )
-        a, b, c = self._estimate
-        of_x, of_y, of_z = self._target
-        self._target = (
-            _FORGETTING * of_x + x + leak * a,
-            _FORGETTING * of_y + y + leak * b,
-            _FORGETTING * of_z + z + leak * c,
-        )
-
     def _refit(self) -> None:
-        a, b, c = self._estimate = _least_squares(self._moments, self._target)
-        self.step_seconds, self.token_seconds, self.pair_seconds = a * _STEP_SCALE, b * _TOKEN_SCALE, c * _PAIR_SCALE
+        self._estimate = self._fit()
+        coefficients = map(mul, self._estimate, _SCALES)
+        self.step_seconds, self.token_seconds, self.pair_seconds = coefficients
+
+    def _fit(self) -> Vector:
+        """The coefficients that solve moments . w = target, none of them negative."""
+        places = [0, 1, 2]
+        while True:
+            solution = _solve(self._moments, self._target, places)
+            if min(solution) >= 0:
+                found = dict(zip(places, solution, strict=True))
+                return [found.get(place, 0.0) for place in range(3)]
+            # Moments and target have no negative entry, so some coefficient is positive: this ends.
+            places = [place for place, value in zip(places, solution, strict=True) if value >= 0]
 
 
 def chunk_pairs(start: int, tokens: int) -> float:
@@ -125,34 +122,19 @@ def chunk_pairs(start: int, tokens: int) -> float:
     return tokens * (start + tokens / 2)
 
 
-def _least_squares(moments: Moments, target: Vector) -> Vector:
-    """The coefficients that solve moments . w = target, none of them negative."""
-    found = _solve(moments, target)
-    while min(found) < 0:
-        # Moments and target have no negative entry, so some coefficient is positive: this ends.
-        moments, target = _without(moments, target, [value < 0 for value in found])
-        found = _solve(moments, target)
-    return found
-
-
-def _without(moments: Moments, target: Vector, is_out: SequenceOf[bool]) -> tuple[Moments, Vector]:
-    """The same system, in which some of the unknowns are 0 and independent of the others."""
-    xx, xy, xz, yy, yz, zz = moments
-    x, y, z = (0.0 if out else 1.0 for out in is_out)
-    kept = (xx * x + (1 - x), xy * x * y, xz * x * z, yy * y + (1 - y), yz * y * z, zz * z + (1 - z))
-    return kept, (target[0] * x, target[1] * y, target[2] * z)
-
-
-def _solve(moments: Moments, target: Vector) -> Vector:
-    """The solution of a symmetric positive definite system, by Cholesky decomposition."""
-    xx, xy, xz, yy, yz, zz = moments
-    a = math.sqrt(max(xx, _TINY))
-    b, d = xy / a, xz / a
-    c = math.sqrt(max(yy - b * b, _TINY))
-    e = (yz - d * b) / c
-    f = math.sqrt(max(zz - d * d - e * e, _TINY))
-    x = target[0] / a
-    y = (target[1] - b * x) / c
-    z = (target[2] - d * x - e * y) / f / f
-    y = (y - e * z) / c
-    return (x - b * y - d * z) / a, y, z
+def _solve(matrix: Sequence[Vector], target: Vector, places: Sequence[int]) -> Vector:
+    """The solution of a symmetric positive definite system in some of its unknowns, by Cholesky decomposition."""
+    lower: list[Vector] = []
+    forward: Vector = []
+    for i, place in enumerate(places):
+        row: Vector = []
+        for j in range(i):
+            row.append((matrix[place][places[j]] - sum(map(mul, row, lower[j]))) / lower[j][j])
+        row.append(math.sqrt(max(matrix[place][place] - sum(map(mul, row, row)), _TINY)))
+        forward.append((target[place] - sum(map(mul, row, forward))) / row[i])
+        lower.append(row)
+    for i in reversed(range(len(places))):
+        for k in range(i + 1, len(places)):
+            forward[i] -= lower[k][i] * forward[k]
+        forward[i] /= lower[i][i]
+    return forward
