@@ -57,9 +57,9 @@ def test_a_uid_that_is_not_asked_for() -> None:
     def by_name_alone(request: Request) -> Request:
         return replace(request, body={key: value for key, value in request.body.items() if key != "preconditions"})
 
-    # It takes a namesake that its process has not been told of.
+    # It takes a namesake that its process has not been told of, and all that follows from that.
     plan = Plan(Wiring(tamper=by_name_alone), change_every_seconds=15.0, fault_every_seconds=20.0, **SLOW_WATCH)
-    assert_found(plan, rules.OWN, seeds=range(5, 6))
+    assert_found(plan, rules.OWN, rules.BUDGET, rules.REVISIONS, seeds=range(5, 11))
 
 
 def test_a_stale_read_that_is_trusted() -> None:
@@ -70,7 +70,7 @@ def test_a_stale_read_that_is_trusted() -> None:
 
     # Groups that have begun to serve are taken for ones that still load.
     pace = {"change_every_seconds": 15.0, "fault_every_seconds": 600.0, **SLOW_WATCH}
-    assert_found(Plan(Wiring(tamper=whatever_it_is_by_now), **pace), rules.BUDGET, seeds=range(5, 6))
+    assert_found(Plan(Wiring(tamper=whatever_it_is_by_now), **pace), rules.BUDGET, seeds=range(9, 15))
 
 
 def test_a_budget_that_is_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -145,7 +145,8 @@ def test_a_status_that_is_written_though_nothing_changed(monkeypatch: pytest.Mon
 
 
 def test_events_that_are_lost_and_no_full_list_that_repairs_it() -> None:
-    assert_found(Plan(Wiring(looks_again=False)), ending.CAUSE, ending.TRUE, ending.LEFT_OVER, ending.QUIET)
+    plan = Plan(Wiring(looks_again=False))
+    assert_found(plan, ending.CAUSE, ending.TRUE, ending.LEFT_OVER, ending.QUIET, seeds=range(9, 17))
 
 
 class _Credulous(Store):
