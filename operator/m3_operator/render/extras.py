@@ -32,7 +32,7 @@ def network_policy(deployment: M3Deployment, operator_namespace: str | None) -> 
         {"from": [{"podSelector": selector}]},
         {
             "from": [*clients, *spec.network_policy.peers],
-            "ports": [{"protocol": "TCP", "port": port} for port in ports],
+            "ports": [tcp(port) for port in ports],
         },
     ]
     body = {"podSelector": selector, "policyTypes": ["Ingress"], "ingress": ingress}
@@ -52,12 +52,19 @@ def pod_monitor(deployment: M3Deployment) -> dict[str, Any] | None:
     monitoring = deployment.spec.monitoring
     if not monitoring.enabled:
         return None
-    endpoint = {"port": names.HTTP_PORT_NAME, "path": "/metrics", "interval": f"{monitoring.interval_seconds}s"}
-    body = {
-        "selector": {"matchLabels": names.rank0_selector(deployment.metadata.name)},
-        "podMetricsEndpoints": [endpoint],
-    }
+    body = monitored(names.rank0_selector(deployment.metadata.name), names.HTTP_PORT_NAME, monitoring.interval_seconds)
     return _object(deployment, "monitoring.coreos.com/v1", MONITOR_KIND, body, monitoring.labels)
+
+
+def monitored(selector: Mapping[str, str], port: str, interval_seconds: int) -> dict[str, Any]:
+    """What a PodMonitor says of pods whose metrics are on this port."""
+    endpoint = {"port": port, "path": "/metrics", "interval": f"{interval_seconds}s"}
+    return {"selector": {"matchLabels": dict(selector)}, "podMetricsEndpoints": [endpoint]}
+
+
+def tcp(number: int) -> dict[str, Any]:
+    """A port, as a NetworkPolicy names it."""
+    return {"protocol": "TCP", "port": number}
 
 
 def _object(

@@ -4,7 +4,7 @@ from typing import Any
 
 from m3_operator import names
 from m3_operator.api import M3Router
-from m3_operator.render.extras import MONITOR_KIND, operator_peers
+from m3_operator.render.extras import MONITOR_KIND, monitored, operator_peers, tcp
 from m3_operator.render.router import ADMIN_PORT, DATA_PORT, router_object
 
 
@@ -16,12 +16,12 @@ def router_network_policy(router: M3Router, operator_namespace: str | None) -> d
     access = router.spec.network_policy
     if not access.enabled:
         return None
-    api: dict[str, Any] = {"ports": [_port(DATA_PORT)]}
+    api: dict[str, Any] = {"ports": [tcp(DATA_PORT)]}
     if access.peers:
         api["from"] = list(access.peers)
     admins = [*operator_peers(operator_namespace), *access.admin_peers]
     # A rule without peers would be for everybody.
-    admin = [{"from": admins, "ports": [_port(ADMIN_PORT)]}] if admins else []
+    admin = [{"from": admins, "ports": [tcp(ADMIN_PORT)]}] if admins else []
     body = {
         "podSelector": {"matchLabels": names.router_selector(router.metadata.name)},
         "policyTypes": ["Ingress"],
@@ -35,15 +35,8 @@ def router_pod_monitor(router: M3Router) -> dict[str, Any] | None:
     monitoring = router.spec.monitoring
     if not monitoring.enabled:
         return None
-    endpoint = {"port": names.ADMIN_PORT_NAME, "path": "/metrics", "interval": f"{monitoring.interval_seconds}s"}
-    body = {
-        "selector": {"matchLabels": names.router_selector(router.metadata.name)},
-        "podMetricsEndpoints": [endpoint],
-    }
+    selector = names.router_selector(router.metadata.name)
+    body = monitored(selector, names.ADMIN_PORT_NAME, monitoring.interval_seconds)
     made = router_object(router, "monitoring.coreos.com/v1", MONITOR_KIND, {"spec": body})
     labels = {**monitoring.labels, **made["metadata"]["labels"]}
     return {**made, "metadata": {**made["metadata"], "labels": labels}}
-
-
-def _port(number: int) -> dict[str, Any]:
-    return {"protocol": "TCP", "port": number}
